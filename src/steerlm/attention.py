@@ -1,0 +1,268 @@
+"""Tree attention for any Hugging Face decoder, through transformers' attention interface.
+
+A `TreeLayout` says which tokens of a pack see which; it travels to the attention layers as the keyword `tree`:
+
+    use_tree_attention(model, "segments")
+    model(input_ids=ids_1T, position_ids=positions_1T, tree=TreeLayout(pack))
+
+Three forms of the same function: `dense` builds the whole mask and is the reference; `segments` runs one
+attention per run over just the tokens that it sees, for CPUs; `flex` hands FlexAttention a block mask, for GPUs.
+
+Shapes: T tokens, H heads, K key-value heads, D head size, R runs, L tokens of a run, P tokens before it.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from steerlm.errors import ModelError
+from steerlm.packing import Pack
+
+Form = Literal["dense", "segments", "flex"]
+_NAMES: dict[Form, str] = {form: f"steerlm_tree_{form}" for form in ("dense", "segments", "flex")}
+
+
+class TreeLayout:
+    """Who sees whom in one pack. Masks are made on first use and shared by all layers."""
+
+    def __init__(self, pack: Pack, device: torch.device | str = "cpu") -> None:
+        self.runs = pack.runs
+        self.size = pack.size
+        self.device = torch.device(device)
+        self._run_masks: dict[tuple[int, int | None], Tensor | None] = {}
+        self._dense_masks: dict[int | None, Tensor] = {}
+        self._block_masks: dict[int | None, Any] = {}
+        self._positions = pack.positions_T
+
+    @cached_property
+    def positions_T(self) -> Tensor:
+        return torch.as_tensor(self._positions, device=self.device)
+
+    @cached_property
+    def run_T(self) -> Tensor:
+        """The run of each token."""
+        lengths = torch.tensor(self.run_lengths, device=self.device)
+        return torch.repeat_interleave(torch.arange(len(self.runs), device=self.device), lengths)
+
+    @cached_property
+    def stop_RR(self) -> Tensor:
+        """Before which position the tokens of run `column` are visible from run `row`; 0 where they are not."""
+        starts = [run.start for run in self.runs]
+        stops = torch.zeros(len(self.runs), len(self.runs), dtype=torch.long)
+        for row, run in enumerate(self.runs):
+            stops[row, row] = run.stop
+            for start, stop in run.prefix:
+                # A range of the prefix may reach over several runs that were laid out one after the other.
+                for column in range(row):
+                    if start <= starts[column] < stop:
+                        stops[row, column] = min(stop, self.runs[column].stop)
+        return stops.to(self.device)
+
+    @cached_property
+    def run_lengths(self) -> list[int]:
+        return [run.stop - run.start for run in self.runs]
+
+    @cached_property
+    def _borders(self) -> list[int]:
+        ends = {border for run in self.runs for pair in ((run.start, run.stop), *run.prefix) for border in pair}
+        return sorted(ends)
+
+    @cached_property
+    def pieces(self) -> list[int]:
+        """Lengths of consecutive pieces of the pack, cut wherever some run's view begins or ends."""
+        return [stop - start for start, stop in pairwise(self._borders)]
+
+    @cached_property
+    def run_pieces(self) -> list[list[int]]:
+        """For each run the pieces that it sees, in order: its path, then itself."""
+        number = {start: index for index, start in enumerate(self._borders)}
+        return [
+            [piece for start, stop in (*run.prefix, (run.start, run.stop)) for piece in range(number[start], number[stop])]
+            for run in self.runs
+        ]
+
+    def dense_mask(self, window: int | None = None) -> Tensor:
+        """[T, T], true where the row's token sees the column's; `window` as in sliding-window attention."""
+        if window not in self._dense_masks:
+            index = torch.arange(self.size, device=self.device)
+            visible = index[None, :] < self.stop_RR[self.run_T][:, self.run_T]
+            visible &= index[None, :] <= index[:, None]
+            if window is not None:
+                visible &= self.positions_T[:, None] - self.positions_T[None, :] < window
+            self._dense_masks[window] = visible
+        return self._dense_masks[window]
+
+    def run_mask(self, number: int, window: int | None = None) -> Tensor | None:
+        """[L, P + L] for run `number`, or None where plain causal attention is enough."""
+        key = (number, window)
+        if key not in self._run_masks:
+            run = self.runs[number]
+            length, before = run.stop - run.start, sum(stop - start for start, stop in run.prefix)
+            reach = before + length
+            if before == 0 and (window is None or reach <= window):
+                self._run_masks[key] = None
+            else:
+                row = torch.arange(before, reach, device=self.device)[:, None]
+                column = torch.arange(reach, device=self.device)[None, :]
+                visible = column <= row
+                if window is not None:
+                    visible &= row - column < window
+                self._run_masks[key] = visible
+        return self._run_masks[key]
+
+    def block_mask(self, window: int | None = None) -> Any:
+        """The FlexAttention block mask of the same relation."""
+        if window not in self._block_masks:
+            from torch.nn.attention.flex_attention import create_block_mask
+
+            run_T, stop_RR, positions_T = self.run_T, self.stop_RR, self.positions_T
+
+            def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+                seen = (key < stop_RR[run_T[query], run_T[key]]) & (key <= query)
+                return seen if window is None else seen & (positions_T[query] - positions_T[key] < window)
+
+            self._block_masks[window] = create_block_mask(
+                visible, None, None, self.size, self.size, device=str(self.device)
+            )
+        return self._block_masks[window]
+
+
+def default_form(device: torch.device | str) -> Form:
+    """`flex` on GPUs, `segments` elsewhere."""
+    return "flex" if torch.device(device).type == "cuda" else "segments"
+
+
+def use_tree_attention(model: PreTrainedModel, form: Form) -> None:
+    """Make `model` attend by tree layouts. Raises `ModelError` where its attention cannot be replaced."""
+    if not getattr(model, "_supports_attention_backend", False):
+        raise ModelError(
+            f"{type(model).__name__} computes its attention itself; tree attention needs a model that supports "
+            "transformers' attention interface"
+        )
+    model.set_attn_implementation(_NAMES[form])
+
+
+def use_plain_attention(model: PreTrainedModel) -> None:
+    """Undo `use_tree_attention`: ordinary causal attention, as for generation."""
+    model.set_attn_implementation("sdpa")
+
+
+def _checked(tree: TreeLayout | None, query: Tensor, kwargs: dict[str, Any]) -> TreeLayout:
+    if tree is None:
+        raise ModelError("tree attention was called without tree=TreeLayout(...)")
+    if query.shape[0] != 1 or query.shape[2] != tree.size:
+        raise ModelError(f"expected one pack of {tree.size} tokens, got queries of shape {tuple(query.shape)}")
+    for name in ("softcap", "s_aux", "sinks"):
+        if kwargs.get(name) is not None:
+            raise ModelError(f"this model's attention uses {name}, which tree attention does not compute")
+    return tree
+
+
+def _dense(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    tree: TreeLayout | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    tree = _checked(tree, query, kwargs)
+    groups = query.shape[1] // key.shape[1]
+    key_1HTD, value_1HTD = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores_1HTT = query @ key_1HTD.transpose(2, 3) * (scaling if scaling is not None else query.shape[-1] ** -0.5)
+    scores_1HTT = scores_1HTT.masked_fill(~tree.dense_mask(sliding_window), float("-inf"))
+    weights_1HTT = functional.softmax(scores_1HTT, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights_1HTT = functional.dropout(weights_1HTT, dropout, training=module.training)
+    return (weights_1HTT @ value_1HTD).transpose(1, 2), None
+
+
+def _segments(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    tree: TreeLayout | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    tree = _checked(tree, query, kwargs)
+    # Splitting once into pieces that every range is made of keeps the backward pass linear: the gradient of a
+    # slice would be a full-sized tensor of zeros for each run.
+    keys, values = key.split(tree.pieces, dim=2), value.split(tree.pieces, dim=2)
+    outputs = []
+    for number, query_1HLD in enumerate(query.split(tree.run_lengths, dim=2)):
+        pieces = tree.run_pieces[number]
+        mask = tree.run_mask(number, sliding_window)
+        outputs.append(
+            functional.scaled_dot_product_attention(
+                query_1HLD,
+                torch.cat([keys[piece] for piece in pieces], dim=2),
+                torch.cat([values[piece] for piece in pieces], dim=2),
+                attn_mask=mask,
+                dropout_p=dropout if module.training else 0.0,
+                is_causal=mask is None and query_1HLD.shape[2] > 1,
+                scale=scaling,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _flex(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    tree: TreeLayout | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    tree = _checked(tree, query, kwargs)
+    if dropout and module.training:
+        raise ModelError("FlexAttention has no dropout; set attention_dropout to 0 in the model's configuration")
+    output = _flex_attention(query.device)(
+        query,
+        key,
+        value,
+        block_mask=tree.block_mask(sliding_window),
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
+_COMPILED: dict[str, Any] = {}
+
+
+def _flex_attention(device: torch.device) -> Any:
+    """FlexAttention is only fast compiled; on CPUs its eager form serves as a check of the mathematics."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    if device.type != "cuda":
+        return flex_attention
+    if "flex" not in _COMPILED:
+        _COMPILED["flex"] = torch.compile(flex_attention, dynamic=True)
+    return _COMPILED["flex"]
+
+
+for _form, _function in (("dense", _dense), ("segments", _segments), ("flex", _flex)):
+    if f"steerlm_tree_{_form}" not in ALL_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(f"steerlm_tree_{_form}", _function)

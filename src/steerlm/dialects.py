@@ -1,0 +1,414 @@
+"""Prompt formats, and the one renderer that turns conversations into tokens for training, scoring and serving.
+
+A dialect is a handful of strings. The renderer and the chat template it writes are both made from them, so that
+`tokenizer.apply_chat_template(messages, attributes=...)` yields exactly the renderer's tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from steerlm.attributes import Schema
+from steerlm.conversation import Conversation, Message, Role
+from steerlm.errors import ConfigError
+from steerlm.tokens import Segment, Span, TokenRole, TokenTree
+
+Labels = Mapping[str, float]
+Task = Literal["policy", "score"]
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """The strings around the parts of a conversation. Texts are trimmed before they are put in.
+
+    A response is followed by `end`, its leaf: the end signal that the policy learns to write. Scoring replaces it
+    by `score`. A later turn sees neither; it begins with `glue`, which closes the response before it.
+    """
+
+    name: str
+    start: str
+    system_open: str
+    system_close: str
+    empty_system: bool
+    user_open: str
+    user_close: str
+    assistant_open: str
+    label_open: str
+    label_close: str
+    response_close: str
+    end: str
+    score: str
+    glue: str
+    markers: tuple[str, ...]
+
+    @property
+    def opens(self) -> dict[Role, str]:
+        return {"user": self.user_open, "assistant": self.assistant_open}
+
+
+DIALECTS = {
+    dialect.name: dialect
+    for dialect in (
+        # NVIDIA's format, byte for byte: the newline after the label line is required, there is no BOS.
+        Dialect(
+            name="nemo",
+            start="",
+            system_open="<extra_id_0>System\n",
+            system_close="\n",
+            empty_system=True,
+            user_open="<extra_id_1>User\n",
+            user_close="\n",
+            assistant_open="<extra_id_1>Assistant\n",
+            label_open="<extra_id_2>",
+            label_close="\n",
+            response_close="\n",
+            end="<extra_id_1>",
+            score="<extra_id_2>",
+            glue="",
+            markers=("<extra_id_0>", "<extra_id_1>", "<extra_id_2>"),
+        ),
+        Dialect(
+            name="chatml",
+            start="",
+            system_open="<|im_start|>system\n",
+            system_close="<|im_end|>\n",
+            empty_system=False,
+            user_open="<|im_start|>user\n",
+            user_close="<|im_end|>\n",
+            assistant_open="<|im_start|>assistant\n",
+            label_open="",
+            label_close="\n",
+            response_close="",
+            end="<|im_end|>",
+            score="<|im_end|>",
+            glue="<|im_end|>\n",
+            markers=("<|im_start|>", "<|im_end|>"),
+        ),
+        Dialect(
+            name="llama3",
+            start="<|begin_of_text|>",
+            system_open="<|start_header_id|>system<|end_header_id|>\n\n",
+            system_close="<|eot_id|>",
+            empty_system=False,
+            user_open="<|start_header_id|>user<|end_header_id|>\n\n",
+            user_close="<|eot_id|>",
+            assistant_open="<|start_header_id|>assistant<|end_header_id|>\n\n",
+            label_open="",
+            label_close="\n",
+            response_close="",
+            end="<|eot_id|>",
+            score="<|eot_id|>",
+            glue="<|eot_id|>",
+            markers=("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        ),
+    )
+}
+
+# The system text of NVIDIA's SteerLM models.
+NEMO_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+
+def detect_dialect(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The dialect whose markers the tokenizer already knows; `nemo` where it knows none."""
+    known = tokenizer.get_vocab()
+    for name in ("chatml", "llama3"):
+        if all(marker in known for marker in DIALECTS[name].markers):
+            return name
+    return "nemo"
+
+
+def level_tokens(schema: Schema) -> list[str]:
+    """`quality:0`, `quality:1`, ...: the words of label lines, for models in which each is one token."""
+    return [f"{attribute.name}:{level}" for attribute in schema for level in attribute.levels]
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """Conversations to tokens, in one dialect, for one tokenizer and one schema.
+
+    Markers that are in the tokenizer's vocabulary become their single tokens; others (the `nemo` dialect on
+    NVIDIA's own checkpoints) are spelled out as plain text. Message text is trimmed, and wherever it imitates a
+    marker or another special token a space is put after the first character, so it can never be read as one.
+    """
+
+    dialect: Dialect
+    tokenizer: PreTrainedTokenizerBase
+    schema: Schema
+
+    def __post_init__(self) -> None:
+        if not self.tokenizer.is_fast:
+            raise ConfigError("the tokenizer has no fast (tokenizers) form; convert it first")
+        for text in self.forbidden:
+            if any(other in f"{text[0]} {text[1:]}" for other in self.forbidden):
+                raise ConfigError(f"the tokenizer's special token {text!r} cannot be told apart from user text")
+
+    @cached_property
+    def forbidden(self) -> tuple[str, ...]:
+        """Strings that message text must never contain, longest first: markers and special tokens."""
+        special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        return tuple(sorted(special | set(self.dialect.markers), key=lambda text: (-len(text), text)))
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(key for key, token in self.tokenizer.added_tokens_decoder.items() if token.special)
+
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """Token ids of the end signal; one where the marker is in the vocabulary, several where it is spelled out."""
+        return tuple(self._encode([(self.dialect.response_close, self.dialect.end, "")])[0])
+
+    @property
+    def end_is_token(self) -> bool:
+        return len(self.end_ids) == 1
+
+    def clean(self, text: str) -> str:
+        """The form in which message text enters a prompt: trimmed, with no marker in it."""
+        text = text.strip()
+        for marker in self.forbidden:
+            text = text.replace(marker, f"{marker[0]} {marker[1:]}")
+        return text
+
+    def label_text(self, values: Labels | None) -> str:
+        """The label line with what surrounds it; empty where no attribute is given."""
+        line = self.schema.label_line(values) if values else ""
+        return f"{self.dialect.label_open}{line}{self.dialect.label_close}" if line else ""
+
+    def tree(
+        self,
+        conversation: Conversation,
+        task: Task,
+        labels: Mapping[int, Labels] | None = None,
+        weights: Mapping[int, float] | None = None,
+        foils: Mapping[int, Sequence[Labels]] | None = None,
+    ) -> TokenTree:
+        """Render a whole conversation.
+
+        For the policy each assistant message `i` is headed by `labels[i]`, if any, and ends with the end signal;
+        for scoring it has no labels and ends with the score mark. `weights[i]` is its loss weight (1 where
+        absent; 0 makes it mere context). `foils[i]` lists other labels to put the same response under.
+        """
+        d = self.dialect
+        parts: list[list[tuple[TokenRole, str]]] = []
+        heads: list[tuple[int, int, int]] = []  # parent segment, message, foil_of
+        place: dict[int, int] = {}
+        root = -1
+        opening: list[tuple[TokenRole, str]] = []
+        if d.start:
+            opening.append(("marker", d.start))
+        system = self.clean(conversation.system)
+        if system or d.empty_system:
+            opening += [("marker", d.system_open), ("system", system + d.system_close)]
+        if opening:
+            parts.append(opening)
+            heads.append((-1, -1, -1))
+            root = 0
+        for index, message in enumerate(conversation.messages):
+            parent = root if message.parent is None else place[message.parent]
+            follows_response = message.parent is not None and conversation.messages[message.parent].role == "assistant"
+            lead: list[tuple[TokenRole, str]] = [("marker", d.glue)] if follows_response and d.glue else []
+            place[index] = len(parts)
+            variants = [(labels or {}).get(index), *(foils or {}).get(index, ())]
+            for number, values in enumerate(variants if message.role == "assistant" else [None]):
+                parts.append(lead + self._turn(message, values if task == "policy" else None, task))
+                heads.append((parent, index, place[index] if number else -1))
+        encoded = self._encode_parts(parts)
+        segments = []
+        for part, tokens, (parent, index, foil_of) in zip(parts, encoded, heads, strict=True):
+            ids = tuple(token for piece in tokens for token in piece)
+            is_response = index >= 0 and conversation.messages[index].role == "assistant"
+            segments.append(
+                Segment(
+                    ids=ids,
+                    spans=tuple(Span(role, len(piece)) for (role, _), piece in zip(part, tokens, strict=True) if piece),
+                    parent=parent,
+                    message=index,
+                    shared=len(ids) - len(tokens[-1]) if is_response else len(ids),
+                    glue=len(tokens[0]) if part[0][1] == d.glue and d.glue else 0,
+                    weight=(weights or {}).get(index, 1.0) if is_response else 0.0,
+                    foil_of=foil_of,
+                )
+            )
+        return TokenTree(conversation.id, tuple(segments))
+
+    def _turn(self, message: Message, labels: Labels | None, task: Task) -> list[tuple[TokenRole, str]]:
+        d = self.dialect
+        text = self.clean(message.text)
+        if message.role == "user":
+            return [("marker", d.user_open), ("user", text + d.user_close)]
+        head: list[tuple[TokenRole, str]] = [("marker", d.assistant_open)]
+        if label := self.label_text(labels):
+            head.append(("label", label))
+        return [*head, ("response", text + d.response_close), ("end", d.end if task == "policy" else d.score)]
+
+    def prompt(self, conversation: Conversation, labels: Mapping[int, Labels], attributes: Labels | None) -> list[int]:
+        """The tokens after which the policy answers the last message of a single-threaded conversation.
+
+        `labels[i]` are those of earlier assistant turns, `attributes` those asked for now.
+        """
+        asking = Message("assistant", "", parent=len(conversation.messages) - 1)
+        last = len(conversation.messages)
+        whole = Conversation(conversation.id, (*conversation.messages, asking), conversation.system)
+        tree = self.tree(whole, "policy", labels={**labels, **({last: attributes} if attributes else {})})
+        segment = tree.segments[-1]
+        return tree.path_ids(len(tree.segments) - 1)[: -len(segment.trained())]
+
+    def thread(self, conversation: Conversation, task: Task, labels: Mapping[int, Labels] | None = None) -> list[int]:
+        """The tokens of a single-threaded conversation, its last response's leaf included."""
+        tree = self.tree(conversation, task, labels)
+        return tree.path_ids(len(tree.segments) - 1)
+
+    def _encode_parts(self, parts: Sequence[Sequence[tuple[TokenRole, str]]]) -> list[list[list[int]]]:
+        """Encode the pieces of every segment, each in the context of what stands before it."""
+        wanted: list[tuple[str, str, str]] = []
+        for number, part in enumerate(parts):
+            # A path goes on after what its parent shares, which ends in a newline or a special token.
+            before = "" if number == 0 else "\n"
+            for k, (_, text) in enumerate(part):
+                wanted.append((before, text, next((later for _, later in part[k + 1 :] if later), "")))
+                before = text or before
+        flat = iter(self._encode(wanted))
+        return [[next(flat) for _ in part] for part in parts]
+
+    def _encode(self, pieces: Sequence[tuple[str, str, str]]) -> list[list[int]]:
+        """Token ids of each middle text as they come between the texts `before` and `after` it.
+
+        Tokenizers of the SentencePiece family put a space before text that opens their input; giving each piece
+        the end of what precedes it as an anchor, and taking the anchor's tokens away again, keeps that out.
+        """
+        anchors = [self._anchor(before) for before, _, _ in pieces]
+        # GPT-2's splitting keeps "\n\n" whole at the end of its input and before a special token, not before text.
+        tails = ["x" if text.endswith("\n\n") and self._is_plain(after) else "" for _, text, after in pieces]
+        texts = [anchor + text + tail for anchor, (_, text, _), tail in zip(anchors, pieces, tails, strict=True)]
+        batch = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        found = []
+        for anchor, (_, text, _), tail, ids in zip(anchors, pieces, tails, batch, strict=True):
+            head = list(self._anchor_ids(anchor))
+            if tail and self.tokenizer.convert_ids_to_tokens(ids[-1]) == tail:
+                ids = ids[:-1]
+            if not text:
+                found.append([])
+            elif ids[: len(head)] == head:
+                found.append(list(ids[len(head) :]))
+            else:
+                found.append(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return found
+
+    def _is_plain(self, after: str) -> bool:
+        return bool(after) and not after.startswith(self.forbidden)
+
+    def _anchor(self, before: str) -> str:
+        if not before:
+            return ""
+        return next((marker for marker in self.forbidden if before.endswith(marker)), before[-1])
+
+    def _anchor_ids(self, anchor: str) -> tuple[int, ...]:
+        return _cached_ids(self.tokenizer, anchor) if anchor else ()
+
+    def chat_template(self, task: Task) -> str:
+        """A Jinja chat template that yields this renderer's tokens in bare transformers and in vLLM.
+
+        The policy's takes `attributes` (merged over the schema's defaults; an attribute set to none is left out),
+        and `attributes` on assistant messages of the history, which otherwise get those of the request. That of
+        the attribute model ends each conversation with the score mark.
+        """
+        return _TEMPLATE.render_for(self, task)
+
+
+@lru_cache(maxsize=4096)
+def _cached_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+class _TEMPLATE:
+    """The Jinja source, with the dialect's strings put in as JSON literals (valid in Jinja too)."""
+
+    HEAD = """{%- set forbidden = @forbidden -%}
+{%- macro clean(text) -%}
+{%- if text is not string -%}{{- raise_exception('message content must be a string') -}}{%- endif -%}
+{%- set ns = namespace(text=text | trim) -%}
+{%- for marker in forbidden -%}
+{%- set ns.text = ns.text | replace(marker, marker[:1] ~ ' ' ~ marker[1:]) -%}
+{%- endfor -%}
+{{- ns.text -}}
+{%- endmacro -%}
+"""
+
+    LABELS = """{%- set schema = @schema -%}
+{%- macro label(values) -%}
+{%- set ns = namespace(line='') -%}
+{%- for name in values -%}
+{%- if name not in (schema | map(attribute=0) | list) -%}
+{{- raise_exception('unknown attribute ' ~ name) -}}
+{%- endif -%}
+{%- endfor -%}
+{%- for name, low, high, default in schema -%}
+{%- set value = values[name] if name in values else default -%}
+{%- if value is not none -%}
+{%- set level = [[value, low] | max, high] | min | round | int -%}
+{%- set ns.line = ns.line ~ (',' if ns.line else '') ~ name ~ ':' ~ level -%}
+{%- endif -%}
+{%- endfor -%}
+{%- if ns.line -%}{{- @label_open ~ ns.line ~ @label_close -}}{%- endif -%}
+{%- endmacro -%}
+{%- set asked = attributes if attributes is defined and attributes is not none else {} -%}
+"""
+
+    BODY = """{{- @start -}}
+{%- set system = clean(messages[0]['content']) if messages and messages[0]['role'] == 'system' else '' -%}
+{%- if system or @empty_system -%}{{- @system_open ~ system ~ @system_close -}}{%- endif -%}
+{%- set ns = namespace(before='') -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'user' -%}
+{{- (@glue if ns.before == 'assistant' else '') ~ @user_open ~ clean(message['content']) ~ @user_close -}}
+{%- elif message['role'] == 'assistant' -%}
+{{- (@glue if ns.before == 'assistant' else '') ~ @assistant_open -}}
+@history_label
+{{- clean(message['content']) ~ @response_close -}}
+{%- if loop.last -%}{{- @leaf -}}{%- endif -%}
+{%- elif not (message['role'] == 'system' and loop.first) -%}
+{{- raise_exception('roles must be user or assistant, and system only first; found ' ~ message['role']) -}}
+{%- endif -%}
+{%- set ns.before = message['role'] -%}
+{%- endfor -%}
+"""
+
+    PROMPT = """{%- if add_generation_prompt is defined and add_generation_prompt -%}
+{%- if ns.before == 'assistant' -%}{{- raise_exception('the last message must come from the user') -}}{%- endif -%}
+{{- @assistant_open ~ label(asked) -}}
+{%- endif -%}
+"""
+
+    @classmethod
+    def render_for(cls, renderer: Renderer, task: Task) -> str:
+        dialect = renderer.dialect
+        literals: dict[str, object] = {
+            "forbidden": list(renderer.forbidden),
+            "schema": [[item.name, item.low, item.high, item.default] for item in renderer.schema],
+            "leaf": dialect.end if task == "policy" else dialect.score,
+        }
+        for name in Dialect.__dataclass_fields__:
+            literals[name] = getattr(dialect, name)
+        source = cls.HEAD + cls.LABELS + cls.BODY + cls.PROMPT if task == "policy" else cls.HEAD + cls.BODY
+        history = (
+            "{{- label(message['attributes'] if message['attributes'] is defined else asked) -}}"
+            if task == "policy"
+            else ""
+        )
+        source = source.replace("@history_label\n", history + "\n" if history else "")
+        for name in sorted(literals, key=len, reverse=True):
+            value = literals[name]
+            source = source.replace(f"@{name}", str(value).lower() if isinstance(value, bool) else _literal(value))
+        return source
+
+
+def _literal(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)

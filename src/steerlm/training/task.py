@@ -1,0 +1,85 @@
+"""What the loop asks of a task, and the tensors it hands over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from steerlm.attention import TreeLayout
+from steerlm.conversation import Conversation
+from steerlm.losses import LossSum
+from steerlm.models.load import SteerModel
+from steerlm.packing import Pack, fit, pack
+from steerlm.tokens import TokenTree
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A pack on its device, ready for the network."""
+
+    pack: Pack
+    layout: TreeLayout
+    device: torch.device
+
+    @classmethod
+    def of(cls, pack: Pack, device: torch.device) -> Batch:
+        return cls(pack, TreeLayout(pack, device), device)
+
+    def inputs(self) -> dict[str, Any]:
+        """Keyword arguments for a network with tree attention."""
+        return {
+            "input_ids": self.tensor(self.pack.ids_T)[None],
+            "position_ids": self.tensor(self.pack.positions_T)[None],
+            "tree": self.layout,
+        }
+
+    def tensor(self, array: Any) -> Tensor:
+        return torch.as_tensor(array, device=self.device)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of the objective: `weight` times the sum over the whole step divided by the step's `count`."""
+
+    weight: float
+    count: float
+
+
+class Task(Protocol):
+    """A training task: how conversations become trees, what the loss is, how good the model is."""
+
+    model: SteerModel
+    better: str
+    """Which direction of `criterion` is better: lower or higher."""
+    criterion: str
+    """The validation figure by which the best weights are chosen."""
+    keep_best: bool
+    """Whether the saved model is the best one seen, or the last."""
+
+    def remember(self, conversations: Sequence[Conversation]) -> None:
+        """Told the data to train on, before anything else and on resuming too."""
+
+    def prepare(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
+        """Done once before the first step (never on resuming); returns figures to log."""
+
+    def tree(self, conversation: Conversation, epoch: int) -> TokenTree:
+        """Render a conversation for training in this epoch."""
+
+    def terms(self, packs: Sequence[Pack]) -> Mapping[str, Term]:
+        """The objective's terms with their counts over all packs of a step, known before any forward pass."""
+
+    def losses(self, batch: Batch) -> Mapping[str, LossSum]:
+        """Sum and count of each term over one pack."""
+
+    def validate(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
+        """Figures on held-out conversations, `criterion` among them."""
+
+
+def make_packs(trees: Iterable[TokenTree], context: int, pack_tokens: int) -> list[Pack]:
+    """Fit trees and pack them. The report of `fit` is for the caller that shows it once."""
+    fitted, _ = fit(trees, context, pack_tokens)
+    return pack(fitted, pack_tokens)
