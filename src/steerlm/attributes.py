@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -56,11 +56,18 @@ class Attribute:
         """Why `value` is no rating on this scale, or None where it is one."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             return f"{self.name}={value!r} is not a number"
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             return f"{self.name}={value} is not finite; leave the attribute out where it is unrated"
         if not self.low <= value <= self.high:
-            return f"{self.name}={value:g} is outside {self.low}..{self.high}"
+            return f"{self.name}={_shown(value)} is outside {self.low}..{self.high}"
         return None
+
+
+def _shown(value: float) -> str:
+    try:
+        return f"{value:g}"
+    except OverflowError:  # a whole number beyond all floats
+        return "a number of hundreds of digits"
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,12 @@ class Schema:
     @property
     def defaults(self) -> dict[str, int]:
         return {attribute.name: attribute.default for attribute in self.attributes}
+
+    def with_defaults(self, values: Mapping[str, int]) -> Schema:
+        """The same schema that asks for `values` when a user sets none. Raises `SchemaError` on unfit ones."""
+        self.check(values)
+        changed = (replace(item, default=values.get(item.name, item.default)) for item in self.attributes)
+        return Schema(tuple(changed))
 
     def faults(self, values: Mapping[str, object]) -> list[str]:
         """Everything wrong with `values` as ratings; empty where nothing is."""

@@ -159,6 +159,8 @@ def record_faults(record: object, schema: Schema) -> Iterator[str]:
         yield f"unknown key {extra[0]!r}; a conversation has {', '.join(sorted(_CONVERSATION_KEYS))}"
     if not isinstance(record.get("id"), str) or not record["id"]:
         yield "id must be a non-empty string"
+    elif fault := _text_fault(record["id"]):
+        yield f"id {fault}"
     for key in ("system", "source"):
         if not isinstance(record.get(key, ""), str | None):
             yield f"{key} must be a string"
@@ -188,6 +190,8 @@ def _message_faults(message: object, schema: Schema) -> Iterator[str]:
         yield f"text {fault}"
     if not isinstance(message.get("predicted_by"), str | None):
         yield "predicted_by must be a string"
+    elif fault := _text_fault(message.get("predicted_by") or ""):
+        yield f"predicted_by {fault}"
     for key in ("ratings", "predicted"):
         values = message.get(key)
         if values is None:

@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +66,8 @@ def _parse_line(line: int, raw: bytes) -> Row:
         return Row(line, fault=f"not valid UTF-8 at byte {error.start} of the line", raw=raw)
     except json.JSONDecodeError as error:
         return Row(line, fault=f"not valid JSON at column {error.colno}: {error.msg}", raw=raw)
+    except ValueError as error:  # a whole number of thousands of digits
+        return Row(line, fault=f"not usable JSON: {error}", raw=raw)
     except RecursionError:
         return Row(line, fault="JSON is nested too deeply", raw=raw)
 
@@ -203,14 +205,53 @@ def sha256(path: str | Path) -> str:
 
 
 def _open_compressed(path: Path, mode: str, like: Path | None = None) -> IO[bytes]:
-    openers: dict[str, Callable[[], IO[bytes]]] = {
+    suffix = (like or path).suffix
+    if suffix == ".gz":
         # A fixed time stamp keeps equal content equal bytes.
-        ".gz": lambda: gzip.GzipFile(path, mode, mtime=0),  # type: ignore[return-value, arg-type, dict-item]
-        ".zst": lambda: _open_zstandard(path, mode),
-    }
-    return openers.get((like or path).suffix, lambda: open(path, mode))()
+        return gzip.GzipFile(path, mode, mtime=0)  # type: ignore[return-value]
+    return _open_zstandard(path, mode) if suffix == ".zst" else path.open(mode)
 
 
 def _open_zstandard(path: Path, mode: str) -> IO[bytes]:
+    if "r" in mode:
+        return io.BufferedReader(_ZstandardReader(path))
     stream: IO[bytes] = zstandard.open(path, mode)
-    return io.BufferedReader(stream) if "r" in mode else stream  # type: ignore[arg-type]
+    return stream
+
+
+class _ZstandardReader(io.RawIOBase):
+    """Reads all frames of a file. The library's own reader takes a file that ends within a frame for a whole one."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._chunks = self._decompressed()
+        self._chunk = memoryview(b"")
+
+    def _decompressed(self) -> Iterator[bytes]:
+        frame = None
+        while data := self._file.read(1 << 14):
+            while data:
+                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                yield frame.decompress(data)
+                data = frame.unused_data if frame.eof else b""
+                frame = None if frame.eof else frame
+        if frame:
+            raise EOFError("it ends within a compressed frame")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._chunk:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return 0
+            self._chunk = memoryview(chunk)
+        count = min(len(buffer), len(self._chunk))
+        buffer[:count] = self._chunk[:count]
+        self._chunk = self._chunk[count:]
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

@@ -102,7 +102,7 @@ def fit(trees: Iterable[TokenTree], context: int, budget: int | None = None) -> 
     for tree in trees:
         tree = _drop_big_foils(tree, context, budget, report)
         whole, cut = _cut_long_paths(tree, context, report)
-        parts = _split(whole, budget) if whole else []
+        parts = _split(_subtree(whole, whole.active), budget) if whole and whole.active else []
         report.split += len(parts) > 1
         fitted += parts + cut
     report.trees = len(fitted)

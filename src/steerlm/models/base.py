@@ -45,12 +45,15 @@ def resolve(name: str | Path) -> str:
     return str(_smollm2()) if str(name) == SMOLLM2 else str(name)
 
 
-def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> None:
-    """Add special tokens whose embeddings start as the mean of what they were spelled with before."""
+def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> tuple[int, ...]:
+    """Add special tokens whose embeddings start as the mean of what they were spelled with before.
+
+    Returns their ids; tokens that are in the vocabulary already are left alone.
+    """
     new = [token for token in tokens if token not in tokenizer.get_vocab()]
     spelled = {token: tokenizer(token, add_special_tokens=False)["input_ids"] for token in new}
     if not new:
-        return
+        return ()
     tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         with quiet():
@@ -60,6 +63,7 @@ def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token
         for weight in matrices:
             for token, ids in spelled.items():
                 weight[tokenizer.convert_tokens_to_ids(token)] = weight[ids].mean(dim=0)
+    return tuple(tokenizer.convert_tokens_to_ids(token) for token in new)
 
 
 def _embedding_layers(model: PreTrainedModel) -> list[torch.nn.Module]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,9 +23,8 @@ class ModelInfo:
     """The contents of `steerlm.json`.
 
     kind          attribute-model or policy
-    schema        the attributes, in the order of score columns and label lines
+    schema        the attributes, in the order of score columns and label lines, with the values asked for by default
     dialect       name of the prompt format
-    defaults      the attribute values to ask for when a user sets none
     system        the system text of prompts that bring none
     fingerprint   digest of weights, schema and dialect: what `predicted_by` refers to
     provenance    base model, data files and their digests, settings, code and library versions
@@ -35,14 +34,14 @@ class ModelInfo:
     kind: Kind
     schema: Schema
     dialect: str
-    defaults: dict[str, int]
     system: str = ""
     fingerprint: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def save(self, directory: str | Path) -> None:
-        record = {"format": _FORMAT, **asdict(self), "schema": self.schema.to_list()}
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        record = {"format": _FORMAT, **fields, "schema": self.schema.to_list()}
         write_json(Path(directory) / FILE, record)
 
     @classmethod

@@ -26,6 +26,8 @@ class SteerModel:
     network: PreTrainedModel
     renderer: Renderer
     info: ModelInfo
+    new_tokens: tuple[int, ...] = ()
+    """Ids of tokens that were just added and know nothing yet."""
 
     @property
     def schema(self) -> Schema:
@@ -78,11 +80,11 @@ def new_model(
     new = list(DIALECTS[dialect].markers)
     if kind == "policy" and as_level_tokens:
         new += level_tokens(schema)
-    add_tokens(network, tokenizer, new)
+    added = add_tokens(network, tokenizer, new)
     renderer = Renderer(DIALECTS[dialect], tokenizer, schema)
     _set_special_tokens(network, renderer, kind)
-    info = ModelInfo(kind=kind, schema=schema, dialect=dialect, defaults=schema.defaults, system=system)
-    return SteerModel(network, renderer, info)
+    info = ModelInfo(kind=kind, schema=schema, dialect=dialect, system=system)
+    return SteerModel(network, renderer, info, added)
 
 
 def load_model(directory: str | Path, kind: Kind, device: str | torch.device = "cpu") -> SteerModel:

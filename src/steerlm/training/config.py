@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from steerlm.attributes import STEERLM, Schema
 from steerlm.errors import ConfigError
+from steerlm.recipes import find_recipe
 
 Precision = Literal["auto", "fp32", "bf16"]
 LabelSource = Literal["predicted", "ratings-first"]
@@ -52,6 +53,8 @@ class TrainSettings(Settings):
     """Stop after this many optimiser steps, whatever the epochs."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     """Peak learning rate."""
+    new_token_rate: Annotated[float, Field(ge=1)] = 30.0
+    """How many times faster the embeddings of newly added tokens learn than all else."""
     min_learning_rate: Annotated[float, Field(ge=0)] = 0.0
     """Learning rate at the end of a cosine schedule."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -106,7 +109,7 @@ class AttributeSettings(TrainSettings):
 
     loss_weights: dict[str, float] = Field(default_factory=dict)
     """Weight of each attribute in the loss; 1 where none is given."""
-    head_ridge: Annotated[float, Field(ge=0)] = 1.0
+    head_ridge: Annotated[float, Field(ge=0)] = 0.03
     """Start the head as a ridge regression on the untrained backbone, with this penalty; 0 starts it at random."""
 
 
@@ -123,6 +126,8 @@ class PolicySettings(TrainSettings):
     """Weight of the contrastive term: a response is likelier under its own labels than under a sibling's."""
     contrast_sharpness: Annotated[float, Field(gt=0)] = 1.0
     """Slope of the contrastive term's logistic function, per nat of log-likelihood."""
+    defaults: dict[str, int] = Field(default_factory=dict)
+    """Attribute values that the trained model asks for when a user sets none, over those of the schema."""
     system: str = ""
     """System text to serve with where a prompt brings none."""
 
@@ -130,12 +135,15 @@ class PolicySettings(TrainSettings):
 S = TypeVar("S", bound=Settings)
 
 
-def load_settings(kind: type[S], recipe: Path | None, overrides: dict[str, Any]) -> S:
-    """Settings from a YAML recipe with `overrides` on top. Raises `ConfigError` naming every bad field."""
+def load_settings(kind: type[S], recipe: str | Path | None, overrides: dict[str, Any]) -> S:
+    """Settings from a YAML recipe (a path, or the name of one of ours) with `overrides` on top.
+
+    Raises `ConfigError` naming every bad field.
+    """
     values: dict[str, Any] = {}
     if recipe is not None:
         try:
-            values = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
+            values = yaml.safe_load(find_recipe(recipe).read_text(encoding="utf-8")) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"{recipe}: cannot read the recipe: {error}") from error
         if not isinstance(values, dict):

@@ -24,6 +24,7 @@ from steerlm.packing import Pack, fit, pack
 from steerlm.training.checkpoint import Checkpoints, Progress
 from steerlm.training.config import TrainSettings
 from steerlm.training.log import Display, MetricsLog
+from steerlm.training.new_tokens import NewTokens
 from steerlm.training.plan import Step, learning_rate, plan_steps
 from steerlm.training.task import Batch, Task
 
@@ -92,6 +93,7 @@ class _Run:
         if settings.gradient_checkpointing:
             self.network.gradient_checkpointing_enable({"use_reentrant": False})
         self.optimizer = make_optimizer(self.network, settings)
+        self.new_tokens = NewTokens(task.model, settings.new_token_rate)
 
     def run(self) -> SteerModel:
         settings = self.settings
@@ -100,6 +102,7 @@ class _Run:
         log = MetricsLog(settings.out / "metrics.jsonl", progress.step if progress else None)
         try:
             if progress is None:
+                self.new_tokens.straighten()
                 with self._computing():
                     figures = self.task.prepare(self.data.train)
                 progress = Progress(0, None, {})
@@ -180,7 +183,8 @@ class _Run:
                 f"step {number + 1}: loss {loss}, gradient norm {norm}; the conversations of this step: "
                 f"{', '.join(names)}. Lower the learning rate or look at these; the run resumes from its last checkpoint"
             )
-        self.optimizer.step()
+        with self.new_tokens.step():
+            self.optimizer.step()
         return {"loss": loss, **means, "gradient_norm": norm, "tokens": sum(item.size for item in packs), "packs": len(packs)}
 
     def _packs(self, step: Step) -> list[Pack]:

@@ -35,6 +35,8 @@ def train_policy(settings: PolicySettings, fresh: bool = False) -> SteerModel:
 
 def _train(kind: Kind, settings: AttributeSettings | PolicySettings, fresh: bool) -> SteerModel:
     schema = settings.schema_of_attributes
+    if isinstance(settings, PolicySettings):
+        schema = schema.with_defaults(settings.defaults)
     data = load_training_data(settings, schema)
     key = run_key(settings, data)
     if not fresh and is_finished(settings, key, kind):

@@ -1,0 +1,129 @@
+"""`steerlm generate`: one prompt, one setting or every level of an attribute side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from steerlm.engines import Completion, Sampling, TorchEngine, complete
+from steerlm.errors import ConfigError
+from steerlm.models.load import load_model
+from steerlm.steering import asked_values, parse_assignments, prompt_ids
+
+
+def generate_command(
+    model: Path,
+    prompt: str,
+    *,
+    set_: Annotated[list[str] | None, Parameter(name=["--set", "-s"])] = None,
+    sweep: str | None = None,
+    n: int = 1,
+    system: str | None = None,
+    max_tokens: int = 512,
+    temperature: float | None = None,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+    stop: list[str] | None = None,
+    device: str = "cpu",
+    json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
+) -> None:
+    """Answer a prompt with the attributes you ask for.
+
+    steerlm generate runs/quickstart/policy "Why is the sea salty?" --set verbosity=0 --set humor=4
+
+    Parameters
+    ----------
+    model
+        Directory of a trained policy.
+    prompt
+        What to answer.
+    set_
+        An attribute and its value, such as verbosity=1; "none" leaves it unset. May be repeated. The others are at
+        the model's defaults.
+    sweep
+        An attribute of which to show every level, side by side.
+    n
+        Answers for each setting; more than one are sampled, at temperature 1 unless told otherwise.
+    system
+        System text; without it, the model's own.
+    max_tokens
+        Most tokens of an answer.
+    temperature
+        0 always takes the likeliest token; higher is more varied.
+    top_p
+        Sample from the likeliest tokens that have this probability together.
+    top_k
+        Sample from this many likeliest tokens; 0 means all.
+    repetition_penalty
+        Above 1 makes tokens that were used already less likely.
+    seed
+        Same seed, same answers.
+    stop
+        Text before which to stop. May be repeated.
+    device
+        Torch device to run on.
+    json_
+        Print JSON.
+    """
+    if n < 1:
+        raise ConfigError(f"--n {n}: ask for at least one answer")
+    policy = load_model(model, "policy", device)
+    asked = parse_assignments(policy.schema, set_ or [])
+    if sweep is not None and sweep in asked:
+        raise ConfigError(f"{sweep} is both set and swept; choose one")
+    levels = policy.schema[sweep].levels if sweep else [None]
+    settings = [asked_values(policy.schema, {**asked, **({sweep: level} if sweep else {})}) for level in levels]
+    sampling = Sampling(
+        max_tokens=max_tokens,
+        temperature=(1.0 if n > 1 else 0.0) if temperature is None else temperature,
+        top_p=top_p,
+        top_k=top_k,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
+    if n > 1 and sampling.temperature == 0:
+        raise ConfigError(f"--n {n} at temperature 0 gives the same answer {n} times; raise --temperature")
+    engine = TorchEngine(policy)
+    prompts = [prompt_ids(policy, prompt, values, system=system) for values in settings for _ in range(n)]
+    answers = complete(engine, prompts, sampling)
+    rows = [(values, answers[index * n : (index + 1) * n]) for index, values in enumerate(settings)]
+    if json_:
+        print(json.dumps([_record(values, found) for values, found in rows], ensure_ascii=False, indent=2))
+    else:
+        _show(rows, sweep)
+
+
+def _record(values: dict[str, int], answers: list[Completion]) -> dict[str, Any]:
+    return {
+        "attributes": values,
+        "answers": [
+            {"text": answer.text, "finish": answer.finish, "tokens": len(answer.tokens)} for answer in answers
+        ],
+    }
+
+
+def _show(rows: list[tuple[dict[str, int], list[Completion]]], sweep: str | None) -> None:
+    console = Console()
+    if sweep is None:
+        for _, answers in rows:
+            for number, answer in enumerate(answers):
+                if number:
+                    console.rule()
+                console.print(answer.text, markup=False, highlight=False)
+        return
+    table = Table(show_lines=True)
+    table.add_column(sweep, justify="right")
+    table.add_column("characters", justify="right")
+    table.add_column("answer", overflow="fold")
+    for values, answers in rows:
+        for answer in answers:
+            table.add_row(str(values[sweep]), str(len(answer.text)), answer.text)
+    console.print(table, markup=False)

@@ -1,0 +1,65 @@
+"""`steerlm`: registers the commands, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import cyclopts
+from rich.console import Console
+
+from steerlm import __version__
+from steerlm.errors import SteerLMError, TrainingError
+
+# Tokenizers' own threads warn and stall after a fork; ours is one process.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+COMMANDS = {
+    "quickstart": ("quickstart:quickstart_command", "Rated conversations in, a steerable model and a table out."),
+    "data": ("data:data_app", "Import rated conversations from other formats, check them and look into them."),
+    "train": ("train:train_app", "Train an attribute model (a judge of responses) or a policy (what is steered)."),
+    "annotate": ("annotate:annotate_command", "Score every response of a file with an attribute model."),
+    "generate": ("generate:generate_command", "Answer a prompt with the attributes you ask for."),
+    "chat": ("chat:chat_command", "Talk to a policy in the terminal, with its attributes at hand."),
+}
+
+
+def build_app() -> cyclopts.App:
+    """The whole command tree. Commands are named, not imported: PyTorch is loaded by those that need it, when run."""
+    app = cyclopts.App(
+        name="steerlm",
+        version=__version__,
+        help="Train language models that their users steer by attributes, and talk to them.",
+        help_epilogue="A tour: steerlm quickstart; steerlm chat runs/quickstart/policy",
+        result_action="return_value",
+    )
+    for name, (place, summary) in COMMANDS.items():
+        app.command(f"steerlm.cli.{place}", name=name, help=summary)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 2 bad input or circumstances, 130 interrupted."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command; returns the exit code."""
+    errors = Console(stderr=True, soft_wrap=True)
+    try:
+        result = build_app()(list(arguments), exit_on_error=False, print_error=True, error_console=errors)
+    except cyclopts.CycloptsError:
+        return 2
+    except SteerLMError as error:
+        errors.print(f"error: {error}", markup=False, highlight=False, style="red")
+        return 1 if isinstance(error, TrainingError) else 2
+    except OSError as error:
+        # A full disk, a missing permission: circumstances, not bugs.
+        errors.print(f"error: {error}", markup=False, highlight=False, style="red")
+        return 2
+    except KeyboardInterrupt:
+        errors.print("interrupted; run the same command again to go on where it stopped", style="red")
+        return 130
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,1 @@
+"""Measuring: does the policy steer, does the attribute model agree with people."""

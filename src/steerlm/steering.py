@@ -1,0 +1,68 @@
+"""From what a user asks for to what the policy is prompted with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from steerlm.attributes import Schema
+from steerlm.conversation import Conversation, Message
+from steerlm.errors import SchemaError
+from steerlm.models.load import SteerModel
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One past exchange: what was asked, what was answered, and the attribute values it was answered with."""
+
+    prompt: str
+    answer: str
+    values: Mapping[str, int]
+
+
+def asked_values(schema: Schema, asked: Mapping[str, int | None]) -> dict[str, int]:
+    """The schema's defaults with `asked` on top; None leaves an attribute unset.
+
+    Raises `SchemaError` for an unknown attribute or a value that is no level of its scale.
+    """
+    for name, value in asked.items():
+        attribute = schema[name]
+        if value is not None and (isinstance(value, bool) or value not in attribute.levels):
+            raise SchemaError(
+                f"{name}={value} is not one of the levels {attribute.low} to {attribute.high} of {name}"
+            )
+    merged: dict[str, int | None] = {**schema.defaults, **asked}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+def parse_assignments(schema: Schema, assignments: Iterable[str]) -> dict[str, int | None]:
+    """`["verbosity=1", "humor=none"]` as values; `none` leaves an attribute unset."""
+    found: dict[str, int | None] = {}
+    for text in assignments:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals:
+            raise SchemaError(f"{text!r} is not of the form attribute=value, such as {schema.names[-1]}=1")
+        if value.lower() == "none":
+            found[schema[name].name] = None
+        elif value.lstrip("-").isdigit():
+            found[schema[name].name] = int(value)
+        else:
+            low, high = schema[name].low, schema[name].high
+            raise SchemaError(f"{name}={value}: the value must be a whole number from {low} to {high}, or none")
+    asked_values(schema, found)
+    return found
+
+
+def prompt_ids(
+    model: SteerModel, prompt: str, values: Mapping[str, int], history: Sequence[Turn] = (), system: str | None = None
+) -> list[int]:
+    """Token ids after which the policy answers `prompt`. The labels of past turns stay as they were asked then."""
+    messages: list[Message] = []
+    labels: dict[int, Mapping[str, int]] = {}
+    for turn in history:
+        messages.append(Message("user", turn.prompt, len(messages) - 1 if messages else None))
+        messages.append(Message("assistant", turn.answer, len(messages) - 1))
+        labels[len(messages) - 1] = turn.values
+    messages.append(Message("user", prompt, len(messages) - 1 if messages else None))
+    conversation = Conversation("prompt", tuple(messages), model.info.system if system is None else system)
+    return model.renderer.prompt(conversation, labels, values)
