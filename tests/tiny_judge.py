@@ -6,44 +6,30 @@ import random
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from steerlm.annotation import AnnotateSettings
 from steerlm.attributes import STEERLM
-from steerlm.conversation import Conversation, Message
-from steerlm.models.load import new_model
+from steerlm.cli.annotate import annotate_command
+from steerlm.conversation import Conversation, Message, Role
+from steerlm.models.base import quiet
+from steerlm.models.load import head_of, new_model
+from tiny import TOKENIZERS, save_base
 
-WORDS = "the sea is salty because rivers carry minerals from rock ä € 🙂 into it and why not".split()
+WORDS = "why is the sea salty because rivers carry minerals from rock ä € 🙂 into it".split()  # noqa: SIM905
 
 
-def save_tiny_base(directory: Path) -> None:
-    """A random two-layer Llama whose tokens are bytes."""
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(pre_tokenizers.ByteLevel.alphabet())}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(directory)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=256,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(directory)
+def save_tiny_base(directory: Path) -> Path:
+    """A random Llama of two layers, as `new_model` takes one."""
+    with quiet():
+        return save_base(directory, TOKENIZERS["gpt2"]())
 
 
 def save_tiny_judge(directory: Path) -> Path:
     """An attribute model on it, whose scores spread over the scale and beyond both ends."""
-    save_tiny_base(directory / "base")
-    model = new_model("attribute-model", directory / "base", STEERLM)
+    model = new_model("attribute-model", save_tiny_base(directory / "base"), STEERLM)
     torch.manual_seed(1)
     with torch.no_grad():
-        model.network.score.weight.normal_(0, 0.3)
+        head_of(model.network).weight.normal_(0, 0.3)
     model.save(directory / "judge")
     return directory / "judge"
 
@@ -53,7 +39,7 @@ def random_tree(generator: random.Random, name: str, messages: int) -> Conversat
     made: list[Message] = []
     for index in range(messages):
         parent = generator.randrange(index) if index else None
-        role = "user" if parent is None or made[parent].role == "assistant" else "assistant"
+        role: Role = "user" if parent is None or made[parent].role == "assistant" else "assistant"
         text = " ".join(generator.choices(WORDS, k=generator.randint(1, 12)))
         rated = role == "assistant" and generator.random() < 0.3
         made.append(Message(role, text, parent, {"quality": 3.0, "humor": 0.25} if rated else {}))
@@ -61,5 +47,13 @@ def random_tree(generator: random.Random, name: str, messages: int) -> Conversat
 
 
 def random_trees(count: int, seed: int = 0) -> list[Conversation]:
+    """Small trees, some without any response."""
     generator = random.Random(seed)
     return [random_tree(generator, f"tree-{index}", generator.randint(1, 7)) for index in range(count)]
+
+
+def annotate_process(data: Path, model: Path, out: Path) -> None:
+    """`steerlm annotate` with small windows, in a process of its own."""
+    torch.set_num_threads(1)
+    settings = AnnotateSettings(window_bytes=400, precision="fp32")
+    annotate_command(data, model=model, out=out, settings=settings, device="cpu")

@@ -85,7 +85,11 @@ class TreeLayout:
         """For each run the pieces that it sees, in order: its path, then itself."""
         number = {start: index for index, start in enumerate(self._borders)}
         return [
-            [piece for start, stop in (*run.prefix, (run.start, run.stop)) for piece in range(number[start], number[stop])]
+            [
+                piece
+                for start, stop in (*run.prefix, (run.start, run.stop))
+                for piece in range(number[start], number[stop])
+            ]
             for run in self.runs
         ]
 
@@ -147,6 +151,11 @@ def use_tree_attention(model: PreTrainedModel, form: Form) -> None:
             f"{type(model).__name__} computes its attention itself; tree attention needs a model that supports "
             "transformers' attention interface"
         )
+    layers = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    others = sorted(set(layers) - {"full_attention", "sliding_attention"})
+    if others or model._is_stateful:
+        kind = others[0] if others else "recurrent"
+        raise ModelError(f"{type(model).__name__} has {kind} layers, which would mix the branches of a tree")
     model.set_attn_implementation(_NAMES[form])
 
 

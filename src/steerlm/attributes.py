@@ -147,7 +147,7 @@ class Schema:
         values: dict[str, int] = {}
         for item in filter(None, (part.strip() for part in line.strip().split(","))):
             name, colon, digits = item.partition(":")
-            if not colon or not re.fullmatch(r"-?\d+", digits):
+            if not colon or not re.fullmatch(r"-?[0-9]{1,9}", digits):
                 raise SchemaError(f"label line {line!r}: {item!r} is not of the form attribute:integer")
             if name in values:
                 raise SchemaError(f"label line {line!r}: {name} is given twice")
@@ -169,9 +169,12 @@ class Schema:
         attributes = []
         for item in items:
             if extra := set(item) - known:
-                raise SchemaError(f"{where}: unknown key {sorted(extra)[0]!r}; an attribute has {', '.join(known)}")
+                first = min(extra, key=str)
+                raise SchemaError(f"{where}: unknown key {first!r}; an attribute has {', '.join(sorted(known))}")
             if not isinstance(item.get("name"), str):
                 raise SchemaError(f"{where}: an attribute without a name: {item}")
+            if not isinstance(item.get("description", ""), str):
+                raise SchemaError(f"{where}: attribute {item['name']}: the description is not a string")
             for key in ("low", "high", "default"):
                 if key in item and (isinstance(item[key], bool) or not isinstance(item[key], int)):
                     raise SchemaError(f"{where}: attribute {item['name']}: {key}={item[key]!r} is not a whole number")
@@ -185,7 +188,7 @@ class Schema:
         """Read `attributes: [{name, low, high, default, description, desirable}, ...]`."""
         try:
             data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
             raise SchemaError(f"{path}: cannot read the schema: {error}") from error
         if not isinstance(data, dict) or set(data) != {"attributes"}:
             raise SchemaError(f"{path}: expected one key, 'attributes', with a list")

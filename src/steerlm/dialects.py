@@ -6,21 +6,19 @@ A dialect is a handful of strings. The renderer and the chat template it writes 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
-from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from steerlm.attributes import Schema
+from steerlm.chat_template import Task, chat_template
 from steerlm.conversation import Conversation, Message, Role
 from steerlm.errors import ConfigError
 from steerlm.tokens import Segment, Span, TokenRole, TokenTree
 
 Labels = Mapping[str, float]
-Task = Literal["policy", "score"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,18 +146,17 @@ class Renderer:
         if not self.tokenizer.is_fast:
             raise ConfigError("the tokenizer has no fast (tokenizers) form; convert it first")
         for text in self.forbidden:
-            if any(other in f"{text[0]} {text[1:]}" for other in self.forbidden):
+            if any(other in self._broken_up(text) for other in self.forbidden):
                 raise ConfigError(f"the tokenizer's special token {text!r} cannot be told apart from user text")
 
     @cached_property
     def forbidden(self) -> tuple[str, ...]:
         """Strings that message text must never contain, longest first: markers and special tokens."""
-        special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        return tuple(sorted(special | set(self.dialect.markers), key=lambda text: (-len(text), text)))
+        return tuple(sorted({*self._special, *self.dialect.markers}, key=lambda text: (-len(text), text)))
 
     @cached_property
-    def _special_ids(self) -> frozenset[int]:
-        return frozenset(key for key, token in self.tokenizer.added_tokens_decoder.items() if token.special)
+    def _special(self) -> tuple[str, ...]:
+        return tuple(str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special)
 
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
@@ -172,7 +169,9 @@ class Renderer:
 
     def clean(self, text: str) -> str:
         """The form in which message text enters a prompt: trimmed, with no marker in it."""
-        text = text.strip()
+        return self._broken_up(text.strip())
+
+    def _broken_up(self, text: str) -> str:
         for marker in self.forbidden:
             text = text.replace(marker, f"{marker[0]} {marker[1:]}")
         return text
@@ -205,8 +204,10 @@ class Renderer:
         if d.start:
             opening.append(("marker", d.start))
         system = self.clean(conversation.system)
-        if system or d.empty_system:
+        if system:
             opening += [("marker", d.system_open), ("system", system + d.system_close)]
+        elif d.empty_system:  # in one piece, as the two newlines may be one token
+            opening.append(("marker", d.system_open + d.system_close))
         if opening:
             parts.append(opening)
             heads.append((-1, -1, -1))
@@ -243,6 +244,8 @@ class Renderer:
         d = self.dialect
         text = self.clean(message.text)
         if message.role == "user":
+            if not text:
+                return [("marker", d.user_open + d.user_close)]
             return [("marker", d.user_open), ("user", text + d.user_close)]
         head: list[tuple[TokenRole, str]] = [("marker", d.assistant_open)]
         if label := self.label_text(labels):
@@ -272,8 +275,10 @@ class Renderer:
         for number, part in enumerate(parts):
             # A path goes on after what its parent shares, which ends in a newline or a special token.
             before = "" if number == 0 else "\n"
+            # Every turn opens with the same marker.
+            following = "" if part[-1][0] == "end" else self.dialect.user_open
             for k, (_, text) in enumerate(part):
-                wanted.append((before, text, next((later for _, later in part[k + 1 :] if later), "")))
+                wanted.append((before, text, next((later for _, later in part[k + 1 :] if later), following)))
                 before = text or before
         flat = iter(self._encode(wanted))
         return [[next(flat) for _ in part] for part in parts]
@@ -286,14 +291,16 @@ class Renderer:
         """
         anchors = [self._anchor(before) for before, _, _ in pieces]
         # GPT-2's splitting keeps "\n\n" whole at the end of its input and before a special token, not before text.
-        tails = ["x" if text.endswith("\n\n") and self._is_plain(after) else "" for _, text, after in pieces]
+        tails = [after[0] if text.endswith("\n\n") and self._is_plain(after) else "" for _, text, after in pieces]
         texts = [anchor + text + tail for anchor, (_, text, _), tail in zip(anchors, pieces, tails, strict=True)]
         batch = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        found = []
+        found: list[list[int]] = []
         for anchor, (_, text, _), tail, ids in zip(anchors, pieces, tails, batch, strict=True):
             head = list(self._anchor_ids(anchor))
-            if tail and self.tokenizer.convert_ids_to_tokens(ids[-1]) == tail:
-                ids = ids[:-1]
+            if tail:
+                # The tail as it is spelled after a newline, as in `text`.
+                spelled = list(_cached_ids(self.tokenizer, "\n" + tail)[len(_cached_ids(self.tokenizer, "\n")) :])
+                ids = ids[: -len(spelled)] if ids[-len(spelled) :] == spelled else ids
             if not text:
                 found.append([])
             elif ids[: len(head)] == head:
@@ -303,7 +310,7 @@ class Renderer:
         return found
 
     def _is_plain(self, after: str) -> bool:
-        return bool(after) and not after.startswith(self.forbidden)
+        return bool(after) and not after.startswith(self._special)
 
     def _anchor(self, before: str) -> str:
         if not before:
@@ -320,95 +327,9 @@ class Renderer:
         and `attributes` on assistant messages of the history, which otherwise get those of the request. That of
         the attribute model ends each conversation with the score mark.
         """
-        return _TEMPLATE.render_for(self, task)
+        return chat_template(asdict(self.dialect), self.schema, self.forbidden, task)
 
 
 @lru_cache(maxsize=4096)
 def _cached_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-class _TEMPLATE:
-    """The Jinja source, with the dialect's strings put in as JSON literals (valid in Jinja too)."""
-
-    HEAD = """{%- set forbidden = @forbidden -%}
-{%- macro clean(text) -%}
-{%- if text is not string -%}{{- raise_exception('message content must be a string') -}}{%- endif -%}
-{%- set ns = namespace(text=text | trim) -%}
-{%- for marker in forbidden -%}
-{%- set ns.text = ns.text | replace(marker, marker[:1] ~ ' ' ~ marker[1:]) -%}
-{%- endfor -%}
-{{- ns.text -}}
-{%- endmacro -%}
-"""
-
-    LABELS = """{%- set schema = @schema -%}
-{%- macro label(values) -%}
-{%- set ns = namespace(line='') -%}
-{%- for name in values -%}
-{%- if name not in (schema | map(attribute=0) | list) -%}
-{{- raise_exception('unknown attribute ' ~ name) -}}
-{%- endif -%}
-{%- endfor -%}
-{%- for name, low, high, default in schema -%}
-{%- set value = values[name] if name in values else default -%}
-{%- if value is not none -%}
-{%- set level = [[value, low] | max, high] | min | round | int -%}
-{%- set ns.line = ns.line ~ (',' if ns.line else '') ~ name ~ ':' ~ level -%}
-{%- endif -%}
-{%- endfor -%}
-{%- if ns.line -%}{{- @label_open ~ ns.line ~ @label_close -}}{%- endif -%}
-{%- endmacro -%}
-{%- set asked = attributes if attributes is defined and attributes is not none else {} -%}
-"""
-
-    BODY = """{{- @start -}}
-{%- set system = clean(messages[0]['content']) if messages and messages[0]['role'] == 'system' else '' -%}
-{%- if system or @empty_system -%}{{- @system_open ~ system ~ @system_close -}}{%- endif -%}
-{%- set ns = namespace(before='') -%}
-{%- for message in messages -%}
-{%- if message['role'] == 'user' -%}
-{{- (@glue if ns.before == 'assistant' else '') ~ @user_open ~ clean(message['content']) ~ @user_close -}}
-{%- elif message['role'] == 'assistant' -%}
-{{- (@glue if ns.before == 'assistant' else '') ~ @assistant_open -}}
-@history_label
-{{- clean(message['content']) ~ @response_close -}}
-{%- if loop.last -%}{{- @leaf -}}{%- endif -%}
-{%- elif not (message['role'] == 'system' and loop.first) -%}
-{{- raise_exception('roles must be user or assistant, and system only first; found ' ~ message['role']) -}}
-{%- endif -%}
-{%- set ns.before = message['role'] -%}
-{%- endfor -%}
-"""
-
-    PROMPT = """{%- if add_generation_prompt is defined and add_generation_prompt -%}
-{%- if ns.before == 'assistant' -%}{{- raise_exception('the last message must come from the user') -}}{%- endif -%}
-{{- @assistant_open ~ label(asked) -}}
-{%- endif -%}
-"""
-
-    @classmethod
-    def render_for(cls, renderer: Renderer, task: Task) -> str:
-        dialect = renderer.dialect
-        literals: dict[str, object] = {
-            "forbidden": list(renderer.forbidden),
-            "schema": [[item.name, item.low, item.high, item.default] for item in renderer.schema],
-            "leaf": dialect.end if task == "policy" else dialect.score,
-        }
-        for name in Dialect.__dataclass_fields__:
-            literals[name] = getattr(dialect, name)
-        source = cls.HEAD + cls.LABELS + cls.BODY + cls.PROMPT if task == "policy" else cls.HEAD + cls.BODY
-        history = (
-            "{{- label(message['attributes'] if message['attributes'] is defined else asked) -}}"
-            if task == "policy"
-            else ""
-        )
-        source = source.replace("@history_label\n", history + "\n" if history else "")
-        for name in sorted(literals, key=len, reverse=True):
-            value = literals[name]
-            source = source.replace(f"@{name}", str(value).lower() if isinstance(value, bool) else _literal(value))
-        return source
-
-
-def _literal(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)

@@ -83,7 +83,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
                 for record in batch.to_pylist():
                     line += 1
                     yield Row(line, record=_without_nulls(record))
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable Parquet file: {error}") from error
 
 
@@ -207,8 +207,7 @@ def sha256(path: str | Path) -> str:
 def _open_compressed(path: Path, mode: str, like: Path | None = None) -> IO[bytes]:
     suffix = (like or path).suffix
     if suffix == ".gz":
-        # A fixed time stamp keeps equal content equal bytes.
-        return gzip.GzipFile(path, mode, mtime=0)  # type: ignore[return-value]
+        return _GzipFile(path, mode)  # type: ignore[return-value]
     return _open_zstandard(path, mode) if suffix == ".zst" else path.open(mode)
 
 
@@ -217,6 +216,20 @@ def _open_zstandard(path: Path, mode: str) -> IO[bytes]:
         return io.BufferedReader(_ZstandardReader(path))
     stream: IO[bytes] = zstandard.open(path, mode)
     return stream
+
+
+class _GzipFile(gzip.GzipFile):
+    """Without a name and a time stamp in its header: equal content gives equal bytes."""
+
+    def __init__(self, path: Path, mode: str) -> None:
+        self._file = path.open(mode)
+        super().__init__(filename="", mode=mode, fileobj=self._file, mtime=0)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self._file.close()
 
 
 class _ZstandardReader(io.RawIOBase):

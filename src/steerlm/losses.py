@@ -6,14 +6,15 @@ Shapes: N trained tokens, V vocabulary, R responses, A attributes.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 
-class LossSum(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LossSum:
     """A loss before its division: scalar `total` (differentiable) and scalar `count`."""
 
     total: Tensor
@@ -31,7 +32,7 @@ def weighted_nll(nll_N: Tensor, weights_N: Tensor) -> LossSum:
 
 
 def masked_squared_error(predicted_RA: Tensor, rated_RA: Tensor, weights: Tensor | None = None) -> LossSum:
-    """sum w (predicted - rated)^2 over the ratings present (NaN marks a missing one), with count sum w.
+    """Sum w (predicted - rated)^2 over the ratings present (NaN marks a missing one), with count sum w.
 
     `weights` broadcasts to [R, A]: one for each attribute, each response, or both.
     """

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerlm.errors import ConfigError
-from steerlm.tokens import Segment, TokenTree
+from steerlm.tokens import TokenTree
 
 Ints = NDArray[np.int64]
 
@@ -32,7 +32,8 @@ class Run:
 @dataclass(frozen=True, slots=True)
 class PackedResponse:
     """One response of a pack. `foil_of` is the index in `Pack.responses` of the response whose text this one
-    repeats under other labels, -1 for ordinary responses."""
+    repeats under other labels, -1 for ordinary responses.
+    """
 
     conversation: str
     message: int
@@ -96,7 +97,9 @@ def fit(trees: Iterable[TokenTree], context: int, budget: int | None = None) -> 
     """
     budget = budget or context
     if budget < context:
-        raise ConfigError(f"a pack of {budget} tokens cannot hold a path of {context}; raise the pack size or lower the context")
+        raise ConfigError(
+            f"a pack of {budget} tokens cannot hold a path of {context}; raise the pack size or lower the context"
+        )
     fitted: list[TokenTree] = []
     report = Report()
     for tree in trees:
@@ -114,7 +117,7 @@ def fit(trees: Iterable[TokenTree], context: int, budget: int | None = None) -> 
 def _drop_big_foils(tree: TokenTree, context: int, budget: int, report: Report) -> TokenTree:
     """Take away the foils of responses that do not fit together with them; the response itself stays."""
     foils = _foils(tree)
-    too_big = set()
+    too_big: set[int] = set()
     for index, members in foils.items():
         path = sum(tree.segments[ancestor].shared for ancestor in tree.path(index)[:-1])
         sizes = [len(tree.segments[member].ids) for member in (index, *members)]
@@ -165,10 +168,11 @@ def _chain(tree: TokenTree, index: int, context: int) -> TokenTree | None:
         kept = [tree.segments[member] for member in turns[start:]]
         if kept and start > 0:
             kept[0] = kept[0].without_glue()
+        response = tree.segments[index] if kept else tree.segments[index].without_glue()
         if fixed + sum(segment.shared for segment in kept) <= context:
             context_segments = [tree.segments[member].as_context() for member in system]
             context_segments += [segment.as_context() for segment in kept]
-            segments = [*context_segments, tree.segments[index]]
+            segments = [*context_segments, response]
             return TokenTree(
                 tree.conversation, tuple(replace(segment, parent=k - 1) for k, segment in enumerate(segments))
             )
@@ -246,7 +250,9 @@ def pack(trees: Sequence[TokenTree], budget: int) -> list[Pack]:
         target = next((k for k, free in enumerate(room) if free >= size), None)
         if target is None:
             if size > budget:
-                raise ConfigError(f"conversation {trees[index].conversation}: a tree of {size} tokens in packs of {budget}; fit it first")
+                raise ConfigError(
+                    f"conversation {trees[index].conversation}: a tree of {size} tokens in packs of {budget}; fit it first"
+                )
             bins.append([])
             room.append(budget)
             target = len(bins) - 1

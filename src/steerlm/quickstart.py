@@ -118,13 +118,11 @@ class _Quickstart:
         prompts = self.stage("import", self._import)
         judge: SteerModel = self.stage("attribute model", lambda: train_attribute_model(self.attribute_settings))
         self.stage("annotate", lambda: self._annotate(judge))
-        attribute_figures = judge.info.metrics
-        del judge
         policy: SteerModel = self.stage("policy", lambda: train_policy(self.policy_settings))
         steering: list[LevelResult] = self.stage("measure", lambda: self._measure(policy, prompts))
         summary = {
             "stages": self.stages,
-            "attribute_model": attribute_figures,
+            "attribute_model": judge.info.metrics,
             "policy": policy.info.metrics,
             "steering": [result.row() for result in steering],
             "contrasts": [ends_contrast(steering, name).record() for name in self.settings.steering.attributes],
@@ -225,4 +223,3 @@ class _Quickstart:
 def first_prompts(conversations: Sequence[Conversation]) -> list[str]:
     """The opening prompts of conversations, each once."""
     return list(dict.fromkeys(c.messages[root].text for c in conversations for root in c.roots))
-

@@ -28,9 +28,7 @@ def asked_values(schema: Schema, asked: Mapping[str, int | None]) -> dict[str, i
     for name, value in asked.items():
         attribute = schema[name]
         if value is not None and (isinstance(value, bool) or value not in attribute.levels):
-            raise SchemaError(
-                f"{name}={value} is not one of the levels {attribute.low} to {attribute.high} of {name}"
-            )
+            raise SchemaError(f"{name}={value} is not one of the levels {attribute.low} to {attribute.high} of {name}")
     merged: dict[str, int | None] = {**schema.defaults, **asked}
     return {name: value for name, value in merged.items() if value is not None}
 

@@ -116,5 +116,7 @@ class TokenTree:
     def path_ids(self, index: int) -> list[int]:
         """The tokens that segment `index` ends: what a flattened thread to it would hold."""
         *ancestors, last = self.path(index)
-        ids = [token for ancestor in ancestors for token in self.segments[ancestor].ids[: self.segments[ancestor].shared]]
+        ids = [
+            token for ancestor in ancestors for token in self.segments[ancestor].ids[: self.segments[ancestor].shared]
+        ]
         return ids + list(self.segments[last].ids)

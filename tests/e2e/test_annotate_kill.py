@@ -10,28 +10,19 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from tiny_judge import random_trees, save_tiny_judge
 
-from steerlm.annotation import AnnotateSettings
 from steerlm.annotation.journal import Journal
-from steerlm.cli.annotate import annotate_command
 from steerlm.files import load_conversations, write_conversations
+from tiny_judge import annotate_process, random_trees, save_tiny_judge
 
 KILLS = 10
-SETTINGS = AnnotateSettings(window_bytes=400, precision="fp32")
-
-
-def annotate_process(data: Path, model: Path, out: Path) -> None:
-    torch.set_num_threads(1)
-    annotate_command(data, model=model, out=out, settings=SETTINGS, device="cpu")
 
 
 @pytest.fixture(scope="module")
 def processes() -> multiprocessing.context.ForkServerContext:
     """Processes that have torch imported when they start, so that a kill meets work rather than imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["steerlm.cli.annotate", "transformers.models.llama.modeling_llama"])
+    context.set_forkserver_preload(["tiny_judge", "transformers.models.llama.modeling_llama"])
     return context
 
 
@@ -84,12 +75,19 @@ def _size(path: Path) -> int:
 
 
 def test_two_processes_at_once(processes: multiprocessing.context.ForkServerContext, tmp_path: Path) -> None:
-    """The second is refused, and the first is none the worse for it."""
+    """The second is refused as long as the first is there."""
     model = save_tiny_judge(tmp_path)
     write_conversations(tmp_path / "in.jsonl", random_trees(20))
-    with Journal(tmp_path / "out.jsonl.journal", {}):
-        process = processes.Process(target=annotate_process, args=(tmp_path / "in.jsonl", model, tmp_path / "out.jsonl"))
+    out = tmp_path / "out.jsonl"
+
+    def attempt() -> int | None:
+        process = processes.Process(target=annotate_process, args=(tmp_path / "in.jsonl", model, out))
         process.start()
         process.join()
-        assert process.exitcode == 1
-    assert not (tmp_path / "out.jsonl").exists()
+        return process.exitcode
+
+    with Journal(tmp_path / "out.jsonl.journal", {}):
+        assert attempt() == 1
+        assert not out.exists()
+    assert attempt() == 0
+    assert len(load_conversations(out)) == 20

@@ -29,14 +29,22 @@ class Extent:
     def __init__(self, path: Path) -> None:
         self._in_rows = path.suffix == ".parquet"
         if self._in_rows:
-            import pyarrow.parquet
-
-            self.total = float(pyarrow.parquet.read_metadata(path).num_rows)
+            self.total = float(_parquet_rows(path))
         else:
             self.total = path.stat().st_size * _expansion(path)
 
     def of(self, row: Row) -> float:
         return 1.0 if self._in_rows else float(len(row.raw))
+
+
+def _parquet_rows(path: Path) -> int:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return int(pyarrow.parquet.read_metadata(path).num_rows)
+    except pyarrow.ArrowInvalid:
+        return 1  # reading the file will say what is wrong with it
 
 
 def _expansion(path: Path) -> float:
@@ -49,7 +57,7 @@ def _expansion(path: Path) -> float:
     try:
         text = unpacker.decompress(sample)
     except (zlib.error, zstandard.ZstdError):
-        return 1.0  # reading the file will say what is wrong with it
+        return 1.0  # as above
     return len(text) / max(1, len(sample) - len(unpacker.unused_data)) or 1.0
 
 

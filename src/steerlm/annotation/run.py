@@ -260,8 +260,9 @@ def _check_paths(data: Path, out: Path) -> None:
         raise DataError(f"{data}: no such file")
     if out.suffix == ".parquet":
         raise ConfigError(f"--out {out}: the result is JSONL; name it .jsonl, .jsonl.gz or .jsonl.zst")
-    if out.is_dir():
-        raise ConfigError(f"--out {out} is a directory; name a file in it")
+    if out.exists() and not out.is_file():
+        what = "a directory; name a file in it" if out.is_dir() else "no ordinary file, and would be replaced by one"
+        raise ConfigError(f"--out {out} is {what}")
     if out.exists() and os.path.samefile(data, out):
         raise ConfigError(f"--out {out} is the input itself; choose another file")
 

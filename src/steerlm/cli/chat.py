@@ -117,9 +117,7 @@ def chat_command(
     """
     policy = load_model(model, "policy", device)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    session = ChatSession(
-        policy, TorchEngine(policy), sampling, parse_assignments(policy.schema, set_ or []), system
-    )
+    session = ChatSession(policy, TorchEngine(policy), sampling, parse_assignments(policy.schema, set_ or []), system)
     console = Console()
     console.print(f"{model}: /help for commands, Ctrl-D to leave", style="dim", highlight=False)
     talk(session, console, _lines(console))
@@ -135,7 +133,9 @@ def talk(session: ChatSession, console: Console, lines: Iterable[str]) -> None:
             if text.startswith("/"):
                 console.print(session.command(text), highlight=False)
             elif text:
-                session.answer(text, lambda part: console.print(part, end="", markup=False, highlight=False, soft_wrap=True))
+                session.answer(
+                    text, lambda part: console.print(part, end="", markup=False, highlight=False, soft_wrap=True)
+                )
                 console.print()
         except SteerLMError as error:
             console.print(f"error: {error}", style="red", markup=False, highlight=False)

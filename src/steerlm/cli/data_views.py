@@ -78,10 +78,9 @@ def token_view(conversation: Conversation, renderer: Renderer, task: Task, label
         trained += count
         branches.append((branches[segment.parent] if segment.parent >= 0 else tree).add(text))
     legend = Text.assemble(*((f"{role} ", style) for role, style in _STYLES.items()))
-    legend.append(f"{_LOSS_OPEN}with loss{_LOSS_CLOSE}", "bold").append(
-        f"  {renderer.dialect.name}, {task}: {tokens.size} tokens, {trained} with loss"
-    )
-    return Group(legend, tree)
+    legend.append(f"{_LOSS_OPEN}with loss{_LOSS_CLOSE}", "bold")
+    counts = Text(f"{renderer.dialect.name}, {task}: {tokens.size} tokens, {trained} with loss")
+    return Group(legend, counts, tree)
 
 
 def _rendered(conversation: Conversation, renderer: Renderer, task: Task, labels_from: LabelsFrom) -> TokenTree:

@@ -104,9 +104,7 @@ def generate_command(
 def _record(values: dict[str, int], answers: list[Completion]) -> dict[str, Any]:
     return {
         "attributes": values,
-        "answers": [
-            {"text": answer.text, "finish": answer.finish, "tokens": len(answer.tokens)} for answer in answers
-        ],
+        "answers": [{"text": answer.text, "finish": answer.finish, "tokens": len(answer.tokens)} for answer in answers],
     }
 
 

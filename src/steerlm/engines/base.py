@@ -44,7 +44,8 @@ class Sampling:
 
 class Piece(NamedTuple):
     """The next of request `index`: text that is certain by now (may be empty), the token behind it, and, with the
-    last piece, why it ended."""
+    last piece, why it ended.
+    """
 
     index: int
     token: int

@@ -33,7 +33,7 @@ class TextStream:
         return "" if self.stopped else self._settle(self._new_text(whole=True), last=True)
 
     def _new_text(self, whole: bool = False) -> str:
-        text = self._tokenizer.decode(self._ids[self._from :], skip_special_tokens=True)
+        text = self._decoded()
         if text.endswith("\ufffd") and not whole:
             return ""
         new = text[len(self._window) :]
@@ -41,8 +41,11 @@ class TextStream:
         # Decoding the whole answer for every token would take quadratic time; a few tokens are context enough.
         if len(self._ids) - self._from > 16 and not text.endswith("\ufffd"):
             self._from = len(self._ids) - 4
-            self._window = self._tokenizer.decode(self._ids[self._from :], skip_special_tokens=True)
+            self._window = self._decoded()
         return new
+
+    def _decoded(self) -> str:
+        return str(self._tokenizer.decode(self._ids[self._from :], skip_special_tokens=True))
 
     def _settle(self, new: str, last: bool) -> str:
         text = self._held + new

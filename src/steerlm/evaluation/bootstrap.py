@@ -22,11 +22,10 @@ class Estimate(NamedTuple):
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def bootstrap(
-    statistic: Callable[..., float], *samples: Floats, resamples: int = 2000, seed: int = 0
-) -> Estimate:
+def bootstrap(statistic: Callable[..., float], *samples: Floats, resamples: int = 2000, seed: int = 0) -> Estimate:
     """`statistic(*samples)` with its interval. The samples are paired: entry i of each belongs to unit i, and units
-    are drawn with replacement. Resamples on which the statistic is not finite are left out."""
+    are drawn with replacement. Resamples on which the statistic is not finite are left out.
+    """
     random = np.random.default_rng(seed)
     size = len(samples[0])
     draws = []

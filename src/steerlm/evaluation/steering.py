@@ -99,7 +99,9 @@ def ends_contrast(results: Sequence[LevelResult], attribute: str) -> Contrast:
         np.array(high.characters, dtype=float),
         np.array(low.characters, dtype=float),
     )
-    grade_difference = bootstrap(lambda top, bottom: float(top.mean() - bottom.mean()), np.array(high.grades), np.array(low.grades))
+    grade_difference = bootstrap(
+        lambda top, bottom: float(top.mean() - bottom.mean()), np.array(high.grades), np.array(low.grades)
+    )
     return Contrast(attribute, length_ratio, grade_difference)
 
 

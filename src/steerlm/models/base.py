@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -19,25 +20,19 @@ from steerlm.errors import ModelError
 
 SMOLLM2 = "smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_HUB_ERRORS = (OSError, ValueError, KeyError)
+_LOAD_ERRORS = (OSError, ValueError, KeyError, SafetensorError)
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a Hugging Face id, of a model directory, or of `smollm2`."""
-    with quiet():
-        try:
-            return AutoTokenizer.from_pretrained(resolve(name))  # type: ignore[no-any-return, no-untyped-call]
-        except _HUB_ERRORS as error:
-            raise ModelError(_no_model(name, error)) from error
+    with loading(name):
+        return AutoTokenizer.from_pretrained(resolve(name))
 
 
 def load_causal_lm(name: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The language model of a Hugging Face id, of a model directory, or of `smollm2`."""
-    with quiet():
-        try:
-            return AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype)  # type: ignore[no-any-return]
-        except _HUB_ERRORS as error:
-            raise ModelError(_no_model(name, error)) from error
+    with loading(name):
+        return AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype)
 
 
 def resolve(name: str | Path) -> str:
@@ -117,6 +112,16 @@ def _smollm2() -> Path:
 def _no_model(name: str | Path, error: Exception) -> str:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return f"cannot load the model {str(name)!r}: {first}; give a Hugging Face id, the path of a model directory, or {SMOLLM2}"
+
+
+@contextlib.contextmanager
+def loading(name: str | Path) -> Iterator[None]:
+    """What transformers raises for a model that is missing, damaged or of another kind becomes a `ModelError`."""
+    with quiet():
+        try:
+            yield
+        except _LOAD_ERRORS as error:
+            raise ModelError(_no_model(name, error)) from error
 
 
 @contextlib.contextmanager

@@ -50,7 +50,9 @@ class ModelInfo:
         path = Path(directory) / FILE
         if not path.is_file():
             what = "no such directory" if not Path(directory).is_dir() else f"it has no {FILE}"
-            raise ModelError(f"{directory} is no steerlm model: {what}; train one with `steerlm train` or check the path")
+            raise ModelError(
+                f"{directory} is no steerlm model: {what}; train one with `steerlm train` or check the path"
+            )
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             if record.pop("format") != _FORMAT:
@@ -58,7 +60,7 @@ class ModelInfo:
             info = cls(**{**record, "schema": Schema.from_list(record["schema"], where=str(path))})
         except (ValueError, KeyError, TypeError, AttributeError, SchemaError) as error:
             raise ModelError(f"{path}: not a readable steerlm.json: {error}") from error
-        if info.dialect not in DIALECTS:
+        if info.dialect not in tuple(DIALECTS):
             raise ModelError(f"{path}: unknown dialect {info.dialect!r}; this version knows {', '.join(DIALECTS)}")
         if kind is not None and info.kind != kind:
             raise ModelError(f"{directory} is a {info.kind}, where a {kind} is needed")

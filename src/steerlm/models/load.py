@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from steerlm.attributes import Schema
 from steerlm.dialects import DIALECTS, Renderer, detect_dialect, level_tokens
 from steerlm.errors import ModelError
-from steerlm.models.base import add_tokens, load_causal_lm, load_tokenizer, quiet, resolve
+from steerlm.models.base import add_tokens, load_causal_lm, load_tokenizer, loading, quiet, resolve
 from steerlm.models.directory import Kind, ModelInfo, weights_fingerprint
 
 
@@ -94,7 +94,7 @@ def load_model(directory: str | Path, kind: Kind, device: str | torch.device = "
     if kind == "policy":
         network = load_causal_lm(directory)
     else:
-        with quiet():
+        with loading(directory):
             network = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
     return SteerModel(network.to(device).eval(), Renderer(DIALECTS[info.dialect], tokenizer, info.schema), info)
 
@@ -114,18 +114,15 @@ def hidden_states(network: PreTrainedModel, **inputs: Any) -> Tensor:
 
 
 def _with_head(base: str | Path, schema: Schema) -> PreTrainedModel:
-    with quiet():
-        try:
-            network: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-                resolve(base),
-                num_labels=len(schema),
-                id2label=dict(enumerate(schema.names)),
-                label2id={name: index for index, name in enumerate(schema.names)},
-                problem_type="regression",
-                dtype=torch.float32,
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"cannot make an attribute model from {str(base)!r}: {error}") from error
+    with loading(base):
+        network: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+            resolve(base),
+            num_labels=len(schema),
+            id2label=dict(enumerate(schema.names)),
+            label2id={name: index for index, name in enumerate(schema.names)},
+            problem_type="regression",
+            dtype=torch.float32,
+        )
     return network
 
 

@@ -1,5 +1,6 @@
 """Training of the attribute model: a regression of human ratings, read at the end of each response
-(arXiv 2311.09528, section 4.4). Shapes: R responses, A attributes, D hidden."""
+(arXiv 2311.09528, section 4.4). Shapes: R responses, A attributes, D hidden.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ class AttributeTask:
 
     def __post_init__(self) -> None:
         schema = self.model.schema
-        schema_weights = {name: 1.0 for name in schema.names}
+        schema_weights = dict.fromkeys(schema.names, 1.0)
         for name, weight in self.settings.loss_weights.items():
             schema_weights[schema[name].name] = weight
         self._weights_A = torch.tensor([schema_weights[name] for name in schema.names], device=self.model.device)

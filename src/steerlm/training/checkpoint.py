@@ -36,7 +36,9 @@ class Checkpoints:
         self.keep = keep
 
     def _found(self) -> list[tuple[int, Path]]:
-        found = [(int(match[1]), path) for path in self.directory.glob("step-*.pt") if (match := _NAME.match(path.name))]
+        found = [
+            (int(match[1]), path) for path in self.directory.glob("step-*.pt") if (match := _NAME.match(path.name))
+        ]
         return sorted(found)
 
     def save(self, network: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
@@ -59,6 +61,8 @@ class Checkpoints:
 
     def resume(self, network: nn.Module, optimizer: Optimizer) -> Progress | None:
         """Load the newest checkpoint, if there is one. Raises `TrainingError` where it belongs to another run."""
+        for torn in self.directory.glob(".*.partial"):  # of a process that was killed while it wrote
+            torn.unlink(missing_ok=True)
         found = self._found()
         if not found:
             return None

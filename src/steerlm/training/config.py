@@ -19,7 +19,7 @@ LabelSource = Literal["predicted", "ratings-first"]
 class Settings(BaseModel):
     """Base of all settings: frozen, unknown keys refused, every field described."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class TrainSettings(Settings):
@@ -144,9 +144,9 @@ def load_settings(kind: type[S], recipe: str | Path | None, overrides: dict[str,
     if recipe is not None:
         try:
             values = yaml.safe_load(find_recipe(recipe).read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
             raise ConfigError(f"{recipe}: cannot read the recipe: {error}") from error
-        if not isinstance(values, dict):
+        if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
             raise ConfigError(f"{recipe}: expected a mapping of settings")
     return checked(kind, {**values, **overrides}, where=str(recipe) if recipe else "settings")
 

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import nn
 
 from steerlm.attention import default_form, use_plain_attention, use_tree_attention
 from steerlm.conversation import Conversation
-from steerlm.errors import DataError, TrainingError
+from steerlm.errors import ConfigError, DataError, TrainingError
 from steerlm.models.directory import ModelInfo
 from steerlm.models.load import SteerModel
 from steerlm.packing import Pack, fit, pack
@@ -29,7 +28,16 @@ from steerlm.training.plan import Step, learning_rate, plan_steps
 from steerlm.training.task import Batch, Task
 
 # Settings that say where and how often, not what: a run resumes whatever they are.
-_INCIDENTAL = {"out", "pack_tokens", "checkpoint_every", "keep_checkpoints", "device", "attention", "data", "validation"}
+_INCIDENTAL = {
+    "out",
+    "pack_tokens",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "device",
+    "attention",
+    "data",
+    "validation",
+}
 
 
 @dataclass(frozen=True)
@@ -87,9 +95,7 @@ class _Run:
         self.device = device
         self.network = task.model.network
         self.dtype = pick_precision(settings.precision, device)
-        use_tree_attention(
-            self.network, default_form(device) if settings.attention == "auto" else settings.attention
-        )
+        use_tree_attention(self.network, default_form(device) if settings.attention == "auto" else settings.attention)
         if settings.gradient_checkpointing:
             self.network.gradient_checkpointing_enable({"use_reentrant": False})
         self.optimizer = make_optimizer(self.network, settings)
@@ -119,7 +125,9 @@ class _Run:
         trees = [self.task.tree(conversation, 0) for conversation in self.data.train]
         _, report = fit(trees, self.settings.context, self.settings.pack_tokens)
         if report.responses == 0:
-            raise DataError("no response of the data can be trained on: none has labels or ratings, or all are too long")
+            raise DataError(
+                "no response of the data can be trained on: none has labels or ratings, or all are too long"
+            )
         sizes = [tree.size if tree.active else 0 for tree in trees]
         used = [index for index, size in enumerate(sizes) if size]
         steps = plan_steps(
@@ -169,23 +177,33 @@ class _Run:
         for item in packs:
             with self._computing():
                 losses = self.task.losses(Batch.of(item, self.device))
-            parts = [terms[name].weight * loss.total / terms[name].count for name, loss in losses.items() if terms[name].count]
+            parts = [
+                terms[name].weight * loss.total / terms[name].count
+                for name, loss in losses.items()
+                if terms[name].count
+            ]
             if parts:
                 torch.stack(parts).sum().backward()  # type: ignore[no-untyped-call]
             for name, loss in losses.items():
                 sums[name] += loss.total.item()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip).item()
         means = {name: sums[name] / term.count for name, term in terms.items() if term.count}
-        loss = sum(terms[name].weight * mean for name, mean in means.items())
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        objective = sum(terms[name].weight * mean for name, mean in means.items())
+        if not (math.isfinite(objective) and math.isfinite(norm)):
             names = sorted({response.conversation for item in packs for response in item.responses})
             raise TrainingError(
-                f"step {number + 1}: loss {loss}, gradient norm {norm}; the conversations of this step: "
+                f"step {number + 1}: loss {objective}, gradient norm {norm}; the conversations of this step: "
                 f"{', '.join(names)}. Lower the learning rate or look at these; the run resumes from its last checkpoint"
             )
         with self.new_tokens.step():
             self.optimizer.step()
-        return {"loss": loss, **means, "gradient_norm": norm, "tokens": sum(item.size for item in packs), "packs": len(packs)}
+        return {
+            "loss": objective,
+            **means,
+            "gradient_norm": norm,
+            "tokens": sum(item.size for item in packs),
+            "packs": len(packs),
+        }
 
     def _packs(self, step: Step) -> list[Pack]:
         trees = [self.task.tree(self.data.train[member], step.epoch) for member in step.members]
@@ -248,10 +266,13 @@ def make_optimizer(network: nn.Module, settings: TrainSettings) -> torch.optim.A
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is a GPU where there is one."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """`auto` is a GPU where there is one. Raises `ConfigError` for a device that cannot be used here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def pick_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -262,4 +283,6 @@ def pick_precision(precision: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else torch.float32
+    return (
+        torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else torch.float32
+    )

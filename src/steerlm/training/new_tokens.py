@@ -75,4 +75,3 @@ def line_projection(levels: int) -> Tensor:
     basis_L2 = torch.stack([torch.ones(levels), torch.arange(levels) - (levels - 1) / 2], dim=1)
     basis_L2 = basis_L2 / basis_L2.norm(dim=0)
     return basis_L2 @ basis_L2.T
-

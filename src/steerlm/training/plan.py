@@ -34,7 +34,8 @@ def plan_steps(
     for epoch in range(math.ceil(epochs)):
         order = list(range(len(sizes)))
         random.Random(f"{seed}-{epoch}").shuffle(order)
-        order = order[: math.ceil(len(order) * min(1.0, epochs - epoch))]
+        # Rounded first, as 1.1 - 1 is a little more than a tenth.
+        order = order[: math.ceil(round(len(order) * min(1.0, epochs - epoch), 6))]
         members: list[int] = []
         tokens = 0
         for index in order:

@@ -69,7 +69,9 @@ class PolicyTask:
         return self._tree(conversation, epoch, self.settings.label_dropout, foils=self.settings.contrast > 0)
 
     def _tree(self, conversation: Conversation, epoch: int, dropout: float, foils: bool) -> TokenTree:
-        labels = {index: labels_of(conversation.messages[index], self.settings.labels) for index in conversation.responses}
+        labels = {
+            index: labels_of(conversation.messages[index], self.settings.labels) for index in conversation.responses
+        }
         threads = conversation.threads_through
         weights = {
             index: 0.0 if not labels[index] else float(threads[index]) if self.settings.thread_weights else 1.0
@@ -164,7 +166,7 @@ def foil_pairs(pack: Pack) -> tuple[list[int], list[int]]:
 
 
 def likelihoods(nll_N: Tensor, batch: Batch) -> Tensor:
-    """log p(response | labels, prompt) in nats, [R]: the sum over its tokens and its end signal."""
+    """Log p(response | labels, prompt) in nats, [R]: the sum over its tokens and its end signal."""
     zeros_R = nll_N.new_zeros(len(batch.pack.responses))
     return zeros_R.index_add(0, batch.tensor(batch.pack.owner_N), -nll_N)
 

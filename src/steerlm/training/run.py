@@ -49,7 +49,9 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, fresh: bool
             model = new_model(kind, settings.base, schema, settings.dialect)
         model.network.to(device)  # type: ignore[arg-type]
         model.info.provenance.update(base=settings.base, **environment())
-        task: Task = PolicyTask(model, settings) if isinstance(settings, PolicySettings) else AttributeTask(model, settings)
+        task: Task = (
+            PolicyTask(model, settings) if isinstance(settings, PolicySettings) else AttributeTask(model, settings)
+        )
         task.remember(data.train)
         return task
 
@@ -83,7 +85,9 @@ def _load(paths: Sequence[Path], schema: Schema) -> list[Conversation]:
     for path in paths:
         for conversation in load_conversations(path, schema):
             if conversation.id in where:
-                raise DataError(f"{path}: conversation {conversation.id!r} is in {where[conversation.id]} too; ids must be unique")
+                raise DataError(
+                    f"{path}: conversation {conversation.id!r} is in {where[conversation.id]} too; ids must be unique"
+                )
             where[conversation.id] = path
             conversations.append(conversation)
     return conversations

@@ -8,10 +8,10 @@ from pathlib import Path
 import cyclopts
 import pytest
 
-from tiny_judge import random_trees
 from steerlm.cli.annotate import annotate_command
-from steerlm.errors import ModelError, SchemaError
+from steerlm.errors import ConfigError, ModelError, SchemaError
 from steerlm.files import load_conversations, write_conversations
+from tiny_judge import random_trees
 
 
 @pytest.fixture
@@ -43,6 +43,8 @@ def test_errors(app: cyclopts.App, judge_directory: Path, tmp_path: Path) -> Non
         app([*command, "--model", str(tmp_path)])
     with pytest.raises(SchemaError, match="cannot read the schema"):
         app([*command, "--model", str(judge_directory), "--schema", str(tmp_path / "none.yaml")])
+    with pytest.raises(ConfigError, match="device 'nowhere' cannot be used here"):
+        app([*command, "--model", str(judge_directory), "--device", "nowhere"])
     with pytest.raises(cyclopts.CycloptsError):
         app([*command, "--model", str(judge_directory), "--context", "3"], print_error=False)
 

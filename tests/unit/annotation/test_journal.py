@@ -74,7 +74,7 @@ def test_zeroes_at_the_end_are_cut(path: Path, three_windows: bytes) -> None:
 
 
 def test_work_of_another_run_is_kept(path: Path, three_windows: bytes) -> None:
-    with pytest.raises(DataError, match="keeps 6 conversations.*different: the input file, context.*--fresh"):
+    with pytest.raises(DataError, match=r"keeps 6 conversations.*different: the input file, context.*--fresh"):
         Journal(path, {**KEY, "input": "xyz", "context": 128})
     assert path.read_bytes() == three_windows
 

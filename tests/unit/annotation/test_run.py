@@ -19,17 +19,17 @@ import pytest
 import zstandard
 from rich.console import Console
 
-from tiny_judge import random_trees
-from steerlm.annotation import AnnotateSettings, Scorer, annotate
-from steerlm.annotation.run import data_schema
+from steerlm.annotation import AnnotateSettings, Scored, Scorer, annotate
 from steerlm.annotation.journal import Journal
 from steerlm.annotation.progress import Extent
+from steerlm.annotation.run import data_schema
 from steerlm.annotation.scorer import on_scale
 from steerlm.attributes import STEERLM, Attribute, Schema
 from steerlm.conversation import Conversation
 from steerlm.errors import ConfigError, DataError, ModelError, SchemaError
-from steerlm.files import json_line, load_conversations, read_rows, write_conversations
+from steerlm.files import json_line, load_conversations, read_rows, sha256, write_conversations
 from steerlm.models.load import SteerModel
+from tiny_judge import random_trees
 
 SETTINGS = AnnotateSettings(window_bytes=600, window_conversations=5, precision="fp32")
 
@@ -54,9 +54,7 @@ def names(directory: Path) -> set[str]:
     return {path.name for path in directory.iterdir()}
 
 
-def test_every_response_gets_its_scores(
-    judge: SteerModel, data: Path, out: Path, trees: list[Conversation]
-) -> None:
+def test_every_response_gets_its_scores(judge: SteerModel, data: Path, out: Path, trees: list[Conversation]) -> None:
     report = annotate(data, out, judge, SETTINGS)
     annotated = load_conversations(out)
     expected = Scorer(judge, SETTINGS).score(trees).values
@@ -101,7 +99,12 @@ def test_a_finished_run_is_not_repeated(
     first = annotate(data, out, judge, SETTINGS)
     calls: list[int] = []
     score = Scorer.score
-    monkeypatch.setattr(Scorer, "score", lambda self, *rest: calls.append(1) or score(self, *rest))
+
+    def counted(self: Scorer, *rest: Any) -> Scored:
+        calls.append(1)
+        return score(self, *rest)
+
+    monkeypatch.setattr(Scorer, "score", counted)
     again = annotate(data, out, judge, SETTINGS)
     assert not calls
     assert (again.totals, again.resumed, again.responses_per_second) == (first.totals, 40, 0.0)
@@ -163,11 +166,9 @@ def test_interrupted_while_finishing(
     def stop(*rest: object) -> None:
         raise Killed
 
-    import steerlm.annotation.run as module
-
     with monkeypatch.context() as patch:
-        real = module.sha256
-        patch.setattr(module, step, stop if step != "sha256" else lambda p: real(p) if p == data else stop())
+        stopping = stop if step != "sha256" else lambda path: sha256(path) if path == data else stop()
+        patch.setattr(f"steerlm.annotation.run.{step}", stopping)
         with pytest.raises(Killed):
             annotate(data, out, judge, SETTINGS)
     assert (out.parent / "out.jsonl.journal").exists()
@@ -231,9 +232,7 @@ def test_full_disk_while_scoring(judge: SteerModel, data: Path, tmp_path: Path) 
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
-def test_full_disk_while_finishing(
-    judge: SteerModel, data: Path, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_while_finishing(judge: SteerModel, data: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out.write_text("an earlier file\n")
     import steerlm.files as files
 
@@ -404,6 +403,13 @@ def test_zstandard_file_of_several_frames(judge: SteerModel, tmp_path: Path, out
     assert annotate(tmp_path / "in.jsonl.zst", out, judge, SETTINGS).totals.conversations == 3
 
 
+def test_damaged_parquet_file(judge: SteerModel, tmp_path: Path, out: Path) -> None:
+    (tmp_path / "in.parquet").write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(DataError, match="not a readable Parquet file"):
+        annotate(tmp_path / "in.parquet", out, judge, SETTINGS)
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("content", [b"", b"\n \n"])
 def test_empty_input(judge: SteerModel, tmp_path: Path, out: Path, content: bytes) -> None:
     (tmp_path / "in.jsonl").write_bytes(content)
@@ -420,12 +426,16 @@ def test_no_conversation_among_the_lines(judge: SteerModel, tmp_path: Path, out:
 
 
 def test_paths_are_checked_before_anything(judge: SteerModel, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere.jsonl: no such file"):
+    with pytest.raises(DataError, match=r"nowhere.jsonl: no such file"):
         annotate(tmp_path / "nowhere.jsonl", tmp_path / "out.jsonl", judge)
     with pytest.raises(ConfigError, match="is the input itself"):
         annotate(data, data, judge)
     with pytest.raises(ConfigError, match="is a directory"):
         annotate(data, tmp_path, judge)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="is no ordinary file"):
+        annotate(data, tmp_path / "pipe", judge)
+    (tmp_path / "pipe").unlink()
     with pytest.raises(ConfigError, match="the result is JSONL"):
         annotate(data, tmp_path / "out.parquet", judge)
     with pytest.raises(ModelError, match="save it first"):
@@ -434,9 +444,9 @@ def test_paths_are_checked_before_anything(judge: SteerModel, data: Path, tmp_pa
 
 
 def test_too_long_responses_are_counted(judge: SteerModel, data: Path, out: Path, trees: list[Conversation]) -> None:
-    settings = SETTINGS.model_copy(update={"context": 120})
+    settings = SETTINGS.model_copy(update={"context": 70})
     report = annotate(data, out, judge, settings)
-    assert report.totals.truncated > 0
+    assert report.totals.truncated > 3
     assert report.totals.dropped > 0
     bare = [m for c in load_conversations(out) for m in c.messages if m.role == "assistant" and not m.predicted]
     assert len(bare) == report.totals.dropped == report.totals.responses - report.totals.scored
@@ -455,7 +465,9 @@ def test_schema_of_data_and_model() -> None:
         data_schema(model, STEERLM)
 
 
-def test_progress_lines_in_a_log_file(judge: SteerModel, data: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_lines_in_a_log_file(
+    judge: SteerModel, data: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("steerlm.annotation.progress._QUIET_SECONDS", 0.0)
     log = io.StringIO()
     annotate(data, out, judge, SETTINGS, console=Console(file=log, width=200))

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
-from tiny_judge import random_trees, save_tiny_base
 from steerlm.annotation.scorer import Scorer, on_scale, trained_context
 from steerlm.annotation.settings import ScoreSettings
 from steerlm.attributes import STEERLM, Attribute, Schema
 from steerlm.conversation import Conversation, Message
 from steerlm.errors import ConfigError, ModelError
-from steerlm.models.load import SteerModel, new_model
+from steerlm.models.load import SteerModel, head_of, new_model
+from tiny_judge import random_trees, save_tiny_base
 
 FP32 = ScoreSettings(precision="fp32")
 
@@ -140,8 +140,8 @@ def test_refusals(judge: SteerModel, tmp_path: Path) -> None:
 
 def test_scores_that_are_not_finite_are_refused(judge: SteerModel) -> None:
     with torch.no_grad():
-        judge.network.score.weight[2].fill_(float("nan"))
-    with pytest.raises(ModelError, match="conversation chain, message 1: .*not finite"):
+        head_of(judge.network).weight[2].fill_(float("nan"))
+    with pytest.raises(ModelError, match=r"conversation chain, message 1: .*not finite"):
         Scorer(judge).score([chain("why", "because")])
 
 

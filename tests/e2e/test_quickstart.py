@@ -1,0 +1,150 @@
+"""The whole method on a tiny model: all stages, then again with every stage kept, then talking to the result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from steerlm.cli.chat import ChatSession, talk
+from steerlm.cli.main import run
+from steerlm.engines import Sampling, TorchEngine
+from steerlm.models.load import load_model
+from tiny import TOKENIZERS, save_base
+
+RECIPE = """
+out: {out}
+base: {base}
+held_out: 0.2
+attributes: {{context: 512, pack_tokens: 1024, max_steps: 1}}
+policy:
+  labels: ratings-first
+  context: 512
+  pack_tokens: 1024
+  max_steps: 1
+  contrast: 0.5
+  defaults: {{verbosity: 2, complexity: 2}}
+steering: {{attributes: [verbosity, humor], prompts: 2, max_tokens: 5}}
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("quickstart")
+    base = save_base(folder / "base", TOKENIZERS["chatml"]())
+    (folder / "recipe.yaml").write_text(RECIPE.format(out=folder / "run", base=base))
+    assert run(["quickstart", "--recipe", str(folder / "recipe.yaml")]) == 0
+    return folder
+
+
+def test_summary_has_what_a_program_needs(finished: Path) -> None:
+    summary = json.loads((finished / "run" / "summary.json").read_text())
+    assert [stage["stage"] for stage in summary["stages"]] == [
+        "import",
+        "attribute model",
+        "annotate",
+        "policy",
+        "measure",
+    ]
+    assert all(stage["seconds"] >= 0 and stage["peak_memory_mb"] > 0 for stage in summary["stages"])
+    rows = summary["steering"]
+    assert [(row["attribute"], row["level"]) for row in rows] == [
+        (a, l) for a in ("verbosity", "humor") for l in range(5)
+    ]
+    assert all(row["n"] == 2 and row["mean_characters"] >= 0 and "mean_reading_grade" in row for row in rows)
+    figures = summary["attribute_model"]["attributes"]
+    assert set(figures) >= {"quality", "verbosity"}
+    assert {"mae", "rmse", "pearson", "spearman", "baseline_mae"} <= set(figures["verbosity"])
+    assert summary["libraries"]["torch"]
+
+
+def test_run_again_keeps_every_stage(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = [finished / "run" / name / "model.safetensors" for name in ("attribute-model", "policy")]
+    before = [(file.stat().st_mtime_ns, file.read_bytes()) for file in models]
+    first = json.loads((finished / "run" / "summary.json").read_text())
+    assert run(["quickstart", "--recipe", str(finished / "recipe.yaml")]) == 0
+    assert [(file.stat().st_mtime_ns, file.read_bytes()) for file in models] == before
+    again = json.loads((finished / "run" / "summary.json").read_text())
+    assert again["stages"] == first["stages"]
+    assert again["steering"] == first["steering"]
+    assert "steerlm chat" in capsys.readouterr().out
+
+
+def test_annotations_fill_the_unrated_quarter(finished: Path) -> None:
+    lines = (finished / "run" / "annotated.jsonl").read_text().splitlines()
+    answers = [m for line in lines for m in json.loads(line)["messages"] if m["role"] == "assistant"]
+    assert all(set(answer["predicted"]) == set(answers[0]["predicted"]) for answer in answers)
+    assert any("ratings" not in answer for answer in answers)
+    assert any("ratings" in answer for answer in answers)
+
+
+def test_generate_sweeps_and_prints_json(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = str(finished / "run" / "policy")
+    assert (
+        run(["generate", policy, "Hi", "--sweep", "verbosity", "--set", "humor=4", "--max-tokens", "4", "--json"]) == 0
+    )
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["attributes"]["verbosity"] for row in rows] == [0, 1, 2, 3, 4]
+    assert all(row["attributes"]["humor"] == 4 and len(row["answers"]) == 1 for row in rows)
+    assert run(["generate", policy, "Hi", "--n", "3", "--max-tokens", "4", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)[0]["answers"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "verbosity=9"], "levels 0 to 4"),
+        (["--set", "wit=1"], "unknown attribute 'wit'"),
+        (["--sweep", "wit"], "unknown attribute 'wit'"),
+        (["--sweep", "humor", "--set", "humor=1"], "both set and swept"),
+        (["--n", "0"], "at least one"),
+        (["--n", "2", "--temperature", "0"], "raise --temperature"),
+        (["--max-tokens", "99999"], "exceed the model's context"),
+    ],
+)
+def test_generate_refuses(
+    finished: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert run(["generate", str(finished / "run" / "policy"), "Hi", *arguments]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_chat(finished: Path) -> None:
+    policy = load_model(finished / "run" / "policy", "policy")
+    session = ChatSession(policy, TorchEngine(policy), Sampling(max_tokens=6))
+    console = Console(record=True, width=100)
+    talk(
+        session,
+        console,
+        ["/set verbosity 0", "Hi", "/set humor=4", "And now?", "/set wit 3", "/nonsense", "/show", "/quit", "no"],
+    )
+    assert [turn.prompt for turn in session.history] == ["Hi", "And now?"]
+    # The labels of the first turn stay what they were when it was answered.
+    assert (session.history[0].values["verbosity"], session.history[0].values["humor"]) == (0, 0)
+    assert (session.history[1].values["verbosity"], session.history[1].values["humor"]) == (0, 4)
+    assert policy.schema.defaults["complexity"] == 2
+    text = console.export_text()
+    assert "unknown attribute 'wit'" in text
+    assert "unknown command /nonsense" in text
+    session.command("/reset")
+    assert not session.history
+    assert not session.asked
+
+
+def test_chat_forgets_its_oldest_turns_when_the_context_is_full(finished: Path) -> None:
+    policy = load_model(finished / "run" / "policy", "policy")
+    engine = TorchEngine(policy)
+    engine.context = 160
+    session = ChatSession(policy, engine, Sampling(max_tokens=4))
+    for number in range(6):
+        session.answer(f"This is question number {number}, is it not?", lambda part: None)
+    assert 0 < len(session.history) < 6
+    assert session.history[-1].prompt.startswith("This is question number 5")
+
+
+def test_data_without_ratings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pool.jsonl").write_text('{"prompt": "Hi", "responses": [{"text": "Hello"}, {"text": "Good day"}]}\n')
+    assert run(["quickstart", "--data", str(tmp_path / "pool.jsonl"), "--out", str(tmp_path / "run")]) == 2
+    assert "no response in the data carries human ratings" in " ".join(capsys.readouterr().err.split())

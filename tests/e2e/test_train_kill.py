@@ -1,0 +1,132 @@
+"""SIGKILL a training at ten random moments, then run to the end: the same weights as a run that nobody disturbed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from steerlm.files import write_conversations
+from steerlm.training.config import PolicySettings
+from steerlm.training.run import train_policy
+from tiny import TOKENIZERS, save_base
+from tiny_judge import random_trees
+
+KILLS = 10
+
+
+def settings(folder: Path, out: str) -> PolicySettings:
+    return PolicySettings(
+        data=[folder / "data.jsonl"],
+        base=str(folder / "base"),
+        out=folder / out,
+        labels="ratings-first",
+        context=128,
+        pack_tokens=256,
+        batch_tokens=150,
+        epochs=3,
+        contrast=0.5,
+        precision="fp32",
+        validate_every=7,
+        checkpoint_every=2,
+    )
+
+
+def train_process(folder: Path, out: str) -> None:
+    torch.set_num_threads(1)
+    train_policy(settings(folder, out))
+
+
+def steps_done(out: Path) -> int:
+    log = out / "metrics.jsonl"
+    return log.read_bytes().count(b'"kind":"train"') if log.is_file() else 0
+
+
+def test_killed_ten_times(tmp_path: Path) -> None:
+    save_base(tmp_path / "base", TOKENIZERS["chatml"]())
+    write_conversations(tmp_path / "data.jsonl", random_trees(150, seed=5))
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["steerlm.training.run", "transformers.models.llama.modeling_llama"])
+    whole = processes.Process(target=train_process, args=(tmp_path, "whole"))
+    whole.start()
+    whole.join(timeout=300)
+    assert whole.exitcode == 0
+    total = steps_done(tmp_path / "whole")
+
+    generator = random.Random(0)
+    hits = 0
+    for _ in range(KILLS):
+        process = processes.Process(target=train_process, args=(tmp_path, "parts"))
+        process.start()
+        goal = steps_done(tmp_path / "parts") + generator.randrange(total // KILLS)
+        deadline = time.monotonic() + 120
+        while process.is_alive() and steps_done(tmp_path / "parts") <= goal:
+            assert time.monotonic() < deadline, "the process makes no progress"
+            time.sleep(0.001)
+        time.sleep(generator.uniform(0, 0.05))
+        if process.is_alive():
+            os.kill(process.pid or 0, signal.SIGKILL)
+        process.join(timeout=60)
+        hits += process.exitcode == -signal.SIGKILL
+    assert hits >= KILLS // 2, "the kills must meet a running process"
+    last = processes.Process(target=train_process, args=(tmp_path, "parts"))
+    last.start()
+    last.join(timeout=300)
+    assert last.exitcode == 0
+
+    expected = load_file(tmp_path / "whole" / "model.safetensors")
+    found = load_file(tmp_path / "parts" / "model.safetensors")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    assert steps_done(tmp_path / "parts") == total
+    assert {path.name for path in (tmp_path / "parts").iterdir()} == {
+        path.name for path in (tmp_path / "whole").iterdir()
+    }
+
+
+@pytest.mark.parametrize("call", ["torch.save", "os.fsync"])
+def test_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    save_base(tmp_path / "base", TOKENIZERS["chatml"]())
+    write_conversations(tmp_path / "data.jsonl", random_trees(60, seed=5))
+    whole = train_policy(settings(tmp_path, "whole"))
+    saved = 0
+    genuine = torch.save
+
+    def full(*arguments: object, **keywords: object) -> None:
+        nonlocal saved
+        saved += 1
+        if saved > 2:
+            raise OSError(28, "No space left on device")
+        genuine(*arguments, **keywords)
+
+    if call == "torch.save":
+        monkeypatch.setattr(torch, "save", full)
+    else:
+        from steerlm.training import checkpoint
+
+        count = 0
+        replacing = checkpoint.replacing
+
+        def failing(path: Path) -> object:
+            nonlocal count
+            count += 1
+            if count > 2:
+                monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left")))
+            return replacing(path)
+
+        monkeypatch.setattr(checkpoint, "replacing", failing)
+    with pytest.raises(OSError, match="No space left"):
+        train_policy(settings(tmp_path, "out"))
+    monkeypatch.undo()
+    names = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())
+    assert names == ["step-00000002.pt", "step-00000004.pt"]
+    resumed = train_policy(settings(tmp_path, "out"))
+    expected = whole.network.state_dict()
+    assert all(torch.equal(expected[key], value) for key, value in resumed.network.state_dict().items())
