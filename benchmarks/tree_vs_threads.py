@@ -3,7 +3,8 @@
     python benchmarks/tree_vs_threads.py [--data FILE ...] [--conversations N]
 
 Without data it takes the bundled sample. Same weights, same trained responses, same machine, one process; the loss
-sums of both forms are in the result, to show that they are the same work. Writes benchmarks/results/tree_vs_threads.json.
+sums of both forms are in the result, to show that they are the same work.
+Writes benchmarks/results/tree_vs_threads.json.
 """
 
 from __future__ import annotations
@@ -98,9 +99,7 @@ def main() -> None:
         **environment(),
     }
     write_json(RESULT, result)
-    print(
-        f"threads need {result['token_ratio']:.2f} times the tokens and {result['time_ratio']:.2f} times the time of trees"
-    )
+    print(f"threads: {result['token_ratio']:.2f} times the tokens, {result['time_ratio']:.2f} times the time of trees")
     print(f"loss sums {trees['loss_sum']:.3f} and {threads['loss_sum']:.3f}; written to {RESULT}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from hypothesis import strategies as st
 
@@ -203,8 +204,6 @@ def token_trees(draw: st.DrawFn, name: str = "tree", most: int = 10, foils: bool
 
 def within(tree: TokenTree, vocabulary: int) -> TokenTree:
     """The same tree with its tokens scattered over a small vocabulary, for a network."""
-    from dataclasses import replace
-
     scattered = (
         replace(segment, ids=tuple(token * 2654435761 % 4294967291 % vocabulary for token in segment.ids))
         for segment in tree.segments

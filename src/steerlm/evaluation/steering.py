@@ -10,7 +10,7 @@ import numpy as np
 import textstat
 from rich.table import Table
 
-from steerlm.engines import Completion, Engine, Sampling, complete
+from steerlm.engines import Engine, Sampling, complete
 from steerlm.errors import DataError
 from steerlm.evaluation.bootstrap import Estimate, bootstrap
 from steerlm.models.load import SteerModel
@@ -66,14 +66,17 @@ def measure_steering(
         raise DataError("no prompts to measure steering on")
     results = []
     for name in attributes:
-        for level in (levels or {}).get(name, model.schema[name].levels):
-            progress(f"{name}={level}")
-            values = asked_values(model.schema, {name: level})
-            completions: list[Completion] = complete(
-                engine, [prompt_ids(model, prompt, values) for prompt in prompts], sampling
-            )
-            cut = sum(completion.finish == "length" for completion in completions)
-            results.append(LevelResult(name, level, tuple(completion.text for completion in completions), cut))
+        scale = (levels or {}).get(name, model.schema[name].levels)
+        progress(f"{name} at {', '.join(map(str, scale))}")
+        # All levels go in together: a batch costs little more than its longest answer.
+        asked = [asked_values(model.schema, {name: level}) for level in scale]
+        found = complete(
+            engine, [prompt_ids(model, prompt, values) for values in asked for prompt in prompts], sampling
+        )
+        for number, level in enumerate(scale):
+            answers = found[number * len(prompts) : (number + 1) * len(prompts)]
+            cut = sum(answer.finish == "length" for answer in answers)
+            results.append(LevelResult(name, level, tuple(answer.text for answer in answers), cut))
     return results
 
 

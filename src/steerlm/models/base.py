@@ -111,7 +111,10 @@ def _smollm2() -> Path:
 
 def _no_model(name: str | Path, error: Exception) -> str:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"cannot load the model {str(name)!r}: {first}; give a Hugging Face id, the path of a model directory, or {SMOLLM2}"
+    return (
+        f"cannot load the model {str(name)!r}: {first}; "
+        f"give a Hugging Face id, the path of a model directory, or {SMOLLM2}"
+    )
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from steerlm.packing import Pack
 from steerlm.tokens import TokenTree
 from steerlm.training.config import AttributeSettings
 from steerlm.training.metrics import agreement_by_attribute
+from steerlm.training.ridge import start_ridge
 from steerlm.training.task import Batch, Term, make_packs
 
 # Of every conversation, by id, the ratings of each of its messages.
@@ -59,19 +60,20 @@ class AttributeTask:
             self._means_A = np.where(present_A > 0, np.nansum(table_RA, axis=0) / np.maximum(present_A, 1), np.nan)
 
     def prepare(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
-        """Start the head as a ridge regression on the backbone as it came, so that training refines a fair guess."""
-        if not self.settings.head_ridge:
+        """Start the head as a ridge regression on the backbone as it came, so that training refines a fair judge."""
+        if self.settings.head == "random":
             return {}
         trees = [self.tree(conversation, 0) for conversation in conversations]
-        features, rated = [], []
+        states, rated, groups = [], [], []
         with torch.no_grad():
             for pack in make_packs(trees, self.settings.context, self.settings.pack_tokens):
-                batch = Batch.of(pack, self.model.device)
-                features.append(score_states(self.model, batch).double().cpu())
+                states.append(score_states(self.model, Batch.of(pack, self.model.device)).double().cpu())
                 rated.append(self._rated(pack, self._ratings))
+                groups += [response.conversation for response in pack.responses]
         head = head_of(self.model.network)
-        start_ridge(head, torch.cat(features), torch.from_numpy(np.concatenate(rated)), self.settings.head_ridge)
-        return {}
+        fits = start_ridge(head, torch.cat(states), torch.from_numpy(np.concatenate(rated)), groups)
+        names = self.model.schema.names
+        return {"ridge": {names[column]: asdict(fit) for column, fit in fits.items()}}
 
     def tree(self, conversation: Conversation, epoch: int) -> TokenTree:
         threads = conversation.threads_through
@@ -147,29 +149,3 @@ def ratings_of(conversations: Sequence[Conversation]) -> dict[str, tuple[Mapping
 def rating_table(schema: Schema, values: Sequence[Mapping[str, float]]) -> NDArray[np.float64]:
     """[R, A] with NaN where a rating is missing."""
     return np.array([[row.get(name, np.nan) for name in schema.names] for row in values]).reshape(-1, len(schema))
-
-
-def start_ridge(head: torch.nn.Linear, features_RD: Tensor, rated_RA: Tensor, penalty: float) -> None:
-    """Set each row of the head to the ridge solution over the responses that carry its rating.
-
-    The penalty is relative to the features' mean square. The head has no bias; a direction that all features
-    share plays its part. The solution comes from whichever of the two normal equations is the smaller.
-    """
-    with torch.no_grad():
-        for column in range(rated_RA.shape[1]):
-            present_R = ~torch.isnan(rated_RA[:, column])
-            if not present_R.any():
-                head.weight[column].zero_()
-                continue
-            x_RD, y_R = features_RD[present_R], rated_RA[present_R, column].double()
-            if len(y_R) <= x_RD.shape[1]:
-                weights_D = x_RD.T @ _solve(x_RD @ x_RD.T, y_R, penalty)
-            else:
-                weights_D = _solve(x_RD.T @ x_RD, x_RD.T @ y_R, penalty * x_RD.shape[1] / len(y_R))
-            head.weight[column] = weights_D.to(head.weight)
-
-
-def _solve(gram: Tensor, right: Tensor, penalty: float) -> Tensor:
-    """(gram + penalty * mean of its diagonal * I)^-1 right."""
-    ridge = penalty * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    return torch.linalg.solve(gram + ridge, right)

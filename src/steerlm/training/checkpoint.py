@@ -71,7 +71,8 @@ class Checkpoints:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["key"] != self.key:
             raise TrainingError(
-                f"{path} belongs to a run with other settings or data; choose another --out, or pass --fresh to start over"
+                f"{path} belongs to a run with other settings or data; "
+                "choose another --out, or pass --fresh to start over"
             )
         network.load_state_dict(state["network"])
         network.to(device)

@@ -49,8 +49,8 @@ class TrainSettings(Settings):
     """Conversations in one optimiser step, instead of batch_tokens."""
     epochs: Annotated[float, Field(gt=0)] = 2.0
     """Passes over the data."""
-    max_steps: Annotated[int, Field(ge=1)] | None = None
-    """Stop after this many optimiser steps, whatever the epochs."""
+    max_steps: Annotated[int, Field(ge=0)] | None = None
+    """Stop after this many optimiser steps, whatever the epochs; 0 leaves an attribute model with its ridge head."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     """Peak learning rate."""
     new_token_rate: Annotated[float, Field(ge=1)] = 30.0
@@ -109,8 +109,8 @@ class AttributeSettings(TrainSettings):
 
     loss_weights: dict[str, float] = Field(default_factory=dict)
     """Weight of each attribute in the loss; 1 where none is given."""
-    head_ridge: Annotated[float, Field(ge=0)] = 0.03
-    """Start the head as a ridge regression on the untrained backbone, with this penalty; 0 starts it at random."""
+    head: Literal["ridge", "random"] = "ridge"
+    """Start the head as a ridge regression on the untrained backbone (penalties by cross-validation), or at random."""
 
 
 class PolicySettings(TrainSettings):

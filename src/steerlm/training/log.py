@@ -9,13 +9,20 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from steerlm.files import json_line, replacing
 
 
 class MetricsLog:
-    """One JSON object a line. On resuming, lines past the checkpoint are taken back, so that each step is there once."""
+    """One JSON object a line. On resuming, lines past the checkpoint are taken back: each step is there once."""
 
     def __init__(self, path: Path, resume_at: int | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

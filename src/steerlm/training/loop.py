@@ -1,4 +1,4 @@
-"""The loop that trains either model: steps of whole conversations, packed, accumulated, divided once by global counts."""
+"""The loop that trains either model: steps of whole conversations, accumulated, divided once by global counts."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ class _Run:
             names = sorted({response.conversation for item in packs for response in item.responses})
             raise TrainingError(
                 f"step {number + 1}: loss {objective}, gradient norm {norm}; the conversations of this step: "
-                f"{', '.join(names)}. Lower the learning rate or look at these; the run resumes from its last checkpoint"
+                f"{', '.join(names)}. Lower the learning rate or look at these; it resumes from its last checkpoint"
             )
         with self.new_tokens.step():
             self.optimizer.step()

@@ -1,0 +1,194 @@
+"""Tree layouts, the models that tree attention refuses, and its undoing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    GraniteMoeHybridConfig,
+    GraniteMoeHybridForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+)
+
+from references import dense_layout
+from steerlm.attention import TreeLayout, default_form, use_plain_attention, use_tree_attention
+from steerlm.errors import ModelError
+from steerlm.packing import lay_out
+from steerlm.tokens import Segment, Span, TokenTree
+from strategies import token_trees
+from tiny import SHAPE, llama
+
+TREE = TokenTree(
+    "t",
+    (
+        Segment((1, 2, 3), (Span("user", 3),), -1, 0, 3),
+        Segment((4, 5, 6), (Span("marker", 1), Span("response", 1), Span("end", 1)), 0, 1, 2, weight=1.0),
+        Segment((4, 7, 6), (Span("marker", 1), Span("response", 1), Span("end", 1)), 0, 2, 2, weight=1.0),
+    ),
+)
+PACK = lay_out([TREE])
+
+
+def test_the_mask_of_two_branches() -> None:
+    expected = [
+        [1, 0, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 1, 0, 0],
+        [1, 1, 1, 0, 0, 0, 1, 1, 0],
+        [1, 1, 1, 0, 0, 0, 1, 1, 1],
+    ]
+    assert TreeLayout(PACK).dense_mask().int().tolist() == expected
+
+
+def test_a_window_is_counted_along_the_path() -> None:
+    """The first token of the second branch stands at position 3, three places after the first token of the prompt."""
+    mask = TreeLayout(PACK).dense_mask(window=3)
+    assert mask[6].int().tolist() == [0, 1, 1, 0, 0, 0, 1, 0, 0]
+
+
+@settings(max_examples=60)
+@given(st.lists(token_trees(most=7), min_size=1, max_size=3), st.none() | st.integers(1, 12))
+def test_every_mask_is_the_dense_reference(trees: list[TokenTree], window: int | None) -> None:
+    pack = lay_out(trees)
+    layout = TreeLayout(pack)
+    expected = torch.tensor(dense_layout(trees, window).visible)
+    assert torch.equal(layout.dense_mask(window), expected)
+    assert sum(layout.pieces) == pack.size
+    borders = torch.tensor([0, *layout.pieces]).cumsum(0).tolist()
+    for number, run in enumerate(pack.runs):
+        # What `segments` computes for a run: its pieces as keys, its mask over them, or plain causal attention.
+        seen = [key for piece in layout.run_pieces[number] for key in range(borders[piece], borders[piece + 1])]
+        length, reach = run.stop - run.start, len(seen)
+        mask = layout.run_mask(number, window)
+        if mask is None:
+            assert reach == length
+            mask = torch.ones(length, length).tril().bool()
+        full = torch.zeros(length, pack.size, dtype=torch.bool)
+        full[:, seen] = mask
+        assert torch.equal(full, expected[run.start : run.stop])
+    run_T, stop_RR = layout.run_T, layout.stop_RR
+    index = torch.arange(pack.size)
+    plain = (index[None] < stop_RR[run_T][:, run_T]) & (index[None] <= index[:, None])
+    assert torch.equal(plain, torch.tensor(dense_layout(trees).visible))
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_the_block_mask_is_the_same_relation(window: int | None) -> None:
+    mask_mod = TreeLayout(PACK).block_mask(window).mask_mod
+    zero = torch.tensor(0)
+    relation = [[bool(mask_mod(zero, zero, torch.tensor(q), torch.tensor(k))) for k in range(9)] for q in range(9)]
+    assert relation == dense_layout([TREE], window).visible
+
+
+def inputs(tree: TreeLayout | None = None) -> dict[str, object]:
+    return {
+        "input_ids": torch.tensor(PACK.ids_T)[None],
+        "position_ids": torch.tensor(PACK.positions_T)[None],
+        **({"tree": tree} if tree else {}),
+    }
+
+
+@pytest.mark.parametrize("form", ["dense", "segments", "flex"])
+def test_a_layout_is_needed(form: str) -> None:
+    network = llama(16)
+    use_tree_attention(network, form)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="without tree=TreeLayout"):
+        network(**inputs())
+
+
+@pytest.mark.parametrize("form", ["dense", "segments"])
+def test_a_layout_must_be_that_of_the_pack(form: str) -> None:
+    network = llama(16)
+    use_tree_attention(network, form)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=r"expected one pack of 18 tokens, got queries of shape \(1, 4, 9, 8\)"):
+        network(**inputs(TreeLayout(lay_out([TREE, TREE]))))
+    twice = {name: torch.cat([value, value]) for name, value in inputs().items()}  # type: ignore[list-item]
+    with pytest.raises(ModelError, match="expected one pack of 9 tokens"):
+        network(**twice, tree=TreeLayout(PACK))
+
+
+SMALL = {"vocab_size": 16, **SHAPE, "num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": None}
+
+
+def test_soft_caps_are_refused() -> None:
+    network = Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=8, pad_token_id=0)).eval()
+    use_tree_attention(network, "dense")
+    with pytest.raises(ModelError, match="uses softcap, which tree attention does not compute"):
+        network(**inputs(TreeLayout(PACK)))
+
+
+def test_attention_sinks_are_refused() -> None:
+    config = GptOssConfig(**SMALL, head_dim=8, num_local_experts=2, num_experts_per_tok=1, pad_token_id=0)
+    network = GptOssForCausalLM(config).eval()
+    use_tree_attention(network, "segments")
+    with pytest.raises(ModelError, match="uses s_aux, which tree attention does not compute"):
+        network(**inputs(TreeLayout(PACK)))
+
+
+def test_attention_that_cannot_be_replaced_is_refused() -> None:
+    network = BloomForCausalLM(BloomConfig(vocab_size=16, hidden_size=32, n_layer=1, n_head=2))
+    with pytest.raises(ModelError, match="BloomForCausalLM computes its attention itself"):
+        use_tree_attention(network, "dense")
+
+
+def test_layers_that_mix_tokens_by_other_means_are_refused() -> None:
+    """A convolution or a recurrence runs over the pack as if it were one text; chunks are no windows of a path."""
+    convolution = Lfm2ForCausalLM(Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]))
+    with pytest.raises(ModelError, match="Lfm2ForCausalLM has conv layers"):
+        use_tree_attention(convolution, "dense")
+    chunks = Llama4TextConfig(**SMALL, head_dim=8, num_local_experts=2, intermediate_size_mlp=32, pad_token_id=0)
+    with pytest.raises(ModelError, match="Llama4ForCausalLM has chunked_attention layers"):
+        use_tree_attention(Llama4ForCausalLM(chunks), "dense")
+    recurrence = GraniteMoeHybridConfig(
+        **SMALL, layer_types=["mamba", "attention"], mamba_n_heads=4, mamba_d_state=8, num_local_experts=0
+    )
+    with pytest.raises(ModelError, match="would mix the branches"):
+        use_tree_attention(GraniteMoeHybridForCausalLM(recurrence), "dense")
+
+
+def test_plain_attention_comes_back() -> None:
+    network = llama(16)
+    ids = torch.tensor([[1, 2, 3, 4]])
+    before = network(ids).logits
+    use_tree_attention(network, "segments")
+    use_plain_attention(network)
+    assert torch.equal(network(ids).logits, before)
+
+
+def test_flex_has_no_dropout() -> None:
+    network = llama(16, attention_dropout=0.5).train()
+    use_tree_attention(network, "flex")
+    with pytest.raises(ModelError, match="FlexAttention has no dropout"):
+        network(**inputs(TreeLayout(PACK)))
+
+
+@pytest.mark.parametrize("form", ["dense", "segments"])
+def test_dropout_is_for_training_only(form: str) -> None:
+    network = llama(16, attention_dropout=0.5)
+    use_tree_attention(network, form)  # type: ignore[arg-type]
+    still = [network(**inputs(TreeLayout(PACK))).logits for _ in range(2)]
+    assert torch.equal(*still)
+    network.train()
+    torch.manual_seed(0)
+    moving = [network(**inputs(TreeLayout(PACK))).logits for _ in range(2)]
+    assert not torch.equal(*moving)
+
+
+def test_the_form_of_a_device() -> None:
+    assert default_form("cpu") == "segments"
+    assert default_form(torch.device("cuda", 1)) == "flex"
