@@ -212,9 +212,9 @@ def _segments(
     tree = _checked(tree, query, kwargs)
     # Splitting once into pieces that every range is made of keeps the backward pass linear: the gradient of a
     # slice would be a full-sized tensor of zeros for each run.
-    keys, values = key.split(tree.pieces, dim=2), value.split(tree.pieces, dim=2)
+    keys, values = torch.split(key, tree.pieces, dim=2), torch.split(value, tree.pieces, dim=2)
     outputs = []
-    for number, query_1HLD in enumerate(query.split(tree.run_lengths, dim=2)):
+    for number, query_1HLD in enumerate(torch.split(query, tree.run_lengths, dim=2)):
         pieces = tree.run_pieces[number]
         mask = tree.run_mask(number, sliding_window)
         outputs.append(

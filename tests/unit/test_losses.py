@@ -28,8 +28,8 @@ def test_token_nll_is_computed_in_float32() -> None:
 
 def test_weighted_nll() -> None:
     """1 * 2 + 0.5 * 4 + 0 * 100 = 4, count 1 + 0.5 + 0 = 1.5."""
-    total, count = weighted_nll(torch.tensor([2.0, 4.0, 100.0]), torch.tensor([1.0, 0.5, 0.0]))
-    assert (total.item(), count.item()) == (4.0, 1.5)
+    loss = weighted_nll(torch.tensor([2.0, 4.0, 100.0]), torch.tensor([1.0, 0.5, 0.0]))
+    assert (loss.total.item(), loss.count.item()) == (4.0, 1.5)
 
 
 def test_sums_do_not_depend_on_how_tokens_are_batched() -> None:
@@ -45,8 +45,8 @@ def test_masked_squared_error() -> None:
     """(3 - 1)^2 + (0 - 0.5)^2 + (2 - 4)^2 = 4 + 0.25 + 4 over three ratings present; NaN is none."""
     predicted_RA = torch.tensor([[3.0, 9.0], [0.0, 2.0]])
     rated_RA = torch.tensor([[1.0, NAN], [0.5, 4.0]])
-    total, count = masked_squared_error(predicted_RA, rated_RA)
-    assert (total.item(), count.item()) == (8.25, 3.0)
+    loss = masked_squared_error(predicted_RA, rated_RA)
+    assert (loss.total.item(), loss.count.item()) == (8.25, 3.0)
 
 
 def test_masked_squared_error_with_weights() -> None:
@@ -56,8 +56,8 @@ def test_masked_squared_error_with_weights() -> None:
     predicted_RA = torch.tensor([[3.0, 9.0], [0.0, 2.0]])
     rated_RA = torch.tensor([[1.0, NAN], [0.5, 4.0]])
     weights_RA = torch.tensor([2.0, 0.5]) * torch.tensor([[1.0], [3.0]])
-    total, count = masked_squared_error(predicted_RA, rated_RA, weights_RA)
-    assert (total.item(), count.item()) == (15.5, 9.5)
+    loss = masked_squared_error(predicted_RA, rated_RA, weights_RA)
+    assert (loss.total.item(), loss.count.item()) == (15.5, 9.5)
 
 
 def test_the_gradient_of_a_missing_rating_is_zero_and_not_nan() -> None:
@@ -69,8 +69,8 @@ def test_the_gradient_of_a_missing_rating_is_zero_and_not_nan() -> None:
 
 
 def test_no_ratings_at_all() -> None:
-    total, count = masked_squared_error(torch.ones(2, 3), torch.full((2, 3), NAN))
-    assert (total.item(), count.item()) == (0.0, 0.0)
+    loss = masked_squared_error(torch.ones(2, 3), torch.full((2, 3), NAN))
+    assert (loss.total.item(), loss.count.item()) == (0.0, 0.0)
 
 
 def test_contrast() -> None:
@@ -78,16 +78,16 @@ def test_contrast() -> None:
     At sharpness 2: log(1 + 1/9) + log 2 = log(20/9).
     """
     own_R, other_R = torch.tensor([math.log(3) - 5, -7.0]), torch.tensor([-5.0, -7.0])
-    total, count = contrast(own_R, other_R, sharpness=1.0)
-    assert total.item() == pytest.approx(math.log(8 / 3))
-    assert count.item() == 2.0
+    loss = contrast(own_R, other_R, sharpness=1.0)
+    assert loss.total.item() == pytest.approx(math.log(8 / 3))
+    assert loss.count.item() == 2.0
     assert contrast(own_R, other_R, sharpness=2.0).total.item() == pytest.approx(math.log(20 / 9))
 
 
 def test_contrast_of_far_apart_likelihoods() -> None:
     """A gap of -1000 nats costs 1000 nats, not infinity; one of 1000 costs nothing."""
-    total, _ = contrast(torch.tensor([0.0, 1000.0]), torch.tensor([1000.0, 0.0]), sharpness=1.0)
-    assert total.item() == pytest.approx(1000.0)
+    loss = contrast(torch.tensor([0.0, 1000.0]), torch.tensor([1000.0, 0.0]), sharpness=1.0)
+    assert loss.total.item() == pytest.approx(1000.0)
 
 
 def test_contrast_raises_the_own_likelihood_and_lowers_the_other() -> None:

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from steerlm.attributes import STEERLM, Schema
+from steerlm.chat_template import Task
 from steerlm.cli.data_views import LabelsFrom, conversation_view, printable, statistics_view, stdout, token_view
 from steerlm.conversation import Conversation
-from steerlm.dialects import DIALECTS, Renderer, Task, detect_dialect, level_tokens
+from steerlm.dialects import DIALECTS, Renderer, detect_dialect, level_tokens
 from steerlm.errors import ConfigError, DataError
 from steerlm.files import read_conversations, read_rows, row_faults, write_conversations, write_jsonl
 from steerlm.models.base import load_tokenizer

@@ -12,8 +12,9 @@ from rich.text import Text
 from rich.tree import Tree
 from transformers import PreTrainedTokenizerBase
 
+from steerlm.chat_template import Task
 from steerlm.conversation import Conversation, Message
-from steerlm.dialects import Renderer, Task
+from steerlm.dialects import Renderer
 from steerlm.sources.statistics import Lengths, Statistics, TokenStatistics
 from steerlm.tokens import Segment, TokenRole, TokenTree
 

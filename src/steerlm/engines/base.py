@@ -43,11 +43,11 @@ class Sampling:
 
 
 class Piece(NamedTuple):
-    """The next of request `index`: text that is certain by now (may be empty), the token behind it, and, with the
-    last piece, why it ended.
+    """The next piece of an answer: text that is certain by now (may be empty), the token behind it, and, with the
+    last piece, why it ended. `request` is the number of its prompt.
     """
 
-    index: int
+    request: int
     token: int
     text: str
     finish: Finish | None = None
@@ -78,10 +78,10 @@ def complete(engine: Engine, prompts: Sequence[Sequence[int]], sampling: Samplin
     tokens: list[list[int]] = [[] for _ in prompts]
     finish: list[Finish] = ["length" for _ in prompts]
     for piece in engine.stream(prompts, sampling):
-        texts[piece.index].append(piece.text)
-        tokens[piece.index].append(piece.token)
+        texts[piece.request].append(piece.text)
+        tokens[piece.request].append(piece.token)
         if piece.finish:
-            finish[piece.index] = piece.finish
+            finish[piece.request] = piece.finish
     return [
         Completion("".join(text).strip(), tuple(ids), why) for text, ids, why in zip(texts, tokens, finish, strict=True)
     ]

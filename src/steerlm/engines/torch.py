@@ -6,6 +6,7 @@ Shapes: B requests of a batch, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class TorchEngine:
             )
         for start in range(0, len(prompts), self.max_batch):
             for piece in self._batch(prompts[start : start + self.max_batch], sampling, sampling.seed + start):
-                yield piece._replace(index=piece.index + start)
+                yield piece._replace(request=piece.request + start)
 
     def _batch(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> Iterator[Piece]:
         device = self.model.device
@@ -69,7 +70,8 @@ class TorchEngine:
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
-            chosen_B = _choose(processors(ids_BT, logits_BV.float()), sampling, [generators[index] for index in alive])
+            scores_BV = processors(cast(torch.LongTensor, ids_BT), cast(torch.FloatTensor, logits_BV.float()))
+            chosen_B = _choose(scores_BV, sampling, [generators[index] for index in alive])
             going: list[int] = []
             for row, (index, token) in enumerate(zip(alive, chosen_B.tolist(), strict=True)):
                 piece = self._piece(index, token, texts[index], count == sampling.max_tokens)

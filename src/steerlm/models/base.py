@@ -10,9 +10,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -50,20 +52,29 @@ def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token
     if not new:
         return ()
     tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+    ids = {token: token_id(tokenizer, token) for token in new}
+    if len(tokenizer) > embedding_weight(model).shape[0]:
         with quiet():
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    matrices = {id(layer.weight): layer.weight for layer in _embedding_layers(model)}.values()
+    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    matrices = [embedding_weight(model)]
+    if output is not None and output.weight is not matrices[0]:
+        matrices.append(output.weight)
     with torch.no_grad():
         for weight in matrices:
-            for token, ids in spelled.items():
-                weight[tokenizer.convert_tokens_to_ids(token)] = weight[ids].mean(dim=0)
-    return tuple(tokenizer.convert_tokens_to_ids(token) for token in new)
+            for token in new:
+                weight[ids[token]] = weight[spelled[token]].mean(dim=0)
+    return tuple(ids.values())
 
 
-def _embedding_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
-    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
-    return [layer for layer in layers if layer is not None]
+def embedding_weight(model: PreTrainedModel) -> Tensor:
+    """The input embeddings, [V, D]."""
+    return cast(Tensor, model.get_input_embeddings().weight)
+
+
+def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    """The id of one token of the vocabulary."""
+    return cast(int, tokenizer.convert_tokens_to_ids(token))
 
 
 def cache_dir() -> Path:
@@ -90,7 +101,7 @@ def _smollm2() -> Path:
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".smollm2-") as temporary, quiet():
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)  # type: ignore[no-untyped-call]
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
         # The conversion loses the step that splits numbers into digits, with which the model was trained.
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
             [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]

@@ -96,7 +96,9 @@ def load_model(directory: str | Path, kind: Kind, device: str | torch.device = "
     else:
         with loading(directory):
             network = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
-    return SteerModel(network.to(device).eval(), Renderer(DIALECTS[info.dialect], tokenizer, info.schema), info)
+    network.to(device)  # type: ignore[arg-type]
+    network.train(mode=False)
+    return SteerModel(network, Renderer(DIALECTS[info.dialect], tokenizer, info.schema), info)
 
 
 def head_of(network: PreTrainedModel) -> nn.Linear:

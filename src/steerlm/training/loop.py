@@ -97,7 +97,7 @@ class _Run:
         self.dtype = pick_precision(settings.precision, device)
         use_tree_attention(self.network, default_form(device) if settings.attention == "auto" else settings.attention)
         if settings.gradient_checkpointing:
-            self.network.gradient_checkpointing_enable({"use_reentrant": False})
+            self.network.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
         self.optimizer = make_optimizer(self.network, settings)
         self.new_tokens = NewTokens(task.model, settings.new_token_rate)
 
@@ -213,7 +213,7 @@ class _Run:
     def _validate(self, progress: Progress, log: MetricsLog, display: Display | None = None) -> Progress:
         if not self.data.held_out:
             return progress
-        self.network.eval()
+        self.network.eval()  # type: ignore[no-untyped-call]
         with self._computing():
             figures = self.task.validate(self.data.held_out)
         log.write({"step": progress.step, "kind": "validation", **figures})
@@ -234,8 +234,8 @@ class _Run:
             self.checkpoints.load_best(self.network)
         use_plain_attention(self.network)
         if self.settings.gradient_checkpointing:
-            self.network.gradient_checkpointing_disable()
-        self.network.eval()
+            self.network.gradient_checkpointing_disable()  # type: ignore[no-untyped-call]
+        self.network.eval()  # type: ignore[no-untyped-call]
         model = self.task.model
         provenance = {
             **model.info.provenance,

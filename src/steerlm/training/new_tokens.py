@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from steerlm.dialects import level_tokens
+from steerlm.models.base import embedding_weight, token_id
 from steerlm.models.load import SteerModel
 
 
@@ -35,13 +36,13 @@ class NewTokens:
         names = iter(level_tokens(model.schema))
         self._groups: list[Tensor] = []
         for attribute in model.schema:
-            ids = [tokenizer.convert_tokens_to_ids(next(names)) for _ in attribute.levels]
+            ids = [token_id(tokenizer, next(names)) for _ in attribute.levels]
             if all(token in place for token in ids):
                 self._groups.append(torch.tensor([place[token] for token in ids]))
 
     def straighten(self) -> None:
         """Put the levels of each attribute on a line, once, before training."""
-        weight = self._weight()
+        weight = embedding_weight(self._network)
         rows = self._rows.to(weight.device)
         with torch.no_grad():
             weight[rows] = self._on_lines(weight[rows])
@@ -52,16 +53,12 @@ class NewTokens:
         if not len(self._rows):
             yield
             return
-        weight = self._weight()
+        weight = embedding_weight(self._network)
         rows = self._rows.to(weight.device)
         before = weight.detach()[rows].clone()
         yield
         with torch.no_grad():
             weight[rows] = before + self._times * self._on_lines(weight[rows] - before)
-
-    def _weight(self) -> Tensor:
-        weight: Tensor = self._network.get_input_embeddings().weight
-        return weight
 
     def _on_lines(self, rows: Tensor) -> Tensor:
         rows = rows.clone()
@@ -74,4 +71,5 @@ def line_projection(levels: int) -> Tensor:
     """[L, L], the orthogonal projection of L values onto those that are linear in their index."""
     basis_L2 = torch.stack([torch.ones(levels), torch.arange(levels) - (levels - 1) / 2], dim=1)
     basis_L2 = basis_L2 / basis_L2.norm(dim=0)
-    return basis_L2 @ basis_L2.T
+    projection_LL: Tensor = basis_L2 @ basis_L2.T
+    return projection_LL

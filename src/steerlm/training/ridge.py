@@ -56,7 +56,7 @@ def _constant_direction(states_RD: Tensor) -> Tensor:
     """A vector whose product with every state is as near to 1 as a little shrinkage allows, [D]."""
     gram_DD = states_RD.T @ states_RD
     ridge = 1e-4 * gram_DD.diagonal().mean()
-    return torch.linalg.solve(gram_DD + ridge * torch.eye(len(gram_DD), dtype=gram_DD.dtype), states_RD.sum(dim=0))
+    return _solve(gram_DD, states_RD.sum(dim=0), ridge)
 
 
 def _cross_validated(x_RD: Tensor, y_R: Tensor, fold_R: Tensor, penalty: float, constant_D: Tensor) -> float:
@@ -88,4 +88,5 @@ def _scale(centred_RD: Tensor) -> Tensor:
 
 
 def _solve(gram: Tensor, right: Tensor, ridge: Tensor) -> Tensor:
-    return torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), right)
+    solution: Tensor = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), right)
+    return solution
