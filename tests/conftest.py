@@ -14,16 +14,15 @@ from hypothesis import HealthCheck, settings
 from steerlm.attributes import STEERLM
 from steerlm.conversation import Conversation
 from steerlm.models.load import SteerModel, load_model, new_model
-from strategies import random_conversation
+from strategies import EXPLORE, random_conversation
 from tiny import TOKENIZERS, save_base
 
-# The same examples in every run; `HYPOTHESIS_PROFILE=explore` looks for new ones.
+# The same examples in every run; `EXPLORE=20 pytest tests/property` looks for new ones, twenty times as many.
 _SLOW_MACHINES = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 settings.register_profile(
-    "steady", deadline=None, derandomize=True, max_examples=50, suppress_health_check=_SLOW_MACHINES
+    "ours", deadline=None, derandomize=EXPLORE == 1, max_examples=50 * EXPLORE, suppress_health_check=_SLOW_MACHINES
 )
-settings.register_profile("explore", deadline=None, max_examples=1000, suppress_health_check=_SLOW_MACHINES)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
+settings.load_profile("ours")
 
 
 @pytest.fixture(autouse=True)

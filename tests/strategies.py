@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import replace
 
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from steerlm.attributes import STEERLM, Attribute, Schema
 from steerlm.conversation import Conversation, Message
 from steerlm.tokens import Segment, Span, TokenTree
+
+EXPLORE = int(os.environ.get("EXPLORE", "1"))
+
+
+def examples(count: int) -> settings:
+    """For tests that are too slow, or too important, for the usual number of examples."""
+    return settings(max_examples=count * EXPLORE)
+
 
 # What users and attackers type: markers of every dialect, whole and broken, label lines, white space of all kinds,
 # characters that normalisers change, right-to-left text, emoji of several code points.

@@ -14,34 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 from steerlm.files import write_conversations
-from steerlm.training.config import PolicySettings
 from steerlm.training.run import train_policy
 from tiny import TOKENIZERS, save_base
 from tiny_judge import random_trees
+from tiny_policy import policy_settings, train_process
 
 KILLS = 10
-
-
-def settings(folder: Path, out: str) -> PolicySettings:
-    return PolicySettings(
-        data=[folder / "data.jsonl"],
-        base=str(folder / "base"),
-        out=folder / out,
-        labels="ratings-first",
-        context=128,
-        pack_tokens=256,
-        batch_tokens=150,
-        epochs=3,
-        contrast=0.5,
-        precision="fp32",
-        validate_every=7,
-        checkpoint_every=2,
-    )
-
-
-def train_process(folder: Path, out: str) -> None:
-    torch.set_num_threads(1)
-    train_policy(settings(folder, out))
 
 
 def steps_done(out: Path) -> int:
@@ -53,7 +31,7 @@ def test_killed_ten_times(tmp_path: Path) -> None:
     save_base(tmp_path / "base", TOKENIZERS["chatml"]())
     write_conversations(tmp_path / "data.jsonl", random_trees(150, seed=5))
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["steerlm.training.run", "transformers.models.llama.modeling_llama"])
+    processes.set_forkserver_preload(["tiny_policy", "transformers.models.llama.modeling_llama"])
     whole = processes.Process(target=train_process, args=(tmp_path, "whole"))
     whole.start()
     whole.join(timeout=300)
@@ -95,7 +73,7 @@ def test_killed_ten_times(tmp_path: Path) -> None:
 def test_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     save_base(tmp_path / "base", TOKENIZERS["chatml"]())
     write_conversations(tmp_path / "data.jsonl", random_trees(60, seed=5))
-    whole = train_policy(settings(tmp_path, "whole"))
+    whole = train_policy(policy_settings(tmp_path, "whole"))
     saved = 0
     genuine = torch.save
 
@@ -123,10 +101,10 @@ def test_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pyt
 
         monkeypatch.setattr(checkpoint, "replacing", failing)
     with pytest.raises(OSError, match="No space left"):
-        train_policy(settings(tmp_path, "out"))
+        train_policy(policy_settings(tmp_path, "out"))
     monkeypatch.undo()
     names = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())
     assert names == ["step-00000002.pt", "step-00000004.pt"]
-    resumed = train_policy(settings(tmp_path, "out"))
+    resumed = train_policy(policy_settings(tmp_path, "out"))
     expected = whole.network.state_dict()
     assert all(torch.equal(expected[key], value) for key, value in resumed.network.state_dict().items())

@@ -6,14 +6,14 @@ from typing import Any
 
 import jinja2
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from steerlm.attributes import STEERLM, Schema
 from steerlm.chat_template import Task
 from steerlm.conversation import Conversation, Message
 from steerlm.dialects import Renderer
-from strategies import TEXTS, partial_values, schemas
+from strategies import TEXTS, examples, partial_values, schemas
 from tiny import TOKENIZERS, Markers, renderer
 
 COMBINATIONS: list[tuple[str, str, Markers]] = [
@@ -76,7 +76,7 @@ def threads(draw: st.DrawFn, ends_with: str) -> Conversation:
 
 
 @pytest.mark.parametrize(("tokenizer", "dialect", "markers"), COMBINATIONS)
-@settings(max_examples=25)
+@examples(25)
 @given(data=st.data())
 def test_whole_threads(tokenizer: str, dialect: str, markers: Markers, data: st.DataObject) -> None:
     made = renderer(tokenizer, dialect, markers)
@@ -87,7 +87,7 @@ def test_whole_threads(tokenizer: str, dialect: str, markers: Markers, data: st.
 
 
 @pytest.mark.parametrize(("tokenizer", "dialect", "markers"), COMBINATIONS)
-@settings(max_examples=25)
+@examples(25)
 @given(data=st.data())
 def test_prompts(tokenizer: str, dialect: str, markers: Markers, data: st.DataObject) -> None:
     made = renderer(tokenizer, dialect, markers)
@@ -150,7 +150,7 @@ def test_history_takes_its_own_attributes_or_else_those_of_the_request() -> None
     assert apply(MADE, "policy", messages, **options) == MADE.prompt(conversation, {1: own}, asked)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(data=st.data(), schema=schemas())
 def test_levels_are_clamped_and_rounded_as_label_lines_are(data: st.DataObject, schema: Schema) -> None:
     made = Renderer(MADE.dialect, MADE.tokenizer, schema)

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from references import nemo_trained_text, thread_to
 from steerlm.attributes import STEERLM
 from steerlm.conversation import Conversation, Message
-from strategies import partial_values
+from strategies import examples, partial_values
 from tiny import Markers, renderer
 
 WORDS = st.lists(st.sampled_from(["Yes", "no", "☃", "line\nbreak", "4", "quality", "don't", "…", "\n\n"]), min_size=1)
@@ -65,7 +65,7 @@ def test_the_same_text_is_trained(markers: Markers, made: tuple[Conversation, di
     assert our_trained_text(conversation, labels, markers) == nemo_trained_text(nemo_record(conversation, labels))
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.data())
 def test_every_thread_of_a_tree_is_trained_as_nemo_would(data: st.DataObject) -> None:
     """A tree trains each response once; NeMo trains it in every thread through it, on the same text."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
@@ -23,7 +23,7 @@ from steerlm.tokens import TokenTree
 from steerlm.training.attribute_model import predict
 from steerlm.training.policy import likelihoods, response_nll
 from steerlm.training.task import Batch
-from strategies import token_trees, within
+from strategies import examples, token_trees, within
 from tiny import NETWORKS, TOKENIZERS, renderer, save_base, spread
 
 VOCABULARY = 97
@@ -80,7 +80,7 @@ FORESTS = st.lists(token_trees(most=6).map(lambda tree: within(tree, VOCABULARY)
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))
-@settings(max_examples=15)
+@examples(15)
 @given(trees=FORESTS)
 def test_losses(name: str, trees: list[TokenTree]) -> None:
     model = network(name)
@@ -96,7 +96,7 @@ def test_losses(name: str, trees: list[TokenTree]) -> None:
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))
-@settings(max_examples=15)
+@examples(15)
 @given(trees=FORESTS)
 def test_gradients(name: str, trees: list[TokenTree]) -> None:
     """Of the weighted sum over all trained tokens, for every parameter."""
@@ -146,7 +146,7 @@ def scorer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return model
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(data=st.data())
 def test_scores(scorer: SteerModel, data: st.DataObject) -> None:
     trees = data.draw(st.lists(token_trees(most=6, foils=False), min_size=1, max_size=2))

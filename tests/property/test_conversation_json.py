@@ -6,13 +6,13 @@ import json
 import tempfile
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from steerlm.conversation import Conversation
 from steerlm.errors import DataError
 from steerlm.files import load_conversations, write_conversations
-from strategies import conversations
+from strategies import conversations, examples
 
 
 @given(conversations())
@@ -20,7 +20,7 @@ def test_json_round_trip(conversation: Conversation) -> None:
     assert Conversation.from_dict(json.loads(json.dumps(conversation.to_dict()))) == conversation
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(
     st.lists(conversations(most=4), min_size=1, max_size=4, unique_by=lambda item: item.id),
     st.sampled_from([".jsonl", ".jsonl.gz", ".jsonl.zst"]),
@@ -85,7 +85,7 @@ RECORDS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(JSON | RECORDS)
 def test_any_json_is_a_conversation_or_a_data_error(record: object) -> None:
     try:

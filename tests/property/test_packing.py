@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from references import dense_layout, path_tokens
 from steerlm.packing import Report, fit, lay_out, pack
 from steerlm.tokens import TokenTree
-from strategies import token_trees
+from strategies import examples, token_trees
 
 
 @st.composite
@@ -129,7 +129,7 @@ def test_foils_stay_with_their_response_or_are_counted(case: tuple[list[TokenTre
             assert kept == (len(group) - 1 if fits else 0)
 
 
-@settings(max_examples=80)
+@examples(80)
 @given(forests())
 def test_layout_is_the_dense_reference(trees: list[TokenTree]) -> None:
     made = lay_out(trees)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from references import path_tokens, thread_to
 from steerlm.attributes import STEERLM
 from steerlm.conversation import Conversation, Message
 from steerlm.dialects import DIALECTS, Renderer
-from strategies import TEXTS, conversations, partial_values
+from strategies import TEXTS, conversations, examples, partial_values
 from tiny import Markers, renderer
 
 COMBINATIONS: list[tuple[str, str, Markers]] = [
@@ -39,7 +39,7 @@ def specials(made: Renderer, ids: list[int]) -> list[int]:
 
 
 @every_combination
-@settings(max_examples=30)
+@examples(30)
 @given(conversation=conversations(), data=st.data())
 def test_text_never_becomes_a_special_token(
     tokenizer: str, dialect: str, markers: Markers, conversation: Conversation, data: st.DataObject
@@ -54,7 +54,7 @@ def test_text_never_becomes_a_special_token(
 
 
 @pytest.mark.parametrize("tokenizer", ["gpt2", "llama2", "qwen"])
-@settings(max_examples=30)
+@examples(30)
 @given(conversation=conversations())
 def test_text_never_spells_a_marker(tokenizer: str, conversation: Conversation) -> None:
     """In the plain-text dialect the markers are read back from the decoded prompt."""
@@ -68,7 +68,7 @@ def test_text_never_spells_a_marker(tokenizer: str, conversation: Conversation) 
 
 
 @every_combination
-@settings(max_examples=30)
+@examples(30)
 @given(conversation=conversations(most=5), data=st.data())
 def test_a_tree_holds_the_tokens_of_its_threads(
     tokenizer: str, dialect: str, markers: Markers, conversation: Conversation, data: st.DataObject
@@ -86,7 +86,7 @@ def test_a_tree_holds_the_tokens_of_its_threads(
 
 
 @every_combination
-@settings(max_examples=30)
+@examples(30)
 @given(conversation=conversations(most=5, single_thread=True), answer=TEXTS, data=st.data())
 def test_a_prompt_begins_the_thread_that_is_trained(
     tokenizer: str, dialect: str, markers: Markers, conversation: Conversation, answer: str, data: st.DataObject
@@ -121,7 +121,7 @@ def test_the_known_limit_of_prompts() -> None:
         assert (made.thread(whole, "policy", {1: labels})[: len(prompt)] == prompt) is begins
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(TEXTS, st.sampled_from(COMBINATIONS))
 def test_cleaning_twice_changes_nothing(text: str, combination: tuple[str, str, Markers]) -> None:
     made = renderer(*combination)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
     BloomConfig,
@@ -26,7 +26,7 @@ from steerlm.attention import TreeLayout, default_form, use_plain_attention, use
 from steerlm.errors import ModelError
 from steerlm.packing import lay_out
 from steerlm.tokens import Segment, Span, TokenTree
-from strategies import token_trees
+from strategies import examples, token_trees
 from tiny import SHAPE, llama
 
 TREE = TokenTree(
@@ -61,7 +61,7 @@ def test_a_window_is_counted_along_the_path() -> None:
     assert mask[6].int().tolist() == [0, 1, 1, 0, 0, 0, 1, 0, 0]
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.lists(token_trees(most=7), min_size=1, max_size=3), st.none() | st.integers(1, 12))
 def test_every_mask_is_the_dense_reference(trees: list[TokenTree], window: int | None) -> None:
     pack = lay_out(trees)

@@ -26,8 +26,11 @@ COMMANDS = {
 }
 
 
-def build_app() -> cyclopts.App:
-    """The whole command tree. Commands are named, not imported: PyTorch is loaded by those that need it, when run."""
+def build_app(summaries: bool = False) -> cyclopts.App:
+    """The whole command tree. Commands are named, not imported: PyTorch is loaded by those that need it, when run.
+
+    With `summaries` each command shows its one line from here, for which it need not be loaded; else its own help.
+    """
     app = cyclopts.App(
         name="steerlm",
         version=__version__,
@@ -36,7 +39,7 @@ def build_app() -> cyclopts.App:
         result_action="return_value",
     )
     for name, (place, summary) in COMMANDS.items():
-        app.command(f"steerlm.cli.{place}", name=name, help=summary)
+        app.command(f"steerlm.cli.{place}", name=name, **({"help": summary} if summaries else {}))
     return app
 
 
@@ -49,7 +52,10 @@ def run(arguments: Sequence[str]) -> int:
     """Run a command; returns the exit code."""
     errors = Console(stderr=True, soft_wrap=True)
     try:
-        result = build_app()(list(arguments), exit_on_error=False, print_error=True, error_console=errors)
+        asks_for_overview = not arguments or arguments[0].startswith("-")
+        result = build_app(asks_for_overview)(
+            list(arguments), exit_on_error=False, print_error=True, error_console=errors
+        )
     except cyclopts.CycloptsError:
         return 2
     except SteerLMError as error:

@@ -131,6 +131,15 @@ class PolicySettings(TrainSettings):
     system: str = ""
     """System text to serve with where a prompt brings none."""
 
+    @model_validator(mode="after")
+    def _foils_fit(self) -> Self:
+        if self.contrast and self.pack_tokens < 2 * self.context:
+            raise ValueError(
+                f"with the contrastive term a response is packed with its foil: pack_tokens={self.pack_tokens} "
+                f"must be at least twice context={self.context}"
+            )
+        return self
+
 
 S = TypeVar("S", bound=Settings)
 

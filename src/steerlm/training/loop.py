@@ -97,7 +97,7 @@ class _Run:
         self.dtype = pick_precision(settings.precision, device)
         use_tree_attention(self.network, default_form(device) if settings.attention == "auto" else settings.attention)
         if settings.gradient_checkpointing:
-            self.network.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+            self.network.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
         self.optimizer = make_optimizer(self.network, settings)
         self.new_tokens = NewTokens(task.model, settings.new_token_rate)
 
@@ -123,12 +123,14 @@ class _Run:
 
     def _plan(self) -> tuple[list[Step], dict[str, Any]]:
         trees = [self.task.tree(conversation, 0) for conversation in self.data.train]
-        _, report = fit(trees, self.settings.context, self.settings.pack_tokens)
+        fitted, report = fit(trees, self.settings.context, self.settings.pack_tokens)
         if report.responses == 0:
             raise DataError(
                 "no response of the data can be trained on: none has labels or ratings, or all are too long"
             )
-        sizes = [tree.size if tree.active else 0 for tree in trees]
+        # Whether a conversation is used depends on the context alone, and so does its size: never on the packs.
+        kept = {tree.conversation for tree in fitted}
+        sizes = [tree.size if tree.conversation in kept else 0 for tree in trees]
         used = [index for index, size in enumerate(sizes) if size]
         steps = plan_steps(
             [sizes[index] for index in used],
@@ -234,7 +236,7 @@ class _Run:
             self.checkpoints.load_best(self.network)
         use_plain_attention(self.network)
         if self.settings.gradient_checkpointing:
-            self.network.gradient_checkpointing_disable()  # type: ignore[no-untyped-call]
+            self.network.activation_checkpointing_disable()  # type: ignore[no-untyped-call]
         self.network.eval()  # type: ignore[no-untyped-call]
         model = self.task.model
         provenance = {

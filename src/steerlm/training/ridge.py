@@ -83,8 +83,8 @@ def _ridge(x_RD: Tensor, y_R: Tensor, penalty: float, constant_D: Tensor) -> Ten
 
 
 def _scale(centred_RD: Tensor) -> Tensor:
-    """Mean squared length of the centred states: what a penalty of 1 stands for."""
-    return centred_RD.square().sum(dim=1).mean()
+    """Mean squared length of the centred states: what a penalty of 1 stands for; above 0 even for a lone state."""
+    return centred_RD.square().sum(dim=1).mean().clamp_min(1e-9)
 
 
 def _solve(gram: Tensor, right: Tensor, ridge: Tensor) -> Tensor:

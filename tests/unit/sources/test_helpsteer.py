@@ -67,6 +67,9 @@ def test_prompts_of_several_turns_become_turns(load: Load) -> None:
     ]
     # The last row rates the turn that the first two have as context.
     assert conversation.messages[1].ratings == {"helpfulness": 4.0}
+    # Rated once more, it is a response of its own, as everywhere.
+    [conversation] = load("helpsteer", [*rows, rows[-1]]).conversations
+    assert [item.text for item in conversation.messages if item.parent == 0] == ["hello", "hello"]
 
 
 def test_attributes_that_are_not_asked_for_are_counted(load: Load) -> None:

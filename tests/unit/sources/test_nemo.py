@@ -169,6 +169,12 @@ def test_turns_within_a_value_become_turns_with_their_labels(load: Load) -> None
     ]
 
 
+def test_a_value_may_end_with_an_embedded_response_and_its_label(load: Load) -> None:
+    value = "hi\n<extra_id_1>Assistant\n<extra_id_2>quality:1\nhello"
+    [conversation] = load("nemo", [chat(("User", value, None))]).conversations
+    assert [dict(item.ratings) for item in conversation.messages] == [{}, {"quality": 1.0}]
+
+
 def test_threads_join_where_they_agree_and_part_where_ratings_differ(load: Load) -> None:
     imported = load(
         "nemo",

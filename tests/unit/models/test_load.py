@@ -1,0 +1,199 @@
+"""The two trained models on disk: whole, complete, and usable by bare transformers."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM
+
+from steerlm.attributes import STEERLM, Attribute, Schema
+from steerlm.conversation import Conversation, Message
+from steerlm.dialects import level_tokens
+from steerlm.errors import ModelError
+from steerlm.files import replacing
+from steerlm.models.load import SteerModel, head_of, load_model, new_model
+from tiny import TOKENIZERS
+
+
+def test_a_new_policy_knows_markers_and_label_words(gpt2_base: Path) -> None:
+    model = new_model("policy", gpt2_base, STEERLM)
+    assert model.info.dialect == "nemo"
+    words = ["<extra_id_0>", "<extra_id_1>", "<extra_id_2>", *level_tokens(STEERLM)]
+    assert model.new_tokens == tuple(model.renderer.tokenizer.convert_tokens_to_ids(words))
+    assert model.network.get_input_embeddings().weight.shape[0] == 450 + len(words)
+    assert model.renderer.end_is_token
+
+
+def test_label_words_can_stay_text(chatml_base: Path) -> None:
+    model = new_model("policy", chatml_base, STEERLM, as_level_tokens=False)
+    assert model.new_tokens == ()
+    assert model.info.dialect == "chatml"
+
+
+def test_an_attribute_model_has_no_label_words_and_a_head_of_its_schema(sentencepiece_base: Path) -> None:
+    schema = Schema((Attribute("tone"), Attribute("wit"), Attribute("depth")))
+    model = new_model("attribute-model", sentencepiece_base, schema)
+    assert len(model.new_tokens) == 3
+    head = head_of(model.network)
+    assert head.weight.shape == (3, 32)
+    assert head.bias is None
+    assert model.network.config.id2label == {0: "tone", 1: "wit", 2: "depth"}
+    assert model.network.config.problem_type == "regression"
+
+
+def test_an_attribute_model_of_one_attribute(chatml_base: Path, tmp_path: Path) -> None:
+    schema = Schema((Attribute("tone"),))
+    new_model("attribute-model", chatml_base, schema).save(tmp_path / "model")
+    assert head_of(load_model(tmp_path / "model", "attribute-model").network).weight.shape == (1, 32)
+
+
+@pytest.mark.parametrize("kind", ["attribute-model", "policy"])
+def test_saved_and_loaded(chatml_base: Path, tmp_path: Path, kind: str) -> None:
+    model = new_model(kind, chatml_base, STEERLM, system="Be brief.")  # type: ignore[arg-type]
+    saved = model.save(tmp_path / "new" / "model")
+    loaded = load_model(tmp_path / "new" / "model", kind)  # type: ignore[arg-type]
+    assert loaded.info == saved.info
+    assert loaded.info.system == "Be brief."
+    assert len(loaded.info.fingerprint) == 16
+    assert model.info.fingerprint == ""
+    before = model.network.state_dict()
+    after = loaded.network.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not loaded.network.training
+    conversation = Conversation("c", (Message("user", "a"), Message("assistant", "b", 0)))
+    task = "policy" if kind == "policy" else "score"
+    labels = {1: {"quality": 3}}
+    assert loaded.renderer.tree(conversation, task, labels) == model.renderer.tree(conversation, task, labels)  # type: ignore[arg-type]
+    assert loaded.renderer.forbidden == model.renderer.forbidden
+
+
+def test_saving_again_is_the_same_model(policy: SteerModel, tmp_path: Path) -> None:
+    policy.save(tmp_path / "again")
+    again = load_model(tmp_path / "again", "policy")
+    assert again.info == policy.info
+
+
+def test_a_saved_policy_steers_in_bare_transformers(policy: SteerModel, tmp_path: Path) -> None:
+    policy.save(tmp_path / "policy")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "policy")
+    network = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi <|im_end|>"}],
+        attributes={"verbosity": 0},
+        add_generation_prompt=True,
+        return_dict=False,
+    )
+    conversation = Conversation("c", (Message("user", "Hi <|im_end|>"),))
+    assert ids == policy.renderer.prompt(conversation, {}, {**STEERLM.defaults, "verbosity": 0})
+    # It stops at the end signal, and at the base model's own.
+    ends = [policy.renderer.end_ids[0], tokenizer.eos_token_id]
+    assert network.generation_config.eos_token_id == list(dict.fromkeys(ends))
+
+
+@pytest.mark.parametrize("base", ["chatml_base", "gpt2_base", "sentencepiece_base"])
+def test_the_score_mark_is_no_padding(base: str, request: pytest.FixtureRequest) -> None:
+    """Chatml models often pad with `<|im_end|>`, at which the scores are read."""
+    model = new_model("attribute-model", request.getfixturevalue(base), STEERLM)
+    tokenizer = model.renderer.tokenizer
+    score = tokenizer(model.renderer.dialect.score, add_special_tokens=False)["input_ids"]
+    assert tokenizer.pad_token_id is not None
+    assert tokenizer.pad_token_id not in score
+    assert model.network.config.pad_token_id == tokenizer.pad_token_id
+
+
+def test_a_padding_token_that_does_no_harm_is_kept(chatml_base: Path, tmp_path: Path) -> None:
+    shutil.copytree(chatml_base, tmp_path / "base")
+    tokenizer = TOKENIZERS["chatml"]()
+    tokenizer.pad_token = "<|im_start|>"
+    tokenizer.save_pretrained(tmp_path / "base")
+    model = new_model("attribute-model", tmp_path / "base", STEERLM)
+    assert model.renderer.tokenizer.pad_token == "<|im_start|>"
+
+
+def test_a_model_directory_is_readable_by_others(policy: SteerModel, tmp_path: Path) -> None:
+    policy.save(tmp_path / "policy")
+    files = list((tmp_path / "policy").iterdir())
+    assert {"steerlm.json", "config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= {
+        file.name for file in files
+    }
+    assert all(stat.S_IMODE(file.stat().st_mode) == 0o644 for file in files)
+    assert list(tmp_path.iterdir()) == [tmp_path / "policy"]
+
+
+def test_a_save_that_fails_leaves_the_old_model(
+    policy: SteerModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy.save(tmp_path / "policy")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "policy").iterdir()}
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for part in ("network.save_pretrained", "renderer.tokenizer.save_pretrained"):
+        owner, name = part.rsplit(".", 1)
+        with monkeypatch.context() as patch:
+            target: object = policy
+            for step in owner.split("."):
+                target = getattr(target, step)
+            patch.setattr(target, name, full)
+            with pytest.raises(OSError, match="No space left"):
+                policy.save(tmp_path / "policy")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "policy").iterdir()} == before
+    assert list(tmp_path.iterdir()) == [tmp_path / "policy"]
+
+
+def test_a_model_of_the_other_kind_is_refused(policy: SteerModel, attribute_model: SteerModel, tmp_path: Path) -> None:
+    policy.save(tmp_path / "policy")
+    attribute_model.save(tmp_path / "judge")
+    with pytest.raises(ModelError, match="is a policy, where a attribute-model is needed"):
+        load_model(tmp_path / "policy", "attribute-model")
+    with pytest.raises(ModelError, match="is a attribute-model, where a policy is needed"):
+        load_model(tmp_path / "judge", "policy")
+
+
+@pytest.mark.parametrize("kind", ["attribute-model", "policy"])
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_incomplete_models_are_refused(chatml_base: Path, tmp_path: Path, kind: str, file: str) -> None:
+    new_model(kind, chatml_base, STEERLM).save(tmp_path / "model")  # type: ignore[arg-type]
+    path = tmp_path / "model" / file
+    whole = path.read_bytes()
+    path.unlink()
+    with pytest.raises(ModelError, match="cannot load the model"):
+        load_model(tmp_path / "model", kind)  # type: ignore[arg-type]
+    with replacing(path) as temporary:
+        temporary.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelError, match="cannot load the model"):
+        load_model(tmp_path / "model", kind)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["attribute-model", "policy"])
+def test_a_base_that_is_not_there(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(ModelError, match="cannot load the model"):
+        new_model(kind, tmp_path / "none", STEERLM)  # type: ignore[arg-type]
+
+
+def test_an_unknown_dialect(chatml_base: Path) -> None:
+    with pytest.raises(ModelError, match="unknown dialect 'alpaca'; choose one of nemo, chatml, llama3"):
+        new_model("policy", chatml_base, STEERLM, dialect="alpaca")
+
+
+def test_an_encoder_is_no_base(tmp_path: Path) -> None:
+    tokenizer = TOKENIZERS["gpt2"]()
+    tokenizer.save_pretrained(tmp_path)
+    config = BertConfig(
+        vocab_size=450,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        is_decoder=False,
+    )
+    BertForMaskedLM(config).save_pretrained(tmp_path)
+    model = new_model("attribute-model", tmp_path, STEERLM)
+    with pytest.raises(ModelError, match="BertForSequenceClassification has no linear score head"):
+        head_of(model.network)

@@ -1,0 +1,127 @@
+"""Settings: one default each, unknown keys refused, contradictions named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from steerlm.attributes import STEERLM
+from steerlm.errors import ConfigError, SchemaError
+from steerlm.training.config import AttributeSettings, PolicySettings, TrainSettings, checked, load_settings
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Any:
+    def write(text: str) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_flags_go_over_the_recipe_and_the_recipe_over_defaults(recipe: Any) -> None:
+    path = recipe("epochs: 3\nlearning_rate: 1e-4\nlabels: ratings-first\n")
+    settings = load_settings(PolicySettings, path, {"epochs": 0.5})
+    assert (settings.epochs, settings.learning_rate, settings.labels) == (0.5, 1e-4, "ratings-first")
+    assert settings.context == TrainSettings().context
+
+
+def test_an_empty_recipe_is_all_defaults(recipe: Any) -> None:
+    assert load_settings(AttributeSettings, recipe("# nothing\n"), {}) == AttributeSettings()
+    assert load_settings(AttributeSettings, None, {}) == AttributeSettings()
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"lerning_rate": 1}, "lerning_rate: Extra inputs are not permitted; known settings: .*learning_rate"),
+        ({"optimizer": {"lr": 1}}, "optimizer: Extra inputs"),
+        ({"pack_tokens": 512, "context": 1024}, "pack_tokens=512 cannot hold a path of context=1024"),
+        ({"learning_rate": 1e-5, "min_learning_rate": 1e-4}, "min_learning_rate is above learning_rate"),
+        ({"betas": [0.9, 1.0]}, r"betas must lie in \[0, 1\)"),
+        ({"betas": [0.9]}, "betas"),
+        ({"epochs": 0}, "epochs: Input should be greater than 0"),
+        ({"epochs": float("inf")}, "epochs: Input should be a finite number"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"context": 8}, "context"),
+        ({"context": 1024.5}, "context"),
+        ({"validation_fraction": 1}, "validation_fraction"),
+        ({"precision": "fp16"}, "precision: Input should be 'auto', 'fp32' or 'bf16'"),
+        ({"dialect": "alpaca"}, "dialect"),
+        ({"label_dropout": 1.0}, "label_dropout"),
+        ({"labels": "ratings"}, "labels"),
+        ({"defaults": {"verbosity": 1.5}}, "defaults.verbosity"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints"),
+    ],
+)
+def test_bad_settings_are_named(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=f"settings: .*{says}"):
+        load_settings(PolicySettings, None, values)
+
+
+def test_settings_of_the_other_training_are_unknown() -> None:
+    with pytest.raises(ConfigError, match="label_dropout: Extra inputs"):
+        load_settings(AttributeSettings, None, {"label_dropout": 0.1})
+    with pytest.raises(ConfigError, match="loss_weights: Extra inputs"):
+        load_settings(PolicySettings, None, {"loss_weights": {}})
+
+
+def test_all_bad_fields_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        checked(PolicySettings, {"epochs": -1, "contxt": 5, "schedule": "linear"}, where="here")
+    assert str(caught.value).startswith("here: ")
+    assert all(f"{name}: " in str(caught.value) for name in ("epochs", "contxt", "schedule"))
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "- epochs", "just words", "1: 2", "true"])
+def test_a_recipe_is_a_mapping(recipe: Any, text: str) -> None:
+    with pytest.raises(ConfigError, match="expected a mapping of settings"):
+        load_settings(PolicySettings, recipe(text), {})
+
+
+@pytest.mark.parametrize("text", ["epochs: [", "a: b: c", "[" * 3000, "\x00", "x: !!python/object:os.system {}"])
+def test_a_recipe_that_is_no_yaml(recipe: Any, text: str) -> None:
+    with pytest.raises(ConfigError, match="cannot read the recipe"):
+        load_settings(PolicySettings, recipe(text), {})
+
+
+def test_a_recipe_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match=r"nowhere.yaml: no such recipe; give the path of a YAML file or one of: "):
+        load_settings(PolicySettings, "nowhere.yaml", {})
+
+
+def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(b"base: \xff\xfe")
+    with pytest.raises(ConfigError, match="cannot read the recipe"):
+        load_settings(PolicySettings, tmp_path / "recipe.yaml", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("llama2-13b-attribute-model", AttributeSettings), ("llama2-70b-policy", PolicySettings)]
+)
+def test_our_recipes_have_names(name: str, kind: type[TrainSettings]) -> None:
+    assert load_settings(kind, name, {}) != kind()
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        TrainSettings().epochs = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("kind", [AttributeSettings, PolicySettings])
+def test_every_field_tells_what_it_means(kind: type[TrainSettings]) -> None:
+    for name, field in kind.model_fields.items():
+        assert field.description, name
+        assert field.description.endswith("."), name
+
+
+def test_the_schema_comes_from_its_file(tmp_path: Path) -> None:
+    assert TrainSettings().schema_of_attributes == STEERLM
+    (tmp_path / "schema.yaml").write_text("attributes: [{name: tone, low: 1, high: 7}]")
+    assert TrainSettings(attribute_schema=tmp_path / "schema.yaml").schema_of_attributes.names == ("tone",)
+    with pytest.raises(SchemaError, match="cannot read the schema"):
+        _ = TrainSettings(attribute_schema=tmp_path / "none.yaml").schema_of_attributes

@@ -1,0 +1,277 @@
+"""How conversations become policy trees: labels, weights, dropout and foils; and the sums over a pack."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from steerlm.attention import use_plain_attention, use_tree_attention
+from steerlm.attributes import STEERLM
+from steerlm.conversation import Conversation, Message
+from steerlm.errors import DataError
+from steerlm.models.load import SteerModel
+from steerlm.packing import Pack, lay_out
+from steerlm.tokens import Segment, TokenTree
+from steerlm.training.config import PolicySettings
+from steerlm.training.policy import (
+    PolicyTask,
+    foil_pairs,
+    labels_of,
+    likelihoods,
+    require_labels,
+    response_nll,
+    weights_of_own,
+)
+from steerlm.training.task import Batch, Term, make_packs
+
+
+def task(policy: SteerModel, conversations: list[Conversation], **settings: Any) -> PolicyTask:
+    made = PolicyTask(policy, PolicySettings(**{"context": 512, "pack_tokens": 2048, **settings}))
+    made.remember(conversations)
+    use_tree_attention(policy.network, "segments")
+    return made
+
+
+def tree_of(*responses: Message, name: str = "c") -> Conversation:
+    """One prompt with several answers."""
+    return Conversation(name, (Message("user", "Why?"), *responses))
+
+
+def answer(text: str, predicted: dict[str, float], ratings: dict[str, float] | None = None) -> Message:
+    return Message("assistant", text, 0, ratings or {}, predicted)
+
+
+def label_of(policy: SteerModel, segment: Segment) -> str | None:
+    """The label line of a segment, read back from its tokens."""
+    at = 0
+    for role, length in segment.spans:
+        if role == "label":
+            return str(policy.renderer.tokenizer.decode(list(segment.ids[at : at + length]))).strip()
+        at += length
+    return None
+
+
+def labels_in(policy: SteerModel, tree: TokenTree) -> list[tuple[int, str | None, bool]]:
+    """Message, label line, and whether it is a foil, of every response."""
+    return [(s.message, label_of(policy, s), s.foil_of >= 0) for s in tree.segments if s.is_response]
+
+
+def test_labels_are_predicted_or_those_of_people_first() -> None:
+    message = answer("x", {"humor": 1.5, "quality": 3.0}, {"humor": 4.0, "verbosity": 0.0})
+    assert labels_of(message, "predicted") == {"humor": 1.5, "quality": 3.0}
+    assert labels_of(message, "ratings-first") == {"humor": 4.0, "quality": 3.0, "verbosity": 0.0}
+
+
+def test_data_without_any_label_are_refused() -> None:
+    bare = tree_of(answer("x", {}), answer("y", {}, {"humor": 1.0}))
+    with pytest.raises(DataError, match=r"no response carries labels.*steerlm annotate"):
+        require_labels([bare], "predicted")
+    assert require_labels([bare], "ratings-first") == 1
+    assert require_labels([bare, tree_of(answer("z", {"humor": 1.0}))], "predicted") == 2
+
+
+def test_unlabelled_responses_are_context_only(policy: SteerModel) -> None:
+    conversation = tree_of(answer("a", {"humor": 1.0}), answer("b", {}))
+    made = task(policy, [conversation])
+    tree = made.tree(conversation, 0)
+    assert labels_in(policy, tree) == [(1, "humor:1", False), (2, None, False)]
+    assert [segment.weight for segment in tree.segments if segment.is_response] == [1.0, 0.0]
+    assert made.prepare([conversation]) == {"responses_without_labels": 1}
+
+
+def test_thread_weights_count_the_threads_through_a_response(policy: SteerModel) -> None:
+    values = {"humor": 1.0}
+    conversation = Conversation(
+        "c",
+        (
+            Message("user", "q"),
+            Message("assistant", "a", 0, predicted=values),
+            Message("user", "r", 1),
+            Message("assistant", "b", 2, predicted=values),
+            Message("assistant", "c", 2, predicted=values),
+            Message("user", "s", 1),
+        ),
+    )
+    tree = task(policy, [conversation], thread_weights=True).tree(conversation, 0)
+    assert {s.message: s.weight for s in tree.segments if s.is_response} == {1: 3.0, 3: 1.0, 4: 1.0}
+
+
+FULL = dict.fromkeys(STEERLM.names, 2.0)
+
+
+def test_label_dropout_leaves_attributes_out_at_its_rate(policy: SteerModel) -> None:
+    conversations = [tree_of(*(answer(f"{k}", FULL) for k in range(10)), name=f"c{n}") for n in range(10)]
+    made = task(policy, conversations, label_dropout=0.25)
+    kept = 0
+    for conversation in conversations:
+        for _, line, _ in labels_in(policy, made.tree(conversation, 0)):
+            values = STEERLM.parse_label_line(line or "")
+            assert set(values.values()) <= {2}
+            kept += len(values)
+    # 900 draws: three standard deviations of the mean are 0.043.
+    assert kept / 900 == pytest.approx(0.75, abs=0.043)
+
+
+def test_label_dropout_changes_with_the_epoch_and_repeats_with_the_seed(policy: SteerModel) -> None:
+    conversation = tree_of(*(answer(f"{k}", FULL) for k in range(5)))
+    made = task(policy, [conversation], label_dropout=0.5)
+    again = task(policy, [conversation], label_dropout=0.5)
+    other = task(policy, [conversation], label_dropout=0.5, seed=1)
+    assert made.tree(conversation, 0) == again.tree(conversation, 0)
+    assert made.tree(conversation, 0) != made.tree(conversation, 1)
+    assert made.tree(conversation, 0) != other.tree(conversation, 0)
+
+
+def test_a_response_that_lost_all_labels_is_trained_still(policy: SteerModel) -> None:
+    conversation = tree_of(*(answer(f"{k}", {"humor": 1.0}) for k in range(30)))
+    tree = task(policy, [conversation], label_dropout=0.5).tree(conversation, 0)
+    lines = labels_in(policy, tree)
+    assert {line for _, line, _ in lines} == {"humor:1", None}
+    assert all(segment.weight == 1.0 for segment in tree.segments if segment.is_response)
+
+
+def test_no_foils_without_contrast(policy: SteerModel) -> None:
+    conversation = tree_of(answer("a", {"humor": 1.0}), answer("b", {"humor": 3.0}))
+    assert not any(foil for *_, foil in labels_in(policy, task(policy, [conversation]).tree(conversation, 0)))
+
+
+def test_foils_come_from_siblings_that_differ(policy: SteerModel) -> None:
+    conversation = tree_of(
+        answer("a", {"humor": 1.0, "quality": 2.0}),
+        answer("b", {"humor": 1.2, "quality": 2.0}),  # the same line as a
+        answer("c", {"humor": 3.0}),  # says nothing of quality: that of the response stays
+    )
+    made = task(policy, [conversation], contrast=0.5)
+    foils = {message: line for message, line, foil in labels_in(policy, made.tree(conversation, 0)) if foil}
+    assert foils[1] == "quality:2,humor:3"
+    assert foils[2] == "quality:2,humor:3"
+    assert foils[3] == "humor:1"
+
+
+def test_foils_without_siblings_come_from_other_conversations(policy: SteerModel) -> None:
+    lonely = tree_of(answer("a", {"humor": 1.0}))
+    other = tree_of(answer("b", {"humor": 4.0}), name="d")
+    made = task(policy, [lonely, other], contrast=0.5)
+    assert labels_in(policy, made.tree(lonely, 0)) == [(1, "humor:1", False), (1, "humor:4", True)]
+    alone = task(policy, [lonely], contrast=0.5)
+    assert labels_in(policy, alone.tree(lonely, 0)) == [(1, "humor:1", False)]
+
+
+def test_unlabelled_responses_have_and_are_no_foils(policy: SteerModel) -> None:
+    conversation = tree_of(answer("a", {"humor": 1.0}), answer("b", {}))
+    tree = task(policy, [conversation], contrast=0.5).tree(conversation, 0)
+    assert labels_in(policy, tree) == [(1, "humor:1", False), (2, None, False)]
+
+
+def test_dropout_leaves_out_the_same_attributes_of_a_response_and_its_foil(policy: SteerModel) -> None:
+    low, high = dict.fromkeys(STEERLM.names, 0.0), dict.fromkeys(STEERLM.names, 4.0)
+    conversation = tree_of(answer("a", low), answer("b", high))
+    made = task(policy, [conversation], contrast=0.5, label_dropout=0.5)
+    for epoch in range(5):
+        lines = labels_in(policy, made.tree(conversation, epoch))
+        for message in (1, 2):
+            own, foil = (STEERLM.parse_label_line(line or "") for number, line, _ in lines if number == message)
+            assert own.keys() == foil.keys()
+            assert all(abs(own[name] - foil[name]) == 4 for name in own)
+
+
+@pytest.fixture
+def packed(policy: SteerModel, conversations: Callable[..., list[Conversation]]) -> tuple[PolicyTask, list[Pack]]:
+    made = conversations(5, seed=2)
+    task_ = task(policy, made, contrast=0.5, contrast_sharpness=0.1)
+    return task_, make_packs([task_.tree(item, 0) for item in made], 512, 600)
+
+
+def test_terms_count_own_tokens_and_pairs(packed: tuple[PolicyTask, list[Pack]]) -> None:
+    task_, packs = packed
+    assert len(packs) > 1
+    pairs = tokens = 0
+    for pack in packs:
+        for number, response in enumerate(pack.responses):
+            pairs += response.foil_of >= 0
+            tokens += int((pack.owner_N == number).sum()) if response.foil_of < 0 else 0
+    assert task_.terms(packs) == {"nll": Term(1.0, float(tokens)), "contrast": Term(0.5, float(pairs))}
+    assert pairs > 3
+
+
+def test_there_is_no_contrast_term_without_pairs(
+    policy: SteerModel, conversations: Callable[..., list[Conversation]]
+) -> None:
+    made = conversations(3)
+    task_ = task(policy, made)
+    packs = make_packs([task_.tree(item, 0) for item in made], 512, 2048)
+    assert list(task_.terms(packs)) == ["nll"]
+    assert list(task_.losses(Batch.of(packs[0], policy.device))) == ["nll"]
+
+
+def test_losses_by_hand(packed: tuple[PolicyTask, list[Pack]], policy: SteerModel) -> None:
+    """Against one loop over tokens: foils count in the contrast only."""
+    task_, packs = packed
+    for pack in packs:
+        batch = Batch.of(pack, policy.device)
+        with torch.no_grad():
+            nll = response_nll(policy, batch).tolist()
+            losses = task_.losses(batch)
+        own_nll, sums = 0.0, [0.0] * len(pack.responses)
+        for value, owner in zip(nll, pack.owner_N, strict=True):
+            sums[owner] -= value
+            own_nll += value if pack.responses[owner].foil_of < 0 else 0.0
+        assert losses["nll"].total.item() == pytest.approx(own_nll, rel=1e-5)
+        gaps = [sums[r.foil_of] - sums[k] for k, r in enumerate(pack.responses) if r.foil_of >= 0]
+        expected = sum(math.log1p(math.exp(-0.1 * gap)) for gap in gaps)
+        assert losses["contrast"].total.item() == pytest.approx(expected, rel=1e-3)
+        assert losses["contrast"].count.item() == len(gaps)
+        own, other = foil_pairs(pack)
+        assert [pack.responses[k].message for k in own] == [pack.responses[k].message for k in other]
+
+
+def test_response_nll_is_that_of_all_logits(packed: tuple[PolicyTask, list[Pack]], policy: SteerModel) -> None:
+    """Logits are made for the rows before trained tokens only; they are those of the whole."""
+    batch = Batch.of(packed[1][0], policy.device)
+    with torch.no_grad():
+        logits_TV = policy.network(**batch.inputs(), use_cache=False).logits[0]
+        nll_N = response_nll(policy, batch)
+    rows = torch.as_tensor(batch.pack.rows_N)
+    expected = -logits_TV.log_softmax(-1)[rows, torch.as_tensor(batch.pack.targets_N)]
+    torch.testing.assert_close(nll_N, expected)
+
+
+def test_likelihoods_are_sums_over_responses() -> None:
+    pack = Pack(
+        ids_T=np.arange(4),
+        positions_T=np.arange(4),
+        runs=(),
+        rows_N=np.array([0, 1, 2]),
+        targets_N=np.array([1, 2, 3]),
+        weights_N=np.array([1, 1, 1], dtype=np.float32),
+        owner_N=np.array([1, 0, 1]),
+        responses=(None, None, None),  # type: ignore[arg-type]
+    )
+    batch = Batch.of(pack, torch.device("cpu"))
+    assert likelihoods(torch.tensor([1.0, 2.0, 4.0]), batch).tolist() == [-2.0, -5.0, 0.0]
+
+
+def test_weights_of_own_without_responses() -> None:
+    assert len(weights_of_own(lay_out([]))) == 0
+
+
+def test_validation_figures(policy: SteerModel, conversations: Callable[..., list[Conversation]]) -> None:
+    """Loss and gap do not depend on packing, and the labels are not dropped."""
+    made = conversations(6, seed=4)
+    figures = task(policy, made, label_dropout=0.9).validate(made)
+    small = task(policy, made, pack_tokens=512).validate(made)
+    assert figures.keys() == {"loss", "tokens", "gap", "gap_won", "gap_pairs"}
+    for name, value in figures.items():
+        assert small[name] == pytest.approx(value, rel=1e-4)
+    task_ = task(policy, made)
+    packs = make_packs([task_.tree(item, 0) for item in made], 512, 2048)
+    with torch.no_grad():
+        total = sum(task_.losses(Batch.of(pack, policy.device))["nll"].total.item() for pack in packs)
+    assert figures["tokens"] == task_.terms(packs)["nll"].count
+    assert figures["loss"] == pytest.approx(total / figures["tokens"], rel=1e-5)
+    use_plain_attention(policy.network)
