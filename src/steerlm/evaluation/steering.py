@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from steerlm.errors import DataError
 from steerlm.evaluation.bootstrap import Estimate, bootstrap
 from steerlm.models.load import SteerModel
 from steerlm.steering import asked_values, prompt_ids
+
+EXAMPLE_WIDTH = 34
+"""Characters of an answer that the table shows: what 80 columns leave beside the figures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +116,8 @@ def steering_table(results: Sequence[LevelResult], example: int = 0) -> Table:
     """What a person looks at: one row a level, with the beginning of one answer."""
     table = Table(title="Steering: one attribute set, the others at default", title_justify="left")
     table.add_column("attribute", no_wrap=True)
-    for name in ("level", "characters", "reading grade"):
-        table.add_column(name, justify="right")
+    for name in ("level", "characters", "grade"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("example", overflow="ellipsis", no_wrap=True)
     for result, after in zip(results, [*results[1:], None], strict=True):
         row = result.row()
@@ -122,7 +126,7 @@ def steering_table(results: Sequence[LevelResult], example: int = 0) -> Table:
             str(result.level),
             f"{row['mean_characters']:.0f}",
             f"{row['mean_reading_grade']:.1f}",
-            " ".join(result.answers[example].split()),
+            shorten(result.answers[example], EXAMPLE_WIDTH, placeholder="…"),
             end_section=after is None or after.attribute != result.attribute,
         )
     return table
