@@ -43,7 +43,7 @@ bench: setup  ## measure on this machine (results go to benchmarks/results)
 	$(BIN)/python benchmarks/tree_vs_threads.py
 
 real-data: setup  ## the whole method on Open Assistant and HelpSteer, from $$STEERLM_SHARED_DATA (about two hours)
-	$(BIN)/steerlm quickstart --recipe recipes/real-data.yaml --out runs/real-data \
+	$(BIN)/steerlm quickstart --recipe real-data --out runs/real-data \
 		--data $(STEERLM_SHARED_DATA)/oasst1/messages.jsonl --data $(STEERLM_SHARED_DATA)/helpsteer/train.jsonl
 
 docs: setup  ## write docs/cli.md anew from the commands' own help

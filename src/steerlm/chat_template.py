@@ -46,7 +46,8 @@ _LABELS = """{%- set schema = @schema -%}
 """
 
 _MESSAGES = """{{- @start -}}
-{%- set system = clean(messages[0]['content']) if messages and messages[0]['role'] == 'system' else '' -%}
+{%- set given = messages and messages[0]['role'] == 'system' -%}
+{%- set system = clean(messages[0]['content'] if given else @default_system) -%}
 {%- if system or @empty_system -%}{{- @system_open ~ system ~ @system_close -}}{%- endif -%}
 {%- set ns = namespace(before='') -%}
 {%- for message in messages -%}
@@ -73,15 +74,20 @@ _PROMPT = """{%- if add_generation_prompt is defined and add_generation_prompt -
 _HISTORY_LABEL = "{{- label(message['attributes'] if message['attributes'] is defined else asked) -}}"
 
 
-def chat_template(dialect: Mapping[str, object], schema: Schema, forbidden: Sequence[str], task: Task) -> str:
-    """The template of a dialect, given as its fields. `forbidden` are the strings that message text must not hold.
+def chat_template(
+    dialect: Mapping[str, object], schema: Schema, forbidden: Sequence[str], task: Task, system: str
+) -> str:
+    """The template of a dialect, given as its fields.
 
-    The policy's template takes `attributes`; that of the attribute model has no labels and ends with the score mark.
+    `forbidden` are the strings that message text must not hold, `system` is the system text of conversations that
+    bring none. The policy's template takes `attributes`; that of the attribute model has no labels and ends with the
+    score mark.
     """
     literals = {
         **dialect,
         "forbidden": list(forbidden),
         "schema": [[item.name, item.low, item.high, item.default] for item in schema],
+        "default_system": system,
         "leaf": dialect["end"] if task == "policy" else dialect["score"],
     }
     if task == "policy":

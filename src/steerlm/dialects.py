@@ -320,14 +320,14 @@ class Renderer:
     def _anchor_ids(self, anchor: str) -> tuple[int, ...]:
         return _cached_ids(self.tokenizer, anchor) if anchor else ()
 
-    def chat_template(self, task: Task) -> str:
+    def chat_template(self, task: Task, system: str = "") -> str:
         """A Jinja chat template that yields this renderer's tokens in bare transformers and in vLLM.
 
         The policy's takes `attributes` (merged over the schema's defaults; an attribute set to none is left out),
         and `attributes` on assistant messages of the history, which otherwise get those of the request. That of
         the attribute model ends each conversation with the score mark.
         """
-        return chat_template(asdict(self.dialect), self.schema, self.forbidden, task)
+        return chat_template(asdict(self.dialect), self.schema, self.forbidden, task, system)
 
 
 @lru_cache(maxsize=4096)

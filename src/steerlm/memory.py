@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,7 @@ class PeakMemory:
     peak_mb: int = 0
 
     def __enter__(self) -> Self:
-        if _STATUS.is_file():
+        with contextlib.suppress(OSError):  # not Linux, or not allowed: then the peak is that of the whole process
             Path("/proc/self/clear_refs").write_text("5")
         return self
 
@@ -31,8 +32,9 @@ class PeakMemory:
 
 def _peak_mb() -> int:
     if _STATUS.is_file():
-        lines = _STATUS.read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) // 1024
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) // 1024
     import resource
 
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -162,14 +162,14 @@ def _chain(tree: TokenTree, index: int, context: int) -> TokenTree | None:
     *ancestors, _ = tree.path(index)
     system = ancestors[:1] if ancestors and tree.segments[ancestors[0]].message < 0 else []
     turns = ancestors[len(system) :]
-    fixed = len(tree.segments[index].ids) + sum(tree.segments[member].shared for member in system)
+    opening = sum(tree.segments[member].shared for member in system)
     starts = [k for k in range(len(turns)) if _opens_exchange(tree, turns, k)]
     for start in starts or [len(turns)]:
         kept = [tree.segments[member] for member in turns[start:]]
         if kept and start > 0:
             kept[0] = kept[0].without_glue()
         response = tree.segments[index] if kept else tree.segments[index].without_glue()
-        if fixed + sum(segment.shared for segment in kept) <= context:
+        if opening + sum(segment.shared for segment in kept) + len(response.ids) <= context:
             context_segments = [tree.segments[member].as_context() for member in system]
             context_segments += [segment.as_context() for segment in kept]
             segments = [*context_segments, response]

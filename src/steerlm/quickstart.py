@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from steerlm.provenance import environment
 from steerlm.sources import import_conversations, split_conversations
 from steerlm.sources.bundled import SAMPLE, held_out_prompts
 from steerlm.sources.detect import detect_kind
+from steerlm.steering import prompt_ids
 from steerlm.training.config import AttributeSettings, PolicySettings, Settings, checked
 from steerlm.training.run import train_attribute_model, train_policy
 
@@ -77,14 +79,19 @@ class QuickstartResult:
     summary: dict[str, Any]
 
 
-def run_quickstart(settings: QuickstartSettings, say: Callable[[str], None]) -> QuickstartResult:
-    """Import, train the attribute model, annotate, train the policy, measure. `say` is told what happens."""
-    return _Quickstart(settings, say).run()
+def run_quickstart(settings: QuickstartSettings, say: Callable[[str], None], fresh: bool = False) -> QuickstartResult:
+    """Import, train the attribute model, annotate, train the policy, measure. `say` is told what happens.
+
+    `fresh` forgets unfinished work of runs with other settings. Raises `SteerLMError` of the kinds of its stages;
+    settings that contradict each other or the schema are refused before any work.
+    """
+    return _Quickstart(settings, say, fresh).run()
 
 
 class _Quickstart:
-    def __init__(self, settings: QuickstartSettings, say: Callable[[str], None]) -> None:
+    def __init__(self, settings: QuickstartSettings, say: Callable[[str], None], fresh: bool) -> None:
         self.settings = settings
+        self.fresh = fresh
         self.say = say
         self.out = settings.out
         self.stages: list[dict[str, Any]] = []
@@ -104,6 +111,7 @@ class _Quickstart:
             PolicySettings,
             {
                 **common,
+                "attribute_schema": self.attribute_settings.attribute_schema,
                 **settings.policy,
                 "data": [self.path("annotated.jsonl")],
                 "validation": [self.path("annotated.held-out.jsonl")],
@@ -111,6 +119,11 @@ class _Quickstart:
             },
             where="settings of the policy",
         )
+        self.attribute_settings.require_consistent()
+        self.policy_settings.require_consistent()
+        self.schema = self.attribute_settings.schema_of_attributes
+        for name in settings.steering.attributes:
+            self.schema[name]
 
     def path(self, name: str) -> Path:
         return self.out / name
@@ -118,9 +131,11 @@ class _Quickstart:
     def run(self) -> QuickstartResult:
         self.out.mkdir(parents=True, exist_ok=True)
         prompts = self.stage("import", self._import)
-        judge: SteerModel = self.stage("attribute model", lambda: train_attribute_model(self.attribute_settings))
+        judge: SteerModel = self.stage(
+            "attribute model", lambda: train_attribute_model(self.attribute_settings, self.fresh)
+        )
         self.stage("annotate", lambda: self._annotate(judge))
-        policy: SteerModel = self.stage("policy", lambda: train_policy(self.policy_settings))
+        policy: SteerModel = self.stage("policy", lambda: train_policy(self.policy_settings, self.fresh))
         steering: list[LevelResult] = self.stage("measure", lambda: self._measure(policy, prompts))
         summary = {
             "stages": self.stages,
@@ -165,12 +180,16 @@ class _Quickstart:
     def _import(self) -> list[str]:
         """Write the rated data, split, and all of the data; returns the prompts to measure on."""
         settings = self.settings
-        schema = self.attribute_settings.schema_of_attributes
         conversations: list[Conversation] = []
         for path in settings.data or [SAMPLE]:
-            imported = import_conversations(detect_kind(path), path, schema=schema)
+            imported = import_conversations(detect_kind(path), path, schema=self.schema)
             self.say(f"    {path.name}: {imported.report}")
             conversations += imported.conversations
+        ids = Counter(conversation.id for conversation in conversations)
+        if twice := [name for name, count in ids.items() if count > 1]:
+            raise DataError(
+                f"{len(twice)} conversations are in the data twice, such as {twice[0]!r}; give each file once"
+            )
         rated = [c for c in conversations if any(message.ratings for message in c.messages)]
         if not rated:
             raise DataError("no response in the data carries human ratings; there is nothing to learn attributes from")
@@ -195,12 +214,21 @@ class _Quickstart:
             ("everything.jsonl", "annotated.jsonl"),
             ("everything.held-out.jsonl", "annotated.held-out.jsonl"),
         ):
-            annotate(self.path(source), self.path(target), judge, self.settings.annotation)
+            annotate(
+                self.path(source),
+                self.path(target),
+                judge,
+                self.settings.annotation,
+                schema=self.schema,
+                fresh=self.fresh,
+            )
 
     def _measure(self, policy: SteerModel, prompts: Sequence[str]) -> list[LevelResult]:
         settings = self.settings.steering
         key = hashlib.sha256(
-            json.dumps([policy.info.fingerprint, settings.model_dump(mode="json"), list(prompts)]).encode()
+            json.dumps(
+                [policy.info.fingerprint, policy.info.system, settings.model_dump(mode="json"), list(prompts)]
+            ).encode()
         ).hexdigest()
         file = self.path("steering.json")
         if file.is_file() and (kept := json.loads(file.read_text(encoding="utf-8")))["key"] == key:
@@ -208,19 +236,25 @@ class _Quickstart:
                 LevelResult(item["attribute"], item["level"], tuple(item["answers"]), item["cut_at_limit"])
                 for item in kept["results"]
             ]
+        engine = TorchEngine(policy)
+        room = engine.context - settings.max_tokens
+        fitting = [text for text in prompts if len(prompt_ids(policy, text, policy.schema.defaults)) <= room]
+        if len(fitting) < len(prompts):
+            self.say(f"    {len(prompts) - len(fitting)} prompts are too long for the model and left out")
         results = measure_steering(
-            TorchEngine(policy),
+            engine,
             policy,
-            prompts,
+            fitting,
             settings.attributes,
             Sampling(max_tokens=settings.max_tokens, repetition_penalty=settings.repetition_penalty),
-            progress=lambda what: self.say(f"    answering {len(prompts)} prompts with {what}"),
+            progress=lambda what: self.say(f"    answering {len(fitting)} prompts with {what}"),
         )
         records = [{**result.row(), "answers": list(result.answers)} for result in results]
-        write_json(file, {"key": key, "prompts": list(prompts), "results": records})
+        write_json(file, {"key": key, "prompts": fitting, "results": records})
         return results
 
 
 def first_prompts(conversations: Sequence[Conversation]) -> list[str]:
     """The opening prompts of conversations, each once."""
-    return list(dict.fromkeys(c.messages[root].text for c in conversations for root in c.roots))
+    opening = [c.messages[root] for c in conversations for root in c.roots]
+    return list(dict.fromkeys(message.text for message in opening if message.role == "user"))

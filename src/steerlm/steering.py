@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -42,7 +43,7 @@ def parse_assignments(schema: Schema, assignments: Iterable[str]) -> dict[str, i
             raise SchemaError(f"{text!r} is not of the form attribute=value, such as {schema.names[-1]}=1")
         if value.lower() == "none":
             found[schema[name].name] = None
-        elif value.lstrip("-").isdigit():
+        elif re.fullmatch(r"-?[0-9]+", value):
             found[schema[name].name] = int(value)
         else:
             low, high = schema[name].low, schema[name].high

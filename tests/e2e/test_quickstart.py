@@ -18,11 +18,11 @@ RECIPE = """
 out: {out}
 base: {base}
 held_out: 0.2
-attributes: {{context: 512, pack_tokens: 1024, max_steps: 1}}
+attributes: {{context: 2048, pack_tokens: 4096, max_steps: 1}}
 policy:
   labels: ratings-first
-  context: 512
-  pack_tokens: 1024
+  context: 2048
+  pack_tokens: 4096
   max_steps: 1
   contrast: 0.5
   defaults: {{verbosity: 2, complexity: 2}}
@@ -51,7 +51,7 @@ def test_summary_has_what_a_program_needs(finished: Path) -> None:
     assert all(stage["seconds"] >= 0 and stage["peak_memory_mb"] > 0 for stage in summary["stages"])
     rows = summary["steering"]
     assert [(row["attribute"], row["level"]) for row in rows] == [
-        (a, l) for a in ("verbosity", "humor") for l in range(5)
+        (name, level) for name in ("verbosity", "humor") for level in range(5)
     ]
     assert all(row["n"] == 2 and row["mean_characters"] >= 0 and "mean_reading_grade" in row for row in rows)
     figures = summary["attribute_model"]["attributes"]

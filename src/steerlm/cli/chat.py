@@ -10,11 +10,13 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from steerlm.engines import Engine, Sampling, TorchEngine
 from steerlm.errors import ConfigError, SteerLMError
 from steerlm.models.load import SteerModel, load_model
 from steerlm.steering import Turn, asked_values, parse_assignments, prompt_ids
+from steerlm.training.loop import pick_device
 
 HELP = """/set NAME VALUE   set an attribute for the answers to come (VALUE none: leave it unset)
 /show             the attributes, their values and scales
@@ -89,8 +91,10 @@ def chat_command(
     temperature: float = 0.0,
     top_p: float = 1.0,
     top_k: int = 0,
+    repetition_penalty: float = 1.0,
     seed: int = 0,
-    device: str = "cpu",
+    stop: list[str] | None = None,
+    device: str = "auto",
 ) -> None:
     """Talk to a policy; /set verbosity 0 steers its next answers, /help lists what else there is.
 
@@ -110,13 +114,25 @@ def chat_command(
         Sample from the likeliest tokens that have this probability together.
     top_k
         Sample from this many likeliest tokens; 0 means all.
+    repetition_penalty
+        Above 1 makes tokens that an answer used already less likely; it keeps small models from going in circles.
     seed
         Same seed, same answers.
+    stop
+        Text before which to stop. May be repeated.
     device
-        Torch device to run on.
+        Torch device to run on; auto takes a GPU where there is one.
     """
-    policy = load_model(model, "policy", device)
-    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    policy = load_model(model, "policy", pick_device(device))
+    sampling = Sampling(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
     session = ChatSession(policy, TorchEngine(policy), sampling, parse_assignments(policy.schema, set_ or []), system)
     console = Console()
     console.print(f"{model}: /help for commands, Ctrl-D to leave", style="dim", highlight=False)
@@ -133,9 +149,7 @@ def talk(session: ChatSession, console: Console, lines: Iterable[str]) -> None:
             if text.startswith("/"):
                 console.print(session.command(text), highlight=False)
             elif text:
-                session.answer(
-                    text, lambda part: console.print(part, end="", markup=False, highlight=False, soft_wrap=True)
-                )
+                session.answer(text, lambda part: console.print(Text(part), end="", soft_wrap=True))
                 console.print()
         except SteerLMError as error:
             console.print(f"error: {error}", style="red", markup=False, highlight=False)

@@ -9,11 +9,13 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from steerlm.engines import Completion, Sampling, TorchEngine, complete
 from steerlm.errors import ConfigError
 from steerlm.models.load import load_model
 from steerlm.steering import asked_values, parse_assignments, prompt_ids
+from steerlm.training.loop import pick_device
 
 
 def generate_command(
@@ -31,7 +33,7 @@ def generate_command(
     repetition_penalty: float = 1.0,
     seed: int = 0,
     stop: list[str] | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
     """Answer a prompt with the attributes you ask for.
@@ -68,13 +70,13 @@ def generate_command(
     stop
         Text before which to stop. May be repeated.
     device
-        Torch device to run on.
+        Torch device to run on; auto takes a GPU where there is one.
     json_
         Print JSON.
     """
     if n < 1:
         raise ConfigError(f"--n {n}: ask for at least one answer")
-    policy = load_model(model, "policy", device)
+    policy = load_model(model, "policy", pick_device(device))
     asked = parse_assignments(policy.schema, set_ or [])
     if sweep is not None and sweep in asked:
         raise ConfigError(f"{sweep} is both set and swept; choose one")
@@ -115,7 +117,7 @@ def _show(rows: list[tuple[dict[str, int], list[Completion]]], sweep: str | None
             for number, answer in enumerate(answers):
                 if number:
                     console.rule()
-                console.print(answer.text, markup=False, highlight=False)
+                console.print(Text(answer.text))
         return
     table = Table(show_lines=True)
     table.add_column(sweep, justify="right")
@@ -123,5 +125,5 @@ def _show(rows: list[tuple[dict[str, int], list[Completion]]], sweep: str | None
     table.add_column("answer", overflow="fold")
     for values, answers in rows:
         for answer in answers:
-            table.add_row(str(values[sweep]), str(len(answer.text)), answer.text)
-    console.print(table, markup=False)
+            table.add_row(str(values[sweep]), str(len(answer.text)), Text(answer.text))
+    console.print(table)

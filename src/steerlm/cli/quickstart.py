@@ -20,6 +20,7 @@ def quickstart_command(
     out: Path | None = None,
     base: str | None = None,
     seed: Annotated[int | None, Parameter(help="Seed of everything random.")] = None,
+    fresh: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Rated conversations in, a steerable model out: import, attribute model, annotation, policy, steering table.
 
@@ -36,12 +37,14 @@ def quickstart_command(
         Directory of the run.
     base
         Base model: a Hugging Face id, a path, or smollm2.
+    fresh
+        Throw away unfinished work of an earlier run with other settings.
     """
     given = {"data": data, "out": out, "base": base, "seed": seed}
     overrides = {name: value for name, value in given.items() if value is not None}
     settings = load_settings(QuickstartSettings, recipe or "quickstart", overrides)
     errors = Console(stderr=True, soft_wrap=True)
-    result = run_quickstart(settings, lambda text: errors.print(text, highlight=False, markup=False))
+    result = run_quickstart(settings, lambda text: errors.print(text, highlight=False, markup=False), fresh)
     console = Console()
     console.print(steering_table(result.steering))
     minutes = sum(stage["seconds"] for stage in result.summary["stages"]) / 60

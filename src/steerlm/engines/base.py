@@ -15,8 +15,9 @@ Finish = Literal["stop", "length"]
 class Sampling:
     """How to choose tokens. Temperature 0 is greedy; top_k 0 and top_p 1 leave all tokens in play.
 
-    Request `i` of a batch draws from its own generator, seeded with `seed + i`, so that it does not depend on
-    what else is in the batch. Text stops before any of `stop`, which is never shown.
+    Request `i` of a batch draws from its own generator, seeded with `seed + i`, so that it does not depend on what
+    else is in the batch. The repetition penalty counts the tokens of the answer only. Text stops before any of
+    `stop`, which is never shown.
     """
 
     max_tokens: int = 512

@@ -59,7 +59,7 @@ class TorchEngine:
         alive = list(range(len(prompts)))
         cache = DynamicCache(config=self.model.network.config)
         new_BT = ids_BT
-        processors = _processors(sampling)
+        processors = _processors(sampling, width)
         for count in range(1, sampling.max_tokens + 1):
             positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)[:, -new_BT.shape[1] :]
             logits_BV = self.model.network(
@@ -97,10 +97,12 @@ class TorchEngine:
         return Piece(index, token, shown + (text.finish() if finish == "length" else ""), finish)
 
 
-def _processors(sampling: Sampling) -> LogitsProcessorList:
+def _processors(sampling: Sampling, width: int) -> LogitsProcessorList:
+    """What changes the scores, in the order of the field. `width` is that of the padded prompts."""
     found = LogitsProcessorList()
     if sampling.repetition_penalty != 1:
-        found.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+        # The prompt is left out: it holds the end signal of earlier turns, and padding that depends on the batch.
+        found.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty, prompt_ignore_length=width))
     if sampling.temperature > 0:
         if sampling.temperature != 1:
             found.append(TemperatureLogitsWarper(sampling.temperature))

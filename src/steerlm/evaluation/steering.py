@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import textstat
 from rich.table import Table
+from rich.text import Text
 
 from steerlm.engines import Engine, Sampling, complete
 from steerlm.errors import DataError
@@ -126,7 +127,7 @@ def steering_table(results: Sequence[LevelResult], example: int = 0) -> Table:
             str(result.level),
             f"{row['mean_characters']:.0f}",
             f"{row['mean_reading_grade']:.1f}",
-            shorten(result.answers[example], EXAMPLE_WIDTH, placeholder="…"),
+            Text(shorten(result.answers[example], EXAMPLE_WIDTH, placeholder="…")),
             end_section=after is None or after.attribute != result.attribute,
         )
     return table

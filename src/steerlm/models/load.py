@@ -45,7 +45,9 @@ class SteerModel:
             temporary = Path(name)
             self.network.save_pretrained(temporary)
             tokenizer = self.renderer.tokenizer
-            tokenizer.chat_template = self.renderer.chat_template("policy" if self.info.kind == "policy" else "score")
+            tokenizer.chat_template = self.renderer.chat_template(
+                "policy" if self.info.kind == "policy" else "score", self.info.system
+            )
             tokenizer.save_pretrained(temporary)
             fingerprint = weights_fingerprint(temporary, self.schema, self.info.dialect)
             info = replace(self.info, fingerprint=fingerprint)
@@ -66,18 +68,20 @@ def new_model(
     dialect: str | None = None,
     as_level_tokens: bool = True,
     system: str = "",
+    marker_tokens: bool = True,
 ) -> SteerModel:
     """A model to be trained, made from a base model: with a fresh regression head for an attribute model.
 
-    Markers that the base model's tokenizer does not know are added to it as special tokens; so are, for a
-    policy with `as_level_tokens`, the words of label lines (`quality:4`).
+    Markers that the base model's tokenizer does not know are added to it as special tokens (unless `marker_tokens`
+    is off: then they are spelled out); so are, for a policy with `as_level_tokens`, the words of label lines
+    (`quality:4`).
     """
     tokenizer = load_tokenizer(base)
     dialect = dialect or detect_dialect(tokenizer)
     if dialect not in DIALECTS:
         raise ModelError(f"unknown dialect {dialect!r}; choose one of {', '.join(DIALECTS)}")
     network = load_causal_lm(base) if kind == "policy" else _with_head(base, schema)
-    new = list(DIALECTS[dialect].markers)
+    new = list(DIALECTS[dialect].markers) if marker_tokens else []
     if kind == "policy" and as_level_tokens:
         new += level_tokens(schema)
     added = add_tokens(network, tokenizer, new)

@@ -50,7 +50,7 @@ def to_nemo_sft(
     """
     report = ExportReport() if report is None else report
     for conversation in conversations:
-        texts = _texts(conversation, report)
+        system, texts = _texts(conversation.system, conversation, report)
         lines = {index: _label_line(conversation.messages[index], schema, labels) for index in conversation.responses}
         report.unlabelled_responses += sum(not line for line in lines.values())
         for thread in conversation.threads():
@@ -67,7 +67,7 @@ def to_nemo_sft(
                     }
                     for index in thread
                 ],
-                "system": conversation.system,
+                "system": system,
                 "mask": "User",
                 "type": "VALUE_TO_TEXT",
             }
@@ -90,8 +90,7 @@ def to_nemo_regression(
     """
     report = ExportReport() if report is None else report
     for conversation in conversations:
-        texts = _texts(conversation, report)
-        opening = _safe(conversation.system if system is None else system)
+        opening, texts = _texts(conversation.system if system is None else system, conversation, report)
         paths = [f"{SYSTEM_START}{opening}\n"]
         for index, message in enumerate(conversation.messages):
             before = paths[0] if message.parent is None else paths[message.parent + 1]
@@ -125,12 +124,12 @@ def _label_line(message: Message, schema: Schema, labels: LabelsFrom) -> str:
     return schema.label_line(_values(message, labels))
 
 
-def _texts(conversation: Conversation, report: ExportReport) -> list[str]:
-    texts = [_safe(message.text) for message in conversation.messages]
-    report.markers_broken += sum(
-        text != message.text for text, message in zip(texts, conversation.messages, strict=True)
-    )
-    return texts
+def _texts(system: str, conversation: Conversation, report: ExportReport) -> tuple[str, list[str]]:
+    """The system text and those of the messages, with no marker in them."""
+    before = [system, *(message.text for message in conversation.messages)]
+    after = [_safe(text) for text in before]
+    report.markers_broken += sum(a != b for a, b in zip(before, after, strict=True))
+    return after[0], after[1:]
 
 
 def _safe(text: str) -> str:

@@ -54,8 +54,7 @@ class Checkpoints:
         }
         if torch.cuda.is_available():
             state["random_cuda"] = torch.cuda.get_rng_state_all()
-        with replacing(self.directory / f"step-{progress.step:08d}.pt") as path:
-            torch.save(state, path)
+        self._write(state, f"step-{progress.step:08d}.pt")
         for _, old in self._found()[: -self.keep]:
             old.unlink(missing_ok=True)
 
@@ -84,14 +83,22 @@ class Checkpoints:
 
     def save_best(self, network: nn.Module) -> None:
         """Keep these weights as the best so far."""
-        with replacing(self.directory / "best.pt") as path:
-            torch.save({"key": self.key, "network": network.state_dict()}, path)
+        self._write({"key": self.key, "network": network.state_dict()}, "best.pt")
+
+    def _write(self, state: dict[str, Any], name: str) -> None:
+        with replacing(self.directory / name) as path:
+            try:
+                torch.save(state, path)
+            except RuntimeError as error:  # how PyTorch reports a full disk
+                raise OSError(f"{self.directory / name}: cannot write the checkpoint: {error}") from error
 
     def load_best(self, network: nn.Module) -> None:
         """Put the best weights back, where any were kept."""
         path = self.directory / "best.pt"
         if path.is_file():
-            network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["network"])
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if state["key"] == self.key:
+                network.load_state_dict(state["network"])
 
     def clear(self) -> None:
         """Remove all of them: the run is done, or starts over."""

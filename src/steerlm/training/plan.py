@@ -32,6 +32,8 @@ def plan_steps(
     """
     steps: list[Step] = []
     for epoch in range(math.ceil(epochs)):
+        if max_steps is not None and len(steps) >= max_steps:
+            break
         order = list(range(len(sizes)))
         random.Random(f"{seed}-{epoch}").shuffle(order)
         # Rounded first, as 1.1 - 1 is a little more than a tenth.

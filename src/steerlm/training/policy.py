@@ -83,7 +83,9 @@ class PolicyTask:
             for index in conversation.responses:
                 kept = {name for name in self.model.schema.names if random.random() >= dropout}
                 labels[index] = _only(labels[index], kept)
-                chosen = {**chosen, **({index: [_only(f, kept) for f in chosen[index]]} if index in chosen else {})}
+                foil = [_only(other, kept) for other in chosen.pop(index, [])]
+                if foil and _differ(self.model.schema, labels[index], foil[0]):
+                    chosen[index] = foil
         return self.model.renderer.tree(conversation, "policy", labels, weights, chosen)
 
     def _foils(
@@ -127,6 +129,7 @@ class PolicyTask:
     @torch.no_grad()
     def validate(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
         """Loss in nats a token, and the gap log p(y | own labels) - log p(y | sibling's labels) in nats a response."""
+        require_labels(conversations, self.settings.labels)
         trees = [self._tree(conversation, -1, 0.0, foils=True) for conversation in conversations]
         total = count = 0.0
         gaps: list[float] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,19 +35,19 @@ def train_policy(settings: PolicySettings, fresh: bool = False) -> SteerModel:
 
 
 def _train(kind: Kind, settings: AttributeSettings | PolicySettings, fresh: bool) -> SteerModel:
+    settings.require_consistent()
     schema = settings.schema_of_attributes
     if isinstance(settings, PolicySettings):
         schema = schema.with_defaults(settings.defaults)
     data = load_training_data(settings, schema)
-    key = run_key(settings, data)
+    key = run_key(settings, data, schema)
     if not fresh and is_finished(settings, key, kind):
         return load_model(settings.out, kind)
 
     def make_task(device: torch.device) -> Task:
-        if isinstance(settings, PolicySettings):
-            model = new_model(kind, settings.base, schema, settings.dialect, settings.level_tokens, settings.system)
-        else:
-            model = new_model(kind, settings.base, schema, settings.dialect)
+        as_tokens = isinstance(settings, PolicySettings) and settings.level_tokens
+        system = commonest_system(data.train) if settings.system is None else settings.system
+        model = new_model(kind, settings.base, schema, settings.dialect, as_tokens, system, settings.marker_tokens)
         model.network.to(device)  # type: ignore[arg-type]
         model.info.provenance.update(base=settings.base, **environment())
         task: Task = (
@@ -55,7 +56,12 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, fresh: bool
         task.remember(data.train)
         return task
 
-    return train(make_task, settings, data, fresh)
+    return train(make_task, settings, data, key, fresh)
+
+
+def commonest_system(conversations: Sequence[Conversation]) -> str:
+    """The system text that most conversations have; of equally common ones the first."""
+    return Counter(conversation.system for conversation in conversations).most_common(1)[0][0]
 
 
 def load_training_data(settings: TrainSettings, schema: Schema) -> TrainingData:

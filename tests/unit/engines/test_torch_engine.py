@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from steerlm.attributes import STEERLM
 from steerlm.engines import Sampling, TorchEngine, complete
@@ -90,7 +91,7 @@ def test_repetition_penalty_is_that_of_generate(policy: SteerModel) -> None:
         attention_mask=torch.ones(1, len(prompt)),
         max_new_tokens=20,
         do_sample=False,
-        repetition_penalty=1.3,
+        logits_processor=[RepetitionPenaltyLogitsProcessor(1.3, prompt_ignore_length=len(prompt))],
         pad_token_id=0,
     )
     assert list(found.tokens) == expected[0, len(prompt) :].tolist()
