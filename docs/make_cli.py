@@ -32,7 +32,9 @@ def help_pages(app: App, words: tuple[str, ...] = ()) -> list[tuple[str, str]]:
 def document() -> str:
     """The whole page."""
     parts = ["# Commands", "", "Made from the commands' own help by `make docs`.", ""]
-    for command, text in help_pages(build_app()):
+    # The overview shows each command's one line, the other pages all that the commands say of themselves.
+    overview = help_pages(build_app(summaries=True))[:1]
+    for command, text in [*overview, *help_pages(build_app())[1:]]:
         lines = [line.rstrip() for line in text.strip("\n").splitlines()]
         parts += [f"## `{command}`", "", "```text", *lines, "```", ""]
     return "\n".join(parts).rstrip() + "\n"
