@@ -27,7 +27,7 @@ class TrainSettings(Settings):
 
     data: list[Path] = Field(default_factory=list)
     """Conversation files to train on."""
-    out: Path
+    out: Path = Path("model")
     """Directory to write the model to; checkpoints and metrics.jsonl go in it too."""
     validation: list[Path] = Field(default_factory=list)
     """Conversation files held out for validation; without any, a share of the data is held out."""
@@ -185,7 +185,10 @@ def load_settings(kind: type[S], recipe: str | Path | None, overrides: dict[str,
 def checked(kind: type[S], values: dict[str, Any], where: str) -> S:
     """Build settings; a `ConfigError` says in one line each what is wrong."""
     try:
-        return kind(**values)
+        settings = kind(**values)
+        if isinstance(settings, TrainSettings) and (found := settings.contradictions()):
+            raise ConfigError(f"{where}: " + "; ".join(found))
+        return settings
     except ValidationError as error:
         lines = []
         for item in error.errors():

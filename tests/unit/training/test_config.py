@@ -41,7 +41,7 @@ def test_an_empty_recipe_is_all_defaults(recipe: Any) -> None:
         ({"lerning_rate": 1}, "lerning_rate: Extra inputs are not permitted; known settings: .*learning_rate"),
         ({"optimizer": {"lr": 1}}, "optimizer: Extra inputs"),
         ({"pack_tokens": 512, "context": 1024}, "pack_tokens=512 cannot hold a path of context=1024"),
-        ({"learning_rate": 1e-5, "min_learning_rate": 1e-4}, "min_learning_rate is above learning_rate"),
+        ({"learning_rate": 1e-5, "min_learning_rate": 1e-4}, "min_learning_rate=0.0001 is above learning_rate=1e-05"),
         ({"betas": [0.9, 1.0]}, r"betas must lie in \[0, 1\)"),
         ({"betas": [0.9]}, "betas"),
         ({"epochs": 0}, "epochs: Input should be greater than 0"),
@@ -125,3 +125,13 @@ def test_the_schema_comes_from_its_file(tmp_path: Path) -> None:
     assert TrainSettings(attribute_schema=tmp_path / "schema.yaml").schema_of_attributes.names == ("tone",)
     with pytest.raises(SchemaError, match="cannot read the schema"):
         _ = TrainSettings(attribute_schema=tmp_path / "none.yaml").schema_of_attributes
+
+
+def test_a_flag_is_judged_together_with_its_recipe(recipe: Any) -> None:
+    """context=4096 contradicts the default pack size, not that of the recipe."""
+    flags = PolicySettings(context=4096).model_dump(exclude_unset=True)
+    assert load_settings(PolicySettings, recipe("pack_tokens: 8192\n"), flags).context == 4096
+    with pytest.raises(ConfigError, match="cannot hold a path of context=4096"):
+        PolicySettings(context=4096).require_consistent()
+    with pytest.raises(ConfigError, match="packed with its foil"):
+        PolicySettings(contrast=0.5, context=1024, pack_tokens=1500).require_consistent()
