@@ -18,15 +18,24 @@ from steerlm.training.run import train_attribute_model, train_policy
 
 def main(rated: Path, out: Path, base: str = "smollm2", max_steps: int | None = None) -> dict[int, str]:
     """Train both models and answer one prompt at every level of verbosity."""
-    # 1. Learn to rate: a regression of human ratings, read at the end of every response.
-    judge = train_attribute_model(
-        AttributeSettings(data=[rated], base=base, out=out / "attribute-model", max_steps=max_steps)
-    )
+    # 1. Learn to rate: a regression of human ratings, read at the end of every response. On little data its closed-form
+    #    start is the best of it, hence no steps of fine-tuning.
+    judge = train_attribute_model(AttributeSettings(data=[rated], base=base, out=out / "attribute-model", max_steps=0))
     # 2. Annotate: give every response values for all attributes.
     annotate(rated, out / "annotated.jsonl", judge, AnnotateSettings())
-    # 3. Learn to answer as asked: each response is trained under a label line with its values.
+    # 3. Learn to answer as asked: each response is trained under a label line with its values, and to be likelier
+    #    under these than under those of another answer.
     policy = train_policy(
-        PolicySettings(data=[out / "annotated.jsonl"], base=base, out=out / "policy", max_steps=max_steps)
+        PolicySettings(
+            data=[out / "annotated.jsonl"],
+            base=base,
+            out=out / "policy",
+            epochs=1,
+            max_steps=max_steps,
+            batch_conversations=1,
+            learning_rate=4e-4,
+            contrast=0.5,
+        )
     )
     # 4. Steer: the same prompt, one attribute at each of its levels.
     engine = TorchEngine(policy)

@@ -127,6 +127,8 @@ class AttributeSettings(TrainSettings):
     out: Path = Path("attribute-model")
     """Directory to write the model to; checkpoints and metrics.jsonl go in it too."""
 
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    """Peak learning rate; a ridge head is easily spoilt by large steps of the backbone."""
     loss_weights: dict[str, float] = Field(default_factory=dict)
     """Weight of each attribute in the loss; 1 where none is given."""
     head: Literal["ridge", "random"] = "ridge"
@@ -147,8 +149,8 @@ class PolicySettings(TrainSettings):
     """Make each word of a label line (quality:4) one token; the text stays the same."""
     contrast: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the contrastive term: a response is likelier under its own labels than under a sibling's."""
-    contrast_sharpness: Annotated[float, Field(gt=0)] = 1.0
-    """Slope of the contrastive term's logistic function, per nat of log-likelihood."""
+    contrast_sharpness: Annotated[float, Field(gt=0)] = 0.1
+    """Slope of the contrastive term's logistic function, per nat of log-likelihood; steep ones drown in noise."""
     defaults: dict[str, int] = Field(default_factory=dict)
     """Attribute values that the trained model asks for when a user sets none, over those of the schema."""
 
