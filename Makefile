@@ -40,7 +40,7 @@ format: setup  ## reformat the code
 	$(BIN)/ruff check --fix .
 
 bench: setup  ## measure on this machine (results go to benchmarks/results)
-	$(BIN)/python benchmarks/tree_vs_threads.py
+	$(BIN)/python benchmarks/tree_vs_threads.py --conversations 8
 
 real-data: setup  ## the whole method on Open Assistant and HelpSteer, from $$STEERLM_SHARED_DATA (about two hours)
 	$(BIN)/steerlm quickstart --recipe real-data --out runs/real-data \

@@ -106,13 +106,17 @@ def test_the_score_mark_is_no_padding(base: str, request: pytest.FixtureRequest)
     assert model.network.config.pad_token_id == tokenizer.pad_token_id
 
 
-def test_a_padding_token_that_does_no_harm_is_kept(chatml_base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("padding", "becomes"), [("<|im_end|>", "<|endoftext|>"), ("<|im_start|>", "<|im_start|>")])
+def test_only_a_padding_token_that_does_harm_is_changed(
+    chatml_base: Path, tmp_path: Path, padding: str, becomes: str
+) -> None:
     shutil.copytree(chatml_base, tmp_path / "base")
     tokenizer = TOKENIZERS["chatml"]()
-    tokenizer.pad_token = "<|im_start|>"
+    tokenizer.pad_token = padding
     tokenizer.save_pretrained(tmp_path / "base")
     model = new_model("attribute-model", tmp_path / "base", STEERLM)
-    assert model.renderer.tokenizer.pad_token == "<|im_start|>"
+    assert model.renderer.tokenizer.pad_token == becomes
+    assert model.network.config.pad_token_id == model.renderer.tokenizer.convert_tokens_to_ids(becomes)
 
 
 def test_a_model_directory_is_readable_by_others(policy: SteerModel, tmp_path: Path) -> None:
@@ -145,6 +149,24 @@ def test_a_save_that_fails_leaves_the_old_model(
                 policy.save(tmp_path / "policy")
     assert {file.name: file.read_bytes() for file in (tmp_path / "policy").iterdir()} == before
     assert list(tmp_path.iterdir()) == [tmp_path / "policy"]
+
+
+def test_a_directory_that_has_the_description_is_complete(
+    policy: SteerModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while the last files were put in place, a save leaves no directory that passes for a model."""
+    move = shutil.move
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(source).name == "tokenizer.json":
+            raise KeyboardInterrupt
+        move(source, target)
+
+    monkeypatch.setattr(shutil, "move", killed)
+    with pytest.raises(KeyboardInterrupt):
+        policy.save(tmp_path / "policy")
+    with pytest.raises(ModelError, match=r"it has no steerlm.json"):
+        load_model(tmp_path / "policy", "policy")
 
 
 def test_a_model_of_the_other_kind_is_refused(policy: SteerModel, attribute_model: SteerModel, tmp_path: Path) -> None:
