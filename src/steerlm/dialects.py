@@ -236,6 +236,7 @@ class Renderer:
                     glue=len(tokens[0]) if part[0][1] == d.glue and d.glue else 0,
                     weight=(weights or {}).get(index, 1.0) if is_response else 0.0,
                     foil_of=foil_of,
+                    ratings=conversation.messages[index].ratings if is_response and task == "score" else {},
                 )
             )
         return TokenTree(conversation.id, tuple(segments))

@@ -28,12 +28,14 @@ class Row:
     """One line of a JSONL file, or one row of a Parquet file, before anyone trusts it.
 
     `line` counts from 1. Exactly one of `record` and `fault` is meaningful: a fault says why there is no record.
+    `raw` is the line as it stands in the (decompressed) file, from byte `offset` on; empty for Parquet.
     """
 
     line: int
     record: Any = None
     fault: str | None = None
     raw: bytes = b""
+    offset: int = 0
 
 
 def read_rows(path: str | Path) -> Iterator[Row]:
@@ -48,29 +50,31 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     if path.suffix == ".parquet":
         yield from _parquet_rows(path)
         return
-    line = 0
+    line = offset = 0
     try:
         with _open_compressed(path, "rb") as stream:
             for line, raw in enumerate(stream, start=1):
                 if raw.strip():
-                    yield _parse_line(line, raw)
+                    yield _parse_line(line, raw, offset)
+                offset += len(raw)
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
         raise DataError(
             f"{path}: the compressed file is damaged or cut short after line {line}: {error}; fetch it again"
         ) from error
 
 
-def _parse_line(line: int, raw: bytes) -> Row:
+def _parse_line(line: int, raw: bytes, offset: int) -> Row:
     try:
-        return Row(line, record=json.loads(raw.decode("utf-8")), raw=raw)
+        return Row(line, record=json.loads(raw.decode("utf-8")), raw=raw, offset=offset)
     except UnicodeDecodeError as error:
-        return Row(line, fault=f"not valid UTF-8 at byte {error.start} of the line", raw=raw)
+        fault = f"not valid UTF-8 at byte {error.start} of the line"
     except json.JSONDecodeError as error:
-        return Row(line, fault=f"not valid JSON at column {error.colno}: {error.msg}", raw=raw)
+        fault = f"not valid JSON at column {error.colno}: {error.msg}"
     except ValueError as error:  # a whole number of thousands of digits
-        return Row(line, fault=f"not usable JSON: {error}", raw=raw)
+        fault = f"not usable JSON: {error}"
     except RecursionError:
-        return Row(line, fault="JSON is nested too deeply", raw=raw)
+        fault = "JSON is nested too deeply"
+    return Row(line, fault=fault, raw=raw, offset=offset)
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
@@ -115,10 +119,17 @@ def read_conversations(path: str | Path, schema: Schema = STEERLM) -> Iterator[C
     """Stream the conversations of a file in our form; the first faulty one raises `DataError` with its place."""
     seen: dict[str, int] = {}
     for row in read_rows(path):
-        if faults := row_faults(row, schema, seen):
-            name = row.record.get("id") if isinstance(row.record, dict) else None
-            raise DataError(f"{path}: line {row.line}: conversation {name!r}: {'; '.join(faults)}")
-        yield Conversation.from_dict(row.record, schema)
+        yield parse_conversation(path, row, schema, seen)
+
+
+def parse_conversation(
+    path: str | Path, row: Row, schema: Schema, seen: dict[str, int] | None = None
+) -> Conversation:
+    """The conversation of one row. Raises `DataError` with the place and all faults (see `row_faults` for `seen`)."""
+    if faults := row_faults(row, schema, {} if seen is None else seen):
+        name = row.record.get("id") if isinstance(row.record, dict) else None
+        raise DataError(f"{path}: line {row.line}: conversation {name!r}: {'; '.join(faults)}")
+    return Conversation.from_dict(row.record, schema)
 
 
 def row_faults(row: Row, schema: Schema, seen: dict[str, int]) -> list[str]:

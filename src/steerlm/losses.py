@@ -1,12 +1,14 @@
 """Losses as pure functions. Each is a sum and its count, never a mean: the caller divides once, by the global
 count, so that neither micro-batches nor packing nor the number of ranks can change it.
 
-Shapes: N trained tokens, V vocabulary, R responses, A attributes.
+Shapes: N trained tokens, C tokens of a chunk, D hidden, V vocabulary, R responses, A attributes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +26,107 @@ class LossSum:
 def token_nll(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     """-log p(target) of each token in nats, in float32. Returns [N]."""
     return functional.cross_entropy(logits_NV.float(), targets_N, reduction="none")
+
+
+def linear_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int) -> Tensor:
+    """`token_nll` of the logits `hidden @ weight.T`, which never exist for more than `chunk` tokens at a time.
+
+    The backward pass computes each chunk's logits again. Returns [N].
+    """
+    return _LinearNLL.apply(hidden_ND, weight_VD, targets_N, chunk)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def linear_weighted_nll(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, weights_N: Tensor, chunk: int
+) -> LossSum:
+    """`weighted_nll` of `linear_nll`, for less: as the weights are known, the forward pass makes the gradients of
+    each chunk while its logits exist, and the backward pass only scales them.
+    """
+    total = _LinearWeightedNLL.apply(hidden_ND, weight_VD, targets_N, weights_N, chunk)  # type: ignore[no-untyped-call]
+    return LossSum(total, weights_N.sum())
+
+
+def _chunks(count: int, chunk: int) -> Iterator[slice]:
+    return (slice(start, min(start + chunk, count)) for start in range(0, count, chunk))
+
+
+class _Head:
+    """Logits of chunks of tokens, and the gradients of sum_i scale_i * nll_i, of which d nll / d logits is
+    p - onehot(target). Products are computed as autocast wants them, sums in the parameters' own type.
+    """
+
+    def __init__(self, ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, dtype: torch.dtype) -> None:
+        self.hidden_ND, self.weight_VD, self.targets_N = hidden_ND.to(dtype), weight_VD.to(dtype), targets_N
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        self.hidden_grad_ND = torch.empty_like(hidden_ND) if needs_hidden else None
+        self.weight_grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
+
+    def log_probabilities(self, part: slice) -> tuple[Tensor, Tensor]:
+        """log p of the whole vocabulary, [C, V], and -log p(target), [C], in float32."""
+        logits_CV = self.hidden_ND[part] @ self.weight_VD.T
+        logp_CV = functional.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
+        return logp_CV, -logp_CV.gather(1, self.targets_N[part, None]).squeeze(1)
+
+    def add_gradients(self, part: slice, logp_CV: Tensor, scale_C: Tensor) -> None:
+        """Add what the tokens of `part` contribute. Uses `logp_CV` up."""
+        if self.hidden_grad_ND is None and self.weight_grad_VD is None:
+            return
+        error_CV = logp_CV.exp_()
+        error_CV[torch.arange(len(scale_C), device=scale_C.device), self.targets_N[part]] -= 1.0
+        error_CV = error_CV.mul_(scale_C[:, None]).to(self.hidden_ND.dtype)
+        if self.hidden_grad_ND is not None:
+            self.hidden_grad_ND[part] = error_CV @ self.weight_VD
+        if self.weight_grad_VD is not None:
+            if error_CV.dtype == torch.float32:
+                self.weight_grad_VD.addmm_(error_CV.T, self.hidden_ND[part])
+            else:
+                self.weight_grad_VD += error_CV.T @ self.hidden_ND[part]
+
+
+def _product_type(hidden_ND: Tensor) -> torch.dtype:
+    device = hidden_ND.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
+
+
+class _LinearNLL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int) -> Tensor:
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N)
+        ctx.chunk, ctx.dtype = chunk, _product_type(hidden_ND)
+        head = _Head(ctx, hidden_ND, weight_VD, targets_N, ctx.dtype)
+        parts = [head.log_probabilities(part)[1] for part in _chunks(len(targets_N), chunk)]
+        return torch.cat(parts) if parts else hidden_ND.new_zeros(0, dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (scale_N,) = gradients
+        hidden_ND, weight_VD, targets_N = ctx.saved_tensors
+        head = _Head(ctx, hidden_ND, weight_VD, targets_N, ctx.dtype)
+        for part in _chunks(len(targets_N), ctx.chunk):
+            head.add_gradients(part, head.log_probabilities(part)[0], scale_N[part])
+        return head.hidden_grad_ND, head.weight_grad_VD, None, None
+
+
+class _LinearWeightedNLL(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, weights_N: Tensor, chunk: int
+    ) -> Tensor:
+        head = _Head(ctx, hidden_ND, weight_VD, targets_N, _product_type(hidden_ND))
+        total = hidden_ND.new_zeros((), dtype=torch.float32)
+        for part in _chunks(len(targets_N), chunk):
+            logp_CV, nll_C = head.log_probabilities(part)
+            total += nll_C @ weights_N[part]
+            head.add_gradients(part, logp_CV, weights_N[part])
+        ctx.gradients = (head.hidden_grad_ND, head.weight_grad_VD)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (scale,) = gradients
+        hidden_grad_ND, weight_grad_VD = (None if grad is None else grad.mul_(scale) for grad in ctx.gradients)
+        del ctx.gradients  # scaled in place: good for one backward pass
+        return hidden_grad_ND, weight_grad_VD, None, None, None
 
 
 def weighted_nll(nll_N: Tensor, weights_N: Tensor) -> LossSum:

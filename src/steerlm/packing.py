@@ -5,7 +5,7 @@ Shapes: T tokens of a pack, N trained tokens, R responses, S segments in a row t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,6 +15,7 @@ from steerlm.errors import ConfigError
 from steerlm.tokens import TokenTree
 
 Ints = NDArray[np.int64]
+_NAMED = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +33,14 @@ class Run:
 @dataclass(frozen=True, slots=True)
 class PackedResponse:
     """One response of a pack. `foil_of` is the index in `Pack.responses` of the response whose text this one
-    repeats under other labels, -1 for ordinary responses.
+    repeats under other labels, -1 for ordinary responses. `ratings` are those of people, where it is to be scored.
     """
 
     conversation: str
     message: int
     score_at: int
     foil_of: int = -1
+    ratings: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,13 @@ class Report:
     dropped: int = 0
     foils_dropped: int = 0
     dropped_where: list[str] = field(default_factory=list)
+
+    def __iadd__(self, other: Report) -> Report:
+        for name in ("trees", "responses", "tokens", "split", "truncated", "dropped", "foils_dropped"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        # Enough to look into; all of them are counted.
+        self.dropped_where += other.dropped_where[: _NAMED - len(self.dropped_where)]
+        return self
 
     def __str__(self) -> str:
         return (
@@ -290,8 +299,9 @@ def lay_out(trees: Sequence[TokenTree]) -> Pack:
             paths[index] = _joined(path, start, start + segment.shared)
             if segment.is_response and segment.weight > 0:
                 packed[index] = len(responses)
+                foil_of = packed.get(segment.foil_of, -1)
                 responses.append(
-                    PackedResponse(tree.conversation, segment.message, stop - 1, packed.get(segment.foil_of, -1))
+                    PackedResponse(tree.conversation, segment.message, stop - 1, foil_of, segment.ratings)
                 )
                 for offset in segment.trained():
                     rows.append(start + offset - 1)

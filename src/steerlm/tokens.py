@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 TokenRole = Literal["system", "marker", "label", "user", "response", "end"]
@@ -28,6 +29,7 @@ class Segment:
     glue      how many leading tokens only close the turn before, and go when that turn is cut off
     weight    loss weight of each trained token; 0 where the segment only serves as context
     foil_of   index of the segment whose response this one repeats under other labels, -1 for ordinary ones
+    ratings   what people gave the response, where it is to be scored
     """
 
     ids: tuple[int, ...]
@@ -38,6 +40,7 @@ class Segment:
     glue: int = 0
     weight: float = 0.0
     foil_of: int = -1
+    ratings: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if sum(span.length for span in self.spans) != len(self.ids):

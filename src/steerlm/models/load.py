@@ -114,9 +114,20 @@ def head_of(network: PreTrainedModel) -> nn.Linear:
 
 
 def hidden_states(network: PreTrainedModel, **inputs: Any) -> Tensor:
-    """The last hidden states [1, T, D] of the backbone of an attribute model."""
+    """The last hidden states [1, T, D] of the backbone, below the head."""
     backbone = getattr(network, network.base_model_prefix)
     return backbone(use_cache=False, **inputs).last_hidden_state  # type: ignore[no-any-return]
+
+
+def plain_head(network: PreTrainedModel) -> Tensor | None:
+    """The weight [V, D] of a language model whose logits are the hidden states times it, and no more; else None."""
+    head = network.get_output_embeddings()  # type: ignore[no-untyped-call]
+    config = network.config.get_text_config()
+    # What the models that transformers knows do to logits.
+    changes = [getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")]
+    if type(head) is not nn.Linear or head.bias is not None or any(change not in (None, 1, 1.0) for change in changes):
+        return None
+    return head.weight
 
 
 def _with_head(base: str | Path, schema: Schema) -> PreTrainedModel:

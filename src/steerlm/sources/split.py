@@ -21,7 +21,11 @@ def split_conversations(
     kept: list[Conversation] = []
     held_out: list[Conversation] = []
     for conversation in conversations:
-        digest = hashlib.sha256(f"{seed}:{conversation.id}".encode()).digest()
-        side = held_out if int.from_bytes(digest[:8]) < fraction * 2**64 else kept
-        side.append(conversation)
+        (held_out if is_held_out(conversation.id, fraction, seed) else kept).append(conversation)
     return kept, held_out
+
+
+def is_held_out(name: str, fraction: float, seed: int) -> bool:
+    """The side of the conversation with id `name`."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return int.from_bytes(digest[:8]) < fraction * 2**64

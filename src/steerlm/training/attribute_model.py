@@ -23,10 +23,11 @@ from steerlm.tokens import TokenTree
 from steerlm.training.config import AttributeSettings
 from steerlm.training.metrics import agreement_by_attribute
 from steerlm.training.ridge import start_ridge
-from steerlm.training.task import Batch, Term, make_packs
+from steerlm.training.survey import Survey
+from steerlm.training.task import Batch, Passes, Term
 
-# Of every conversation, by id, the ratings of each of its messages.
-Ratings = Mapping[str, tuple[Mapping[str, float], ...]]
+# A ridge regression on more conversations than this gets better by little, and holds all their states in memory.
+_RIDGE_CONVERSATIONS = 5_000
 
 
 @dataclass
@@ -45,35 +46,28 @@ class AttributeTask:
         for name, weight in self.settings.loss_weights.items():
             schema_weights[schema[name].name] = weight
         self._weights_A = torch.tensor([schema_weights[name] for name in schema.names], device=self.model.device)
-        self._ratings: Ratings = {}
         self._means_A: NDArray[np.float64] = np.full(len(schema), np.nan)
 
-    def remember(self, conversations: Sequence[Conversation]) -> None:
-        """Collect the ratings of the data and their means, the baseline that the model has to beat."""
-        self._ratings = ratings_of(conversations)
-        rated = [values for messages in self._ratings.values() for values in messages]
-        table_RA = rating_table(self.model.schema, rated)
-        if np.isnan(table_RA).all():
+    def remember(self, survey: Survey) -> None:
+        """Keep the mean ratings of the data, the baseline that the model has to beat."""
+        if not survey.rated:
             raise DataError("no response of the data carries ratings; the attribute model has nothing to learn from")
-        with np.errstate(invalid="ignore"):
-            present_A = (~np.isnan(table_RA)).sum(axis=0)
-            self._means_A = np.where(present_A > 0, np.nansum(table_RA, axis=0) / np.maximum(present_A, 1), np.nan)
+        (self._means_A,) = rating_table(self.model.schema, [survey.mean_ratings])
 
-    def prepare(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
+    def prepare(self, conversations: Sequence[Conversation], passes: Passes[Any]) -> dict[str, Any]:
         """Start the head as a ridge regression on the backbone as it came, so that training refines a fair judge."""
         if self.settings.head == "random":
             return {}
-        trees = [self.tree(conversation, 0) for conversation in conversations]
-        states, rated, groups = [], [], []
-        with torch.no_grad():
-            for pack in make_packs(trees, self.settings.context, self.settings.pack_tokens):
-                states.append(score_states(self.model, Batch.of(pack, self.model.device)).double().cpu())
-                rated.append(self._rated(pack, self._ratings))
-                groups += [response.conversation for response in pack.responses]
-        head = head_of(self.model.network)
-        fits = start_ridge(head, torch.cat(states), torch.from_numpy(np.concatenate(rated)), groups)
-        names = self.model.schema.names
-        return {"ridge": {names[column]: asdict(fit) for column, fit in fits.items()}}
+        chosen = np.random.default_rng(self.settings.seed).permutation(len(conversations))[:_RIDGE_CONVERSATIONS]
+        seen = passes((self.tree(conversations[int(index)], 0) for index in np.sort(chosen)), self._states)
+        states, rated, groups = zip(*seen, strict=True)
+        names = [name for pack in groups for name in pack]
+        fits = start_ridge(head_of(self.model.network), torch.cat(states), torch.from_numpy(np.concatenate(rated)), names)
+        return {"ridge": {self.model.schema.names[column]: asdict(fit) for column, fit in fits.items()}}
+
+    def _states(self, batch: Batch) -> tuple[Tensor, NDArray[np.float64], list[str]]:
+        names = [response.conversation for response in batch.pack.responses]
+        return score_states(self.model, batch).double().cpu(), self._rated(batch.pack), names
 
     def tree(self, conversation: Conversation, epoch: int) -> TokenTree:
         threads = conversation.threads_through
@@ -85,9 +79,11 @@ class AttributeTask:
         }
         return self.model.renderer.tree(conversation, "score", weights=weights)
 
-    def _rated(self, pack: Pack, ratings: Ratings) -> NDArray[np.float64]:
-        values = [ratings[response.conversation][response.message] for response in pack.responses]
-        return rating_table(self.model.schema, values)
+    def held_out_tree(self, conversation: Conversation) -> TokenTree:
+        return self.tree(conversation, -1)
+
+    def _rated(self, pack: Pack) -> NDArray[np.float64]:
+        return rating_table(self.model.schema, [response.ratings for response in pack.responses])
 
     def _response_weights(self, pack: Pack) -> NDArray[np.float32]:
         """Loss weight of each response, [R]: that of its tokens, which all agree."""
@@ -98,31 +94,28 @@ class AttributeTask:
     def terms(self, packs: Sequence[Pack]) -> Mapping[str, Term]:
         weights_A = self._weights_A.cpu().numpy()
         count = sum(
-            (~np.isnan(self._rated(pack, self._ratings)) * weights_A * self._response_weights(pack)[:, None]).sum()
+            (~np.isnan(self._rated(pack)) * weights_A * self._response_weights(pack)[:, None]).sum()
             for pack in packs
         )
         return {"squared_error": Term(1.0, float(count))}
 
     def losses(self, batch: Batch) -> Mapping[str, LossSum]:
         predicted_RA = predict(self.model, batch)
-        rated_RA = batch.tensor(self._rated(batch.pack, self._ratings)).float()
+        rated_RA = batch.tensor(self._rated(batch.pack)).float()
         weights_RA = self._weights_A * batch.tensor(self._response_weights(batch.pack))[:, None]
         return {"squared_error": masked_squared_error(predicted_RA, rated_RA, weights_RA)}
 
-    @torch.no_grad()
-    def validate(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
+    def measure(self, batch: Batch) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Predicted and human values, [R, A]."""
+        return predict(self.model, batch).cpu().double().numpy(), self._rated(batch.pack)
+
+    def figures(self, measured: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> dict[str, Any]:
         """Mean squared error, and per attribute the agreement with people beside that of the training mean."""
-        ratings = ratings_of(conversations)
-        trees = [self.tree(conversation, -1) for conversation in conversations]
-        packs = make_packs(trees, self.settings.context, self.settings.pack_tokens)
-        if not packs:
+        if not measured:
             raise DataError("no held-out response carries ratings; hold out more conversations")
-        rated_RA = np.concatenate([self._rated(pack, ratings) for pack in packs])
-        batches = (Batch.of(pack, self.model.device) for pack in packs)
-        predicted_RA = np.concatenate([predict(self.model, batch).cpu().double().numpy() for batch in batches])
-        squared_RA = np.square(predicted_RA - rated_RA)
+        predicted_RA, rated_RA = (np.concatenate(tables) for tables in zip(*measured, strict=True))
         return {
-            "loss": float(np.nanmean(squared_RA)),
+            "loss": float(np.nanmean(np.square(predicted_RA - rated_RA))),
             "baseline_loss": float(np.nanmean(np.square(self._means_A - rated_RA))),
             "attributes": agreement_by_attribute(self.model.schema, predicted_RA, rated_RA, self._means_A),
         }
@@ -139,11 +132,6 @@ def predict(model: SteerModel, batch: Batch) -> Tensor:
     states_RD = score_states(model, batch)
     with torch.autocast(states_RD.device.type, enabled=False):
         return head_of(model.network)(states_RD.float())  # type: ignore[no-any-return]
-
-
-def ratings_of(conversations: Sequence[Conversation]) -> dict[str, tuple[Mapping[str, float], ...]]:
-    """The human ratings of every message, by conversation."""
-    return {c.id: tuple(message.ratings for message in c.messages) for c in conversations}
 
 
 def rating_table(schema: Schema, values: Sequence[Mapping[str, float]]) -> NDArray[np.float64]:

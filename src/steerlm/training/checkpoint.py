@@ -1,105 +1,205 @@
-"""Checkpoints from which a killed run goes on: whole or absent, the last few kept."""
+"""Checkpoints from which a killed run goes on: whole or absent, checked by digests, the last few kept.
+
+A checkpoint is a directory in the format of `torch.distributed.checkpoint`, so that one saved by some number of ranks
+can be read by any other number, and a `manifest.json` with the digest of every file.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import re
 import shutil
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed import checkpoint as dcp
 from torch.optim import Optimizer
 
 from steerlm.errors import TrainingError
-from steerlm.files import replacing
+from steerlm.files import sha256, sync, write_json
+from steerlm.training.plan import Position
 
-_NAME = re.compile(r"step-(\d+)\.pt\Z")
+_NAME = re.compile(r"step-(\d+)\Z")
+_MANIFEST = "manifest.json"
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands beside its weights: `best` is the criterion of the best weights so far, if any."""
+    """Where a run stands beside its weights.
 
-    step: int
-    best: float | None
-    best_figures: dict[str, Any]
+    step       optimiser steps taken
+    position   the conversation at which the next step begins
+    validated  the step of the last validation, -1 before the first
+    best       the criterion of the best weights so far, if any, with all their figures
+    """
+
+    step: int = 0
+    position: Position = Position()
+    validated: int = -1
+    best: float | None = None
+    best_figures: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Progress:
+        return cls(**{**record, "position": Position(**record["position"])})
 
 
 class Checkpoints:
-    """The checkpoints of one run under `directory`. `key` identifies settings and data; another run's are refused."""
+    """The checkpoints of one run under `directory`. `key` identifies settings and data; another run's are refused.
+
+    Only what is trained is stored: frozen weights come from the base model.
+    """
 
     def __init__(self, directory: Path, key: str, keep: int) -> None:
         self.directory = directory
         self.key = key
         self.keep = keep
 
-    def _found(self) -> list[tuple[int, Path]]:
-        found = [
-            (int(match[1]), path) for path in self.directory.glob("step-*.pt") if (match := _NAME.match(path.name))
-        ]
-        return sorted(found)
+    def latest(self) -> Path | None:
+        """The newest checkpoint, whole or not."""
+        found = self._found()
+        return found[-1] if found else None
 
-    def save(self, network: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
+    def save(self, network: nn.Module, optimizer: Optimizer, progress: Progress) -> Path:
         """Write the state after `progress.step` steps, then let go of the oldest beyond `keep`."""
-        state = {
-            "key": self.key,
-            "step": progress.step,
-            "best": progress.best,
-            "best_figures": progress.best_figures,
-            "network": network.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "random": torch.get_rng_state(),
-        }
-        if torch.cuda.is_available():
-            state["random_cuda"] = torch.cuda.get_rng_state_all()
-        self._write(state, f"step-{progress.step:08d}.pt")
-        for _, old in self._found()[: -self.keep]:
-            old.unlink(missing_ok=True)
+        path = self.directory / f"step-{progress.step:08d}"
+        self._write(path, {"network": trained(network), "optimizer": optimizer_state(network, optimizer)}, progress)
+        for old in self._found()[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        return path
 
     def resume(self, network: nn.Module, optimizer: Optimizer) -> Progress | None:
-        """Load the newest checkpoint, if there is one. Raises `TrainingError` where it belongs to another run."""
+        """Load the newest checkpoint that is whole, if there is one; a damaged one is passed over with a warning.
+
+        Raises `TrainingError` where it belongs to another run.
+        """
         for torn in self.directory.glob(".*.partial"):  # of a process that was killed while it wrote
-            torn.unlink(missing_ok=True)
-        found = self._found()
-        if not found:
-            return None
-        path = found[-1][1]
-        device = next(network.parameters()).device
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["key"] != self.key:
-            raise TrainingError(
-                f"{path} belongs to a run with other settings or data; "
-                "choose another --out, or pass --fresh to start over"
-            )
-        network.load_state_dict(state["network"])
-        network.to(device)
-        optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
-        if "random_cuda" in state and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["random_cuda"])
-        return Progress(state["step"], state["best"], state["best_figures"])
+            shutil.rmtree(torn, ignore_errors=True)
+        for path in reversed(self._found()):
+            if fault := damage(path):
+                warnings.warn(f"{path} is damaged ({fault}); going on from the one before it", stacklevel=2)
+                continue
+            manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+            if manifest["key"] != self.key:
+                raise TrainingError(
+                    f"{path} belongs to a run with other settings or data; "
+                    "choose another --out, or pass --resume never to start over"
+                )
+            state = {"network": trained(network), "optimizer": optimizer_state(network, optimizer)}
+            self._read(path, state)
+            return Progress.from_dict(manifest["progress"])
+        return None
 
     def save_best(self, network: nn.Module) -> None:
         """Keep these weights as the best so far."""
-        self._write({"key": self.key, "network": network.state_dict()}, "best.pt")
-
-    def _write(self, state: dict[str, Any], name: str) -> None:
-        with replacing(self.directory / name) as path:
-            try:
-                torch.save(state, path)
-            except RuntimeError as error:  # how PyTorch reports a full disk
-                raise OSError(f"{self.directory / name}: cannot write the checkpoint: {error}") from error
+        self._write(self.directory / "best", {"network": trained(network)}, Progress())
 
     def load_best(self, network: nn.Module) -> None:
         """Put the best weights back, where any were kept."""
-        path = self.directory / "best.pt"
-        if path.is_file():
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            if state["key"] == self.key:
-                network.load_state_dict(state["network"])
+        path = self.directory / "best"
+        if path.is_dir():
+            if fault := damage(path):
+                raise TrainingError(f"{path}, the best weights of the run, is damaged: {fault}; train again")
+            self._read(path, {"network": trained(network)})
 
     def clear(self) -> None:
         """Remove all of them: the run is done, or starts over."""
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _found(self) -> list[Path]:
+        found = [path for path in self.directory.glob("step-*") if _NAME.match(path.name) and path.is_dir()]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+    def _write(self, path: Path, state: dict[str, Any], progress: Progress) -> None:
+        partial = path.with_name(f".{path.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            with _alone():
+                dcp.save(state, storage_writer=dcp.FileSystemWriter(partial))
+        except dcp.api.CheckpointException as error:
+            causes = list(error.failures.values())
+            raise OSError(f"{path}: cannot write the checkpoint: {causes[0][0] if causes else error}") from error
+        except RuntimeError as error:  # how PyTorch reports a full disk
+            raise OSError(f"{path}: cannot write the checkpoint: {error}") from error
+        files = {file.name: [file.stat().st_size, sha256(file)] for file in sorted(partial.iterdir())}
+        manifest = {"format": _FORMAT, "key": self.key, "progress": asdict(progress), "files": files}
+        write_json(partial / _MANIFEST, manifest)
+        replace_directory(partial, path)
+
+    def _read(self, path: Path, state: dict[str, Any]) -> None:
+        """Fill the tensors of `state`, in place, with those of the checkpoint."""
+        with torch.no_grad(), _alone():
+            dcp.load(state, storage_reader=dcp.FileSystemReader(path))
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """A single process may save and load too; PyTorch warns that it does so alone."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def trained(network: nn.Module) -> dict[str, Tensor]:
+    """The parameters that training changes, by name."""
+    return {name: parameter.data for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+
+def optimizer_state(network: nn.Module, optimizer: Optimizer) -> dict[str, dict[str, Tensor]]:
+    """AdamW's state of each trained parameter by name; where there is none yet, a zero one is made."""
+    found = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            state = optimizer.state[parameter]
+            if not state:
+                device = parameter.device if optimizer.defaults.get("fused") else "cpu"
+                state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+                state["exp_avg"] = torch.zeros_like(parameter.data)
+                state["exp_avg_sq"] = torch.zeros_like(parameter.data)
+            found[name] = dict(state)
+    return found
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != _FORMAT:
+            return "written by another version"
+        for name, (size, digest) in manifest["files"].items():
+            file = path / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != size:
+                return f"{name} has {file.stat().st_size} of {size} bytes"
+            if sha256(file) != digest:
+                return f"{name} does not have its digest"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{_MANIFEST}: {error}"
+    return None
+
+
+def replace_directory(source: Path, target: Path) -> None:
+    """Give a finished directory the name `target`; its bytes are on the disk before."""
+    for file in source.iterdir():
+        sync(file)
+    old = target.with_name(f".{target.name}.old.partial")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    source.rename(target)
+    handle = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    shutil.rmtree(old, ignore_errors=True)

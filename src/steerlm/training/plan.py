@@ -5,61 +5,83 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One optimiser step: its epoch and the indices of its conversations."""
+class Position:
+    """A place in the data: conversation `at` of the order of epoch `epoch`."""
+
+    epoch: int = 0
+    at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Step(Generic[T]):
+    """One optimiser step: its epoch, what its conversations were rendered to, and where the next step begins."""
 
     epoch: int
-    members: tuple[int, ...]
+    items: list[T] = field(default_factory=list)
+    after: Position = Position()
 
 
 def plan_steps(
-    sizes: Sequence[int],
+    count: int,
+    render: Callable[[int, int], tuple[int, T]],
     epochs: float,
     seed: int,
     batch_tokens: int,
     batch_conversations: int | None = None,
-    max_steps: int | None = None,
-) -> list[Step]:
+    start: Position = Position(),
+) -> Iterator[Step[T]]:
     """Shuffle each epoch anew and cut it into steps of about `batch_tokens` tokens (or of whole conversations).
 
-    `sizes` are the conversations' tree tokens. A step takes conversations until the next would exceed the batch,
-    and at least one. Since a step is made of conversations, not of packs, how they are packed cannot change it.
+    `render(index, epoch)` gives the size in tree tokens of conversation `index` of `count`, and what it was rendered
+    to; those of size 0 are passed over. A step takes conversations until the next would exceed the batch, and at
+    least one. Since a step is made of conversations, not of packs, how they are packed cannot change it. Nothing is
+    rendered before it is needed, and a plan from `start`, where a step of another plan began, goes on like that one.
     """
-    steps: list[Step] = []
-    for epoch in range(math.ceil(epochs)):
-        if max_steps is not None and len(steps) >= max_steps:
-            break
-        order = list(range(len(sizes)))
-        random.Random(f"{seed}-{epoch}").shuffle(order)
-        # Rounded first, as 1.1 - 1 is a little more than a tenth.
-        order = order[: math.ceil(round(len(order) * min(1.0, epochs - epoch), 6))]
-        members: list[int] = []
+    for epoch in range(start.epoch, math.ceil(epochs)):
+        order = epoch_order(count, epochs, epoch, seed)
+        items: list[T] = []
         tokens = 0
-        for index in order:
-            full = len(members) == batch_conversations if batch_conversations else tokens + sizes[index] > batch_tokens
-            if members and full:
-                steps.append(Step(epoch, tuple(members)))
-                members, tokens = [], 0
-            members.append(index)
-            tokens += sizes[index]
-        if members:
-            steps.append(Step(epoch, tuple(members)))
-    return steps[:max_steps]
+        for at in range(start.at if epoch == start.epoch else 0, len(order)):
+            size, item = render(int(order[at]), epoch)
+            if size == 0:
+                continue
+            full = len(items) == batch_conversations if batch_conversations else tokens + size > batch_tokens
+            if items and full:
+                yield Step(epoch, items, Position(epoch, at))
+                items, tokens = [], 0
+            items.append(item)
+            tokens += size
+        if items:
+            yield Step(epoch, items, Position(epoch + 1))
 
 
-def learning_rate(step: int, total: int, peak: float, low: float, warmup: int, schedule: str) -> float:
-    """The learning rate of step `step` (counted from 0) of `total`."""
-    if step < warmup:
-        return peak * (step + 1) / (warmup + 1)
-    if schedule == "constant":
-        return peak
-    done = (step - warmup) / max(1, total - warmup)
-    return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * done))
+def epoch_order(count: int, epochs: float, epoch: int, seed: int) -> NDArray[np.int64]:
+    """The conversations of an epoch in their order; of a last, partial epoch only its part."""
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    # Rounded first, as 1.1 - 1 is a little more than a tenth.
+    return order[: math.ceil(round(count * min(1.0, epochs - epoch), 6))]
+
+
+def fraction_done(position: Position, count: int, epochs: float) -> float:
+    """The part of all conversations of a plan that come before `position`."""
+    return min(1.0, (position.epoch * count + position.at) / max(1.0, count * epochs))
+
+
+def learning_rate(step: int, done: float, peak: float, low: float, warmup: int, schedule: str) -> float:
+    """The learning rate of step `step` (counted from 0), before which the fraction `done` of the training lies."""
+    rate = peak if schedule == "constant" else low + (peak - low) * 0.5 * (1 + math.cos(math.pi * done))
+    return rate * min(1.0, (step + 1) / (warmup + 1))
 
 
 def random_for(*key: object) -> random.Random:

@@ -11,20 +11,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from steerlm.attributes import Schema
 from steerlm.conversation import Conversation, Message
 from steerlm.dialects import Labels
 from steerlm.errors import DataError
-from steerlm.losses import LossSum, contrast, token_nll, weighted_nll
-from steerlm.models.load import SteerModel
+from steerlm.losses import LossSum, contrast, linear_nll, linear_weighted_nll, token_nll, weighted_nll
+from steerlm.models.load import SteerModel, hidden_states, plain_head
 from steerlm.packing import Pack
 from steerlm.tokens import TokenTree
 from steerlm.training.config import LabelSource, PolicySettings
 from steerlm.training.plan import random_for
-from steerlm.training.task import Batch, Term, make_packs
+from steerlm.training.survey import Survey
+from steerlm.training.task import Batch, Passes, Term
 
 
 def labels_of(message: Message, source: LabelSource) -> dict[str, float]:
@@ -32,16 +32,13 @@ def labels_of(message: Message, source: LabelSource) -> dict[str, float]:
     return dict(message.predicted) if source == "predicted" else {**message.predicted, **message.ratings}
 
 
-def require_labels(conversations: Sequence[Conversation], source: LabelSource) -> int:
-    """The number of responses without any label. Raises `DataError` where no response has one."""
-    responses = [c.messages[index] for c in conversations for index in c.responses]
-    bare = sum(not labels_of(message, source) for message in responses)
-    if bare == len(responses):
-        raise DataError(
-            "no response carries labels to condition on; run `steerlm annotate` on the data first, "
-            "or train with --labels ratings-first on rated data"
-        )
-    return bare
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Of one pack: the loss of its responses as sum and count, and the gap of each that has a foil, in nats."""
+
+    nll: float
+    tokens: float
+    gaps: tuple[float, ...]
 
 
 @dataclass
@@ -56,14 +53,25 @@ class PolicyTask:
 
     def __post_init__(self) -> None:
         self._others: list[dict[str, float]] = []
+        self._bare = 0
 
-    def prepare(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
-        return {"responses_without_labels": require_labels(conversations, self.settings.labels)}
+    def remember(self, survey: Survey) -> None:
+        """Keep label lines of the data, from which responses without siblings draw their foils.
 
-    def remember(self, conversations: Sequence[Conversation]) -> None:
-        """Collect the label lines of the data, from which responses without siblings draw their foils."""
-        found = [labels_of(c.messages[index], self.settings.labels) for c in conversations for index in c.responses]
-        self._others = [values for values in found if values]
+        Raises `DataError` where no response carries labels.
+        """
+        self._others = [values for message in survey.sample if (values := labels_of(message, self.settings.labels))]
+        self._bare = survey.responses - (
+            survey.predicted if self.settings.labels == "predicted" else survey.labelled
+        )
+        if self._bare == survey.responses:
+            raise DataError(
+                "no response carries labels to condition on; run `steerlm annotate` on the data first, "
+                "or train with --labels ratings-first on rated data"
+            )
+
+    def prepare(self, conversations: Sequence[Conversation], passes: Passes[Any]) -> dict[str, Any]:
+        return {"responses_without_labels": self._bare}
 
     def tree(self, conversation: Conversation, epoch: int) -> TokenTree:
         return self._tree(conversation, epoch, self.settings.label_dropout, foils=self.settings.contrast > 0)
@@ -111,37 +119,42 @@ class PolicyTask:
 
     def terms(self, packs: Sequence[Pack]) -> Mapping[str, Term]:
         tokens = float(sum(weights_of_own(pack).sum() for pack in packs))
-        pairs = sum(response.foil_of >= 0 for pack in packs for response in pack.responses)
         terms = {"nll": Term(1.0, tokens)}
-        if pairs:
+        if self.settings.contrast:
+            pairs = sum(response.foil_of >= 0 for pack in packs for response in pack.responses)
             terms["contrast"] = Term(self.settings.contrast, float(pairs))
         return terms
 
     def losses(self, batch: Batch) -> Mapping[str, LossSum]:
-        nll_N = response_nll(self.model, batch)
-        losses = {"nll": weighted_nll(nll_N, batch.tensor(weights_of_own(batch.pack)))}
         own, other = foil_pairs(batch.pack)
-        if own:
-            sums_R = likelihoods(nll_N, batch)
-            losses["contrast"] = contrast(sums_R[own], sums_R[other], self.settings.contrast_sharpness)
-        return losses
+        weights_N = batch.tensor(weights_of_own(batch.pack))
+        if not own:
+            return {"nll": response_loss(self.model, batch, weights_N, self.settings.loss_chunk)}
+        nll_N = response_nll(self.model, batch, self.settings.loss_chunk)
+        sums_R = likelihoods(nll_N, batch)
+        return {
+            "nll": weighted_nll(nll_N, weights_N),
+            "contrast": contrast(sums_R[own], sums_R[other], self.settings.contrast_sharpness),
+        }
 
-    @torch.no_grad()
-    def validate(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
+    def held_out_tree(self, conversation: Conversation) -> TokenTree:
+        """All labels, and a foil for every response, with or without the contrastive term."""
+        return self._tree(conversation, -1, 0.0, foils=True)
+
+    def measure(self, batch: Batch) -> Measured:
+        nll_N = response_nll(self.model, batch, self.settings.loss_chunk)
+        loss = weighted_nll(nll_N, batch.tensor(weights_of_own(batch.pack)))
+        own, other = foil_pairs(batch.pack)
+        sums_R = likelihoods(nll_N, batch)
+        return Measured(loss.total.item(), loss.count.item(), tuple((sums_R[own] - sums_R[other]).tolist()))
+
+    def figures(self, measured: Sequence[Measured]) -> dict[str, Any]:
         """Loss in nats a token, and the gap log p(y | own labels) - log p(y | sibling's labels) in nats a response."""
-        require_labels(conversations, self.settings.labels)
-        trees = [self._tree(conversation, -1, 0.0, foils=True) for conversation in conversations]
-        total = count = 0.0
-        gaps: list[float] = []
-        for pack in make_packs(trees, self.settings.context, self.settings.pack_tokens):
-            batch = Batch.of(pack, self.model.device)
-            nll_N = response_nll(self.model, batch)
-            loss = weighted_nll(nll_N, batch.tensor(weights_of_own(pack)))
-            total, count = total + loss.total.item(), count + loss.count.item()
-            own, other = foil_pairs(pack)
-            sums_R = likelihoods(nll_N, batch)
-            gaps += (sums_R[own] - sums_R[other]).tolist()
-        figures: dict[str, Any] = {"loss": total / max(count, 1.0), "tokens": int(count)}
+        tokens = sum(pack.tokens for pack in measured)
+        if not tokens:
+            raise DataError("no held-out response carries labels; hold out more conversations, or annotate them")
+        gaps = [gap for pack in measured for gap in pack.gaps]
+        figures: dict[str, Any] = {"loss": sum(pack.nll for pack in measured) / tokens, "tokens": int(tokens)}
         if gaps:
             figures["gap"] = sum(gaps) / len(gaps)
             figures["gap_won"] = sum(gap > 0 for gap in gaps) / len(gaps)
@@ -149,11 +162,23 @@ class PolicyTask:
         return figures
 
 
-def response_nll(model: SteerModel, batch: Batch) -> Tensor:
-    """-log p of every trained token of a pack, [N]; logits are made for these rows only."""
-    rows_N = batch.tensor(batch.pack.rows_N)
+def response_nll(model: SteerModel, batch: Batch, chunk: int) -> Tensor:
+    """-log p of every trained token of a pack, [N], with logits of at most `chunk` tokens at a time."""
+    rows_N, targets_N = batch.tensor(batch.pack.rows_N), batch.tensor(batch.pack.targets_N)
+    if (weight_VD := plain_head(model.network)) is not None:
+        return linear_nll(hidden_states(model.network, **batch.inputs())[0, rows_N], weight_VD, targets_N, chunk)
     logits_1NV = model.network(**batch.inputs(), logits_to_keep=rows_N, use_cache=False).logits
-    return token_nll(logits_1NV[0], batch.tensor(batch.pack.targets_N))
+    return token_nll(logits_1NV[0], targets_N)
+
+
+def response_loss(model: SteerModel, batch: Batch, weights_N: Tensor, chunk: int) -> LossSum:
+    """`weighted_nll` of `response_nll`, where nothing else is asked of the single tokens."""
+    weight_VD = plain_head(model.network)
+    if weight_VD is None:
+        return weighted_nll(response_nll(model, batch, chunk), weights_N)
+    rows_N, targets_N = batch.tensor(batch.pack.rows_N), batch.tensor(batch.pack.targets_N)
+    states_ND = hidden_states(model.network, **batch.inputs())[0, rows_N]
+    return linear_weighted_nll(states_ND, weight_VD, targets_N, weights_N, chunk)
 
 
 def weights_of_own(pack: Pack) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,8 +13,13 @@ from steerlm.attention import TreeLayout
 from steerlm.conversation import Conversation
 from steerlm.losses import LossSum
 from steerlm.models.load import SteerModel
-from steerlm.packing import Pack, fit, pack
+from steerlm.packing import Pack
 from steerlm.tokens import TokenTree
+from steerlm.training.survey import Survey
+
+T = TypeVar("T")
+Passes = Callable[[Iterable[TokenTree], Callable[["Batch"], T]], list[T]]
+"""Runs a function over all packs of some trees, without gradients, and gives its results."""
 
 
 @dataclass(frozen=True)
@@ -60,26 +65,29 @@ class Task(Protocol):
     keep_best: bool
     """Whether the saved model is the best one seen, or the last."""
 
-    def remember(self, conversations: Sequence[Conversation]) -> None:
-        """Told the data to train on, before anything else and on resuming too."""
+    def remember(self, survey: Survey) -> None:
+        """Told what the data to train on hold, before anything else and on resuming too.
 
-    def prepare(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
+        Raises `DataError` where nothing can be learnt from them.
+        """
+
+    def prepare(self, conversations: Sequence[Conversation], passes: Passes[Any]) -> dict[str, Any]:
         """Done once before the first step (never on resuming); returns figures to log."""
 
     def tree(self, conversation: Conversation, epoch: int) -> TokenTree:
         """Render a conversation for training in this epoch."""
 
     def terms(self, packs: Sequence[Pack]) -> Mapping[str, Term]:
-        """The objective's terms with their counts over all packs of a step, known before any forward pass."""
+        """The objective's terms with their counts over some packs, known before any forward pass."""
 
     def losses(self, batch: Batch) -> Mapping[str, LossSum]:
-        """Sum and count of each term over one pack."""
+        """Sum and count of each term over one pack; of a term without any part in it, nothing."""
 
-    def validate(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
-        """Figures on held-out conversations, `criterion` among them."""
+    def held_out_tree(self, conversation: Conversation) -> TokenTree:
+        """Render a conversation for validation."""
 
+    def measure(self, batch: Batch) -> Any:
+        """What validation takes from one pack; it can be pickled."""
 
-def make_packs(trees: Iterable[TokenTree], context: int, pack_tokens: int) -> list[Pack]:
-    """Fit trees and pack them. The report of `fit` is for the caller that shows it once."""
-    fitted, _ = fit(trees, context, pack_tokens)
-    return pack(fitted, pack_tokens)
+    def figures(self, measured: Sequence[Any]) -> dict[str, Any]:
+        """The figures of validation, `criterion` among them, from what was measured of all held-out packs."""

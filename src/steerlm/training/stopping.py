@@ -1,0 +1,51 @@
+"""Stopping on request: SIGTERM (schedulers) and SIGINT (people) let the step finish, save, and end with a message."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from steerlm.errors import SteerLMError
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(SteerLMError):
+    """A run ended early because it was asked to; what it did is saved. `signal` is the number of the signal."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.signal = number
+
+    @property
+    def exit_code(self) -> int:
+        """128 + signal, as shells and schedulers report a process that a signal ended."""
+        return 128 + self.signal
+
+
+class StopRequest:
+    """Notes the first SIGTERM or SIGINT while the block runs; a second one acts as it would have without us."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
