@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.export import register_dataclass
 from torch.nn import functional
 
 
@@ -19,6 +20,10 @@ class LossSum:
 
     total: Tensor
     count: Tensor
+
+
+# FSDP looks for the tensors that a backward pass starts from in what a module returns.
+register_dataclass(LossSum)
 
 
 def token_nll(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
