@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export import register_dataclass
 from torch.nn import functional
 
 
@@ -21,6 +22,10 @@ class LossSum:
 
     total: Tensor
     count: Tensor
+
+
+# FSDP looks for the tensors that a backward pass starts from in what a module returns.
+register_dataclass(LossSum)
 
 
 def token_nll(logits_NV: Tensor, targets_N: Tensor) -> Tensor:

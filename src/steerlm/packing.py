@@ -252,21 +252,56 @@ def _depth_first(tree: TokenTree) -> list[int]:
 
 def pack(trees: Sequence[TokenTree], budget: int) -> list[Pack]:
     """Lay trees into packs of at most `budget` tokens, first fit by decreasing size. Trees must fit (see `fit`)."""
+    sizes = [tree.size for tree in trees]
+    require_fitting(trees, sizes, budget)
+    return [lay_out([trees[index] for index in sorted(members)]) for members in first_fit(sizes, budget)]
+
+
+def fill_rate(packs: Sequence[Pack], budget: int) -> float:
+    """Which share of the packs' room is filled with tokens; 1 where there are none."""
+    return sum(pack.size for pack in packs) / (len(packs) * budget) if packs else 1.0
+
+
+def require_fitting(trees: Sequence[TokenTree], sizes: Sequence[int], budget: int) -> None:
+    """Raise `ConfigError` for the first tree that no pack can hold."""
+    for tree, size in zip(trees, sizes, strict=True):
+        if size > budget:
+            raise ConfigError(
+                f"conversation {tree.conversation}: a tree of {size} tokens in packs of {budget}; fit it first"
+            )
+
+
+def by_decreasing_size(sizes: Sequence[int]) -> list[int]:
+    """Indices of `sizes`, the largest first, and of equal ones the first."""
+    return sorted(range(len(sizes)), key=lambda index: (-sizes[index], index))
+
+
+def first_fit(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Put each size, largest first, into the first bin that has room. Returns the indices in each bin.
+
+    No size may be above `budget`. A tournament over the bins' room finds that bin in the logarithm of their number.
+    """
+    # No two bins of a first fit would fit into one.
+    most = min(len(sizes), 2 * sum(sizes) // budget + 1)
+    leaves = 1 << max(0, most - 1).bit_length()
+    room = [budget] * (2 * leaves)
     bins: list[list[int]] = []
-    room: list[int] = []
-    for index in sorted(range(len(trees)), key=lambda k: (-trees[k].size, k)):
-        size = trees[index].size
-        target = next((k for k, free in enumerate(room) if free >= size), None)
-        if target is None:
-            if size > budget:
-                name = trees[index].conversation
-                raise ConfigError(f"conversation {name}: a tree of {size} tokens in packs of {budget}; fit it first")
+    for index in by_decreasing_size(sizes):
+        node, size = 1, sizes[index]
+        while node < leaves:
+            node *= 2
+            node += room[node] < size
+        if node - leaves == len(bins):
             bins.append([])
-            room.append(budget)
-            target = len(bins) - 1
-        bins[target].append(index)
-        room[target] -= size
-    return [lay_out([trees[index] for index in sorted(members)]) for members in bins]
+        bins[node - leaves].append(index)
+        room[node] -= size
+        while node > 1:
+            node //= 2
+            best = max(room[2 * node], room[2 * node + 1])
+            if room[node] == best:
+                break
+            room[node] = best
+    return bins
 
 
 def lay_out(trees: Sequence[TokenTree]) -> Pack:

@@ -42,29 +42,46 @@ def resolve(name: str | Path) -> str:
     return str(_smollm2()) if str(name) == SMOLLM2 else str(name)
 
 
+# Of each added token the ids that spelled it before, by its own id.
+Spellings = dict[int, list[int]]
+
+
 def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> tuple[int, ...]:
     """Add special tokens whose embeddings start as the mean of what they were spelled with before.
 
     Returns their ids; tokens that are in the vocabulary already are left alone.
     """
+    spelled = name_tokens(model, tokenizer, tokens)
+    start_rows(model, spelled)
+    return tuple(spelled)
+
+
+def name_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> Spellings:
+    """Give new special tokens their ids and the model rows for them, without a value yet.
+
+    Returns the id of each token that was not in the vocabulary, with the ids that spelled it.
+    """
     new = [token for token in tokens if token not in tokenizer.get_vocab()]
-    spelled = {token: tokenizer(token, add_special_tokens=False)["input_ids"] for token in new}
+    spelled = [tokenizer(token, add_special_tokens=False)["input_ids"] for token in new]
     if not new:
-        return ()
+        return {}
     tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
-    ids = {token: token_id(tokenizer, token) for token in new}
     if len(tokenizer) > embedding_weight(model).shape[0]:
         with quiet():
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return {token_id(tokenizer, token): pieces for token, pieces in zip(new, spelled, strict=True)}
+
+
+def start_rows(model: PreTrainedModel, spelled: Spellings) -> None:
+    """Start the embeddings of added tokens as the mean of what they were spelled with, in and out."""
     output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     matrices = [embedding_weight(model)]
     if output is not None and output.weight is not matrices[0]:
         matrices.append(output.weight)
     with torch.no_grad():
         for weight in matrices:
-            for token in new:
-                weight[ids[token]] = weight[spelled[token]].mean(dim=0)
-    return tuple(ids.values())
+            for token, pieces in spelled.items():
+                weight[token] = weight[pieces].mean(dim=0)
 
 
 def embedding_weight(model: PreTrainedModel) -> Tensor:

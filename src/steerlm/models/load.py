@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,16 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from steerlm.attributes import Schema
 from steerlm.dialects import DIALECTS, Renderer, detect_dialect, level_tokens
 from steerlm.errors import ModelError
-from steerlm.models.base import add_tokens, load_causal_lm, load_tokenizer, loading, quiet, resolve
+from steerlm.models.base import (
+    Spellings,
+    load_causal_lm,
+    load_tokenizer,
+    loading,
+    name_tokens,
+    quiet,
+    resolve,
+    start_rows,
+)
 from steerlm.models.directory import Kind, ModelInfo, weights_fingerprint
 
 
@@ -44,20 +54,26 @@ class SteerModel:
         with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as name, quiet():
             temporary = Path(name)
             self.network.save_pretrained(temporary)
-            tokenizer = self.renderer.tokenizer
-            tokenizer.chat_template = self.renderer.chat_template(
-                "policy" if self.info.kind == "policy" else "score", self.info.system
-            )
-            tokenizer.save_pretrained(temporary)
-            fingerprint = weights_fingerprint(temporary, self.schema, self.info.dialect)
-            info = replace(self.info, fingerprint=fingerprint)
-            info.save(temporary)
-            directory.mkdir(exist_ok=True)
-            # steerlm.json goes last: a directory that has it is complete.
-            (directory / "steerlm.json").unlink(missing_ok=True)
-            for file in sorted(temporary.iterdir(), key=lambda file: file.name == "steerlm.json"):
-                file.chmod(0o644)
-                shutil.move(file, directory / file.name)
+            return self.complete(temporary, directory)
+
+    def complete(self, temporary: Path, directory: Path) -> SteerModel:
+        """Add to the weights and the configuration in `temporary` all else, and move it to `directory`."""
+        tokenizer = self.renderer.tokenizer
+        tokenizer.chat_template = self.renderer.chat_template(
+            "policy" if self.info.kind == "policy" else "score", self.info.system
+        )
+        tokenizer.save_pretrained(temporary)
+        fingerprint = weights_fingerprint(temporary, self.schema, self.info.dialect)
+        info = replace(self.info, fingerprint=fingerprint)
+        info.save(temporary)
+        directory.mkdir(exist_ok=True)
+        # steerlm.json goes last: a directory that has it is complete.
+        (directory / "steerlm.json").unlink(missing_ok=True)
+        for old in directory.glob("*.safetensors*"):
+            old.unlink()  # weights in fewer or more files would be read beside the new ones
+        for file in sorted(temporary.iterdir(), key=lambda file: file.name == "steerlm.json"):
+            file.chmod(0o644)
+            shutil.move(file, directory / file.name)
         return replace(self, info=info)
 
 
@@ -76,19 +92,38 @@ def new_model(
     is off: then they are spelled out); so are, for a policy with `as_level_tokens`, the words of label lines
     (`quality:4`).
     """
+    model, spelled = start_model(_pretrained, kind, base, schema, dialect, as_level_tokens, system, marker_tokens)
+    start_rows(model.network, spelled)
+    return model
+
+
+def start_model(
+    make_network: Callable[[Kind, str | Path, Schema], PreTrainedModel],
+    kind: Kind,
+    base: str | Path,
+    schema: Schema,
+    dialect: str | None = None,
+    as_level_tokens: bool = True,
+    system: str = "",
+    marker_tokens: bool = True,
+) -> tuple[SteerModel, Spellings]:
+    """All of `new_model` but the embeddings of added tokens; their rows are there, without a value.
+
+    Returns with the model how its added tokens were spelled before.
+    """
     tokenizer = load_tokenizer(base)
     dialect = dialect or detect_dialect(tokenizer)
     if dialect not in DIALECTS:
         raise ModelError(f"unknown dialect {dialect!r}; choose one of {', '.join(DIALECTS)}")
-    network = load_causal_lm(base) if kind == "policy" else _with_head(base, schema)
+    network = make_network(kind, base, schema)
     new = list(DIALECTS[dialect].markers) if marker_tokens else []
     if kind == "policy" and as_level_tokens:
         new += level_tokens(schema)
-    added = add_tokens(network, tokenizer, new)
+    spelled = name_tokens(network, tokenizer, new)
     renderer = Renderer(DIALECTS[dialect], tokenizer, schema)
     _set_special_tokens(network, renderer, kind)
     info = ModelInfo(kind=kind, schema=schema, dialect=dialect, system=system)
-    return SteerModel(network, renderer, info, added)
+    return SteerModel(network, renderer, info, tuple(spelled)), spelled
 
 
 def load_model(directory: str | Path, kind: Kind, device: str | torch.device = "cpu") -> SteerModel:
@@ -130,17 +165,24 @@ def plain_head(network: PreTrainedModel) -> Tensor | None:
     return head.weight
 
 
-def _with_head(base: str | Path, schema: Schema) -> PreTrainedModel:
+def _pretrained(kind: Kind, base: str | Path, schema: Schema) -> PreTrainedModel:
+    if kind == "policy":
+        return load_causal_lm(base)
     with loading(base):
         network: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-            resolve(base),
-            num_labels=len(schema),
-            id2label=dict(enumerate(schema.names)),
-            label2id={name: index for index, name in enumerate(schema.names)},
-            problem_type="regression",
-            dtype=torch.float32,
+            resolve(base), dtype=torch.float32, **head_settings(schema)
         )
     return network
+
+
+def head_settings(schema: Schema) -> dict[str, Any]:
+    """What the configuration of an attribute model says of its head."""
+    return {
+        "num_labels": len(schema),
+        "id2label": dict(enumerate(schema.names)),
+        "label2id": {name: index for index, name in enumerate(schema.names)},
+        "problem_type": "regression",
+    }
 
 
 def _set_special_tokens(network: PreTrainedModel, renderer: Renderer, kind: Kind) -> None:

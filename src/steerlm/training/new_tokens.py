@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from steerlm.dialects import level_tokens
 from steerlm.models.base import embedding_weight, token_id
 from steerlm.models.load import SteerModel
+from steerlm.parallel.local import read_rows, write_rows
 
 
 class NewTokens:
@@ -42,10 +43,11 @@ class NewTokens:
 
     def straighten(self) -> None:
         """Put the levels of each attribute on a line, once, before training."""
+        if not len(self._rows):
+            return
         weight = embedding_weight(self._network)
         rows = self._rows.to(weight.device)
-        with torch.no_grad():
-            weight[rows] = self._on_lines(weight[rows])
+        write_rows(weight, rows, self._on_lines(read_rows(weight, rows)))
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
@@ -55,10 +57,9 @@ class NewTokens:
             return
         weight = embedding_weight(self._network)
         rows = self._rows.to(weight.device)
-        before = weight.detach()[rows].clone()
+        before = read_rows(weight, rows)
         yield
-        with torch.no_grad():
-            weight[rows] = before + self._times * self._on_lines(weight[rows] - before)
+        write_rows(weight, rows, before + self._times * self._on_lines(read_rows(weight, rows) - before))
 
     def _on_lines(self, rows: Tensor) -> Tensor:
         rows = rows.clone()

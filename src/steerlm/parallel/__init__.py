@@ -1,0 +1,1 @@
+"""Training over several processes: ranks, balanced packs, sharding, streamed loading, export without gathering."""

@@ -1,0 +1,86 @@
+"""Saving a sharded model as an ordinary Hugging Face directory, without any process holding it whole."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_saver import save
+from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from steerlm.models.base import quiet
+from steerlm.models.load import SteerModel
+from steerlm.parallel.ranks import Ranks
+
+FILE_BYTES = 5_000_000_000
+
+
+def save_sharded(model: SteerModel, directory: str | Path, ranks: Ranks, file_bytes: int = FILE_BYTES) -> SteerModel:
+    """`SteerModel.save` by all ranks together, which must see the same file system.
+
+    Every rank writes its shards; the main one then joins them, tensor by tensor, to files of about `file_bytes`.
+    Returns the model with its fingerprint filled in.
+    """
+    directory = Path(directory)
+    if ranks.mesh is None:
+        return model.save(directory)
+
+    def begin() -> Path:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+
+    temporary = ranks.on_main(begin)
+    try:
+        write_weights(model.network, temporary, file_bytes)
+
+        def finish() -> str:
+            with quiet():
+                _write_configuration(model.network, temporary)
+                return model.complete(temporary, directory).info.fingerprint
+
+        return replace(model, info=replace(model.info, fingerprint=ranks.on_main(finish)))
+    finally:
+        if ranks.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_weights(network: PreTrainedModel, directory: Path, file_bytes: int) -> None:
+    """Write the weights as safetensors in files of about `file_bytes`, with an index where there are several."""
+    tied = network.all_tied_weights_keys or {}
+    weights = {name: tensor for name, tensor in network.state_dict().items() if name not in tied}
+    numbers = _file_numbers(weights, file_bytes)
+    writer = HuggingFaceStorageWriter(
+        str(directory), fqn_to_index_mapping=numbers, save_distributed=True, enable_consolidation=True
+    )
+    save(weights, storage_writer=writer)
+
+
+def _file_numbers(weights: dict[str, Tensor], file_bytes: int) -> dict[str, int]:
+    """Which file, counted from 1, each tensor goes to: as many as fit, in their order."""
+    numbers, number, filled = {}, 1, 0
+    for name, tensor in weights.items():
+        size = tensor.numel() * tensor.element_size()
+        if filled and filled + size > file_bytes:
+            number, filled = number + 1, 0
+        numbers[name] = number
+        filled += size
+    return numbers
+
+
+def _write_configuration(network: PreTrainedModel, directory: Path) -> None:
+    """What `save_pretrained` writes beside the weights, and one file where one is enough."""
+    shutil.rmtree(directory / "sharded")
+    files = list(directory.glob("*.safetensors"))
+    if len(files) == 1:
+        files[0].rename(directory / SAFE_WEIGHTS_NAME)
+        (directory / SAFE_WEIGHTS_INDEX_NAME).unlink()
+    network.config.architectures = [type(network).__name__]
+    network.config.dtype = str(network.dtype).removeprefix("torch.")
+    network.config.save_pretrained(directory)
+    if network.can_generate():
+        network.generation_config.save_pretrained(directory)
