@@ -25,3 +25,11 @@ class ModelError(SteerLMError):
 
 class TrainingError(SteerLMError):
     """A training run cannot go on: a non-finite loss, a checkpoint that does not match."""
+
+
+class StoppedError(SteerLMError):
+    """A run ended early because it was asked to, by the signal of that number; what it did is saved."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal

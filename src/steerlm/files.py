@@ -122,9 +122,7 @@ def read_conversations(path: str | Path, schema: Schema = STEERLM) -> Iterator[C
         yield parse_conversation(path, row, schema, seen)
 
 
-def parse_conversation(
-    path: str | Path, row: Row, schema: Schema, seen: dict[str, int] | None = None
-) -> Conversation:
+def parse_conversation(path: str | Path, row: Row, schema: Schema, seen: dict[str, int] | None = None) -> Conversation:
     """The conversation of one row. Raises `DataError` with the place and all faults (see `row_faults` for `seen`)."""
     if faults := row_faults(row, schema, {} if seen is None else seen):
         name = row.record.get("id") if isinstance(row.record, dict) else None

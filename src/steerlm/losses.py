@@ -67,7 +67,7 @@ class _Head:
         self.weight_grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
 
     def log_probabilities(self, part: slice) -> tuple[Tensor, Tensor]:
-        """log p of the whole vocabulary, [C, V], and -log p(target), [C], in float32."""
+        """Log p of the whole vocabulary, [C, V], and -log p(target), [C], in float32."""
         logits_CV = self.hidden_ND[part] @ self.weight_VD.T
         logp_CV = functional.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
         return logp_CV, -logp_CV.gather(1, self.targets_N[part, None]).squeeze(1)

@@ -30,11 +30,19 @@ class PeakMemory:
         self.peak_mb = _peak_mb()
 
 
+def resident_mb() -> int:
+    """The size of this process in memory now (its largest, where the system does not tell), in megabytes."""
+    return _status_mb("VmRSS:") or _peak_mb()
+
+
+def _status_mb(name: str) -> int:
+    lines = _STATUS.read_text().splitlines() if _STATUS.is_file() else []
+    return next((int(line.split()[1]) // 1024 for line in lines if line.startswith(name)), 0)
+
+
 def _peak_mb() -> int:
-    if _STATUS.is_file():
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) // 1024
+    if largest := _status_mb("VmHWM:"):
+        return largest
     import resource
 
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

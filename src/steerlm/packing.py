@@ -335,9 +335,7 @@ def lay_out(trees: Sequence[TokenTree]) -> Pack:
             if segment.is_response and segment.weight > 0:
                 packed[index] = len(responses)
                 foil_of = packed.get(segment.foil_of, -1)
-                responses.append(
-                    PackedResponse(tree.conversation, segment.message, stop - 1, foil_of, segment.ratings)
-                )
+                responses.append(PackedResponse(tree.conversation, segment.message, stop - 1, foil_of, segment.ratings))
                 for offset in segment.trained():
                     rows.append(start + offset - 1)
                     targets.append(segment.ids[offset])

@@ -31,7 +31,7 @@ from steerlm.sources.bundled import SAMPLE, held_out_prompts
 from steerlm.sources.detect import detect_kind
 from steerlm.steering import prompt_ids
 from steerlm.training.config import AttributeSettings, PolicySettings, Settings, checked
-from steerlm.training.run import train_attribute_model, train_policy
+from steerlm.training.run import Resume, train_attribute_model, train_policy
 
 
 class SteeringSettings(Settings):
@@ -92,6 +92,7 @@ class _Quickstart:
     def __init__(self, settings: QuickstartSettings, say: Callable[[str], None], fresh: bool) -> None:
         self.settings = settings
         self.fresh = fresh
+        self.resume: Resume = "never" if fresh else "auto"
         self.say = say
         self.out = settings.out
         self.stages: list[dict[str, Any]] = []
@@ -132,10 +133,10 @@ class _Quickstart:
         self.out.mkdir(parents=True, exist_ok=True)
         prompts = self.stage("import", self._import)
         judge: SteerModel = self.stage(
-            "attribute model", lambda: train_attribute_model(self.attribute_settings, self.fresh)
+            "attribute model", lambda: train_attribute_model(self.attribute_settings, self.resume)
         )
         self.stage("annotate", lambda: self._annotate(judge))
-        policy: SteerModel = self.stage("policy", lambda: train_policy(self.policy_settings, self.fresh))
+        policy: SteerModel = self.stage("policy", lambda: train_policy(self.policy_settings, self.resume))
         steering: list[LevelResult] = self.stage("measure", lambda: self._measure(policy, prompts))
         summary = {
             "stages": self.stages,

@@ -8,12 +8,14 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from steerlm.files import write_conversations
+from steerlm.training import checkpoint
 from steerlm.training.run import train_policy
 from tiny import TOKENIZERS, save_base
 from tiny_judge import random_trees
@@ -69,42 +71,30 @@ def test_killed_ten_times(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("call", ["torch.save", "os.fsync"])
+@pytest.mark.parametrize("call", ["torch.save", "os.fsync", "pathlib.Path.rename"])
 def test_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     save_base(tmp_path / "base", TOKENIZERS["chatml"]())
     write_conversations(tmp_path / "data.jsonl", random_trees(60, seed=5))
     whole = train_policy(policy_settings(tmp_path, "whole"))
-    saved = 0
-    genuine = torch.save
+    written = 0
+    genuine = checkpoint.save
 
-    def full(*arguments: object, **keywords: object) -> None:
-        nonlocal saved
-        saved += 1
-        if saved > 2:
-            raise OSError(28, "No space left on device")
+    def save(*arguments: Any, **keywords: Any) -> None:
+        nonlocal written
+        written += 1
+        if written > 2:
+            monkeypatch.setattr(call, full)
         genuine(*arguments, **keywords)
 
-    if call == "torch.save":
-        monkeypatch.setattr(torch, "save", full)
-    else:
-        from steerlm.training import checkpoint
+    def full(*arguments: Any, **keywords: Any) -> None:
+        raise OSError(28, "No space left on device")
 
-        count = 0
-        replacing = checkpoint.replacing
-
-        def failing(path: Path) -> object:
-            nonlocal count
-            count += 1
-            if count > 2:
-                monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left")))
-            return replacing(path)
-
-        monkeypatch.setattr(checkpoint, "replacing", failing)
+    monkeypatch.setattr(checkpoint, "save", save)
     with pytest.raises(OSError, match="No space left"):
         train_policy(policy_settings(tmp_path, "out"))
     monkeypatch.undo()
     names = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())
-    assert names == ["step-00000002.pt", "step-00000004.pt"]
+    assert [name for name in names if not name.endswith(".partial")] == ["step-00000002", "step-00000004"]
     resumed = train_policy(policy_settings(tmp_path, "out"))
     expected = whole.network.state_dict()
     assert all(torch.equal(expected[key], value) for key, value in resumed.network.state_dict().items())

@@ -31,6 +31,8 @@ SHARED: dict[str, Any] = {
     "checkpoint_every": 3,
     "validation_fraction": 0.3,
 }
+# What a log line says of the machine rather than of the training.
+MACHINE = ("seconds", "tokens_per_second", "memory_mb")
 TRAIN = {"attributes": (AttributeSettings, train_attribute_model), "policy": (PolicySettings, train_policy)}
 
 
@@ -58,7 +60,7 @@ def run(tmp_path: Path) -> Any:
         )
         model = function(settings)
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        steps = [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+        steps = [{key: value for key, value in line.items() if key not in MACHINE} for line in lines]
         return steps, {key: value.clone() for key, value in model.network.state_dict().items()}
 
     return train

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from passes import make_packs
 from references import thread_to
 from steerlm.attention import use_tree_attention
 from steerlm.conversation import Conversation
@@ -15,7 +16,8 @@ from steerlm.models.load import SteerModel
 from steerlm.training.attribute_model import AttributeTask
 from steerlm.training.config import AttributeSettings, PolicySettings
 from steerlm.training.policy import PolicyTask
-from steerlm.training.task import Batch, make_packs
+from steerlm.training.survey import Survey
+from steerlm.training.task import Batch
 from strategies import random_conversation
 
 SHARED: dict[str, Any] = {"context": 1024, "pack_tokens": 1024}
@@ -40,7 +42,7 @@ def objective(
         if kind == "policy"
         else AttributeTask(model, AttributeSettings(**options))
     )
-    task.remember(conversations)
+    task.remember(Survey.of(conversations))
     use_tree_attention(model.network, "segments")
     model.network.zero_grad()
     packs = make_packs([task.tree(item, 0) for item in conversations], 1024, pack_tokens)

@@ -9,13 +9,14 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from passes import make_packs
 from references import thread_to
 from steerlm.attention import use_plain_attention, use_tree_attention
 from steerlm.attributes import STEERLM
 from steerlm.conversation import Conversation
 from steerlm.models.load import load_model, new_model
 from steerlm.training.attribute_model import predict
-from steerlm.training.task import Batch, make_packs
+from steerlm.training.task import Batch
 from strategies import random_conversation
 from tiny import spread
 

@@ -14,13 +14,13 @@ from steerlm.annotation.settings import ScoreSettings
 from steerlm.attention import Form, default_form, use_tree_attention
 from steerlm.attributes import Schema
 from steerlm.conversation import Conversation
+from steerlm.devices import pick_precision
 from steerlm.errors import ConfigError, ModelError
 from steerlm.models.directory import ModelInfo
 from steerlm.models.load import SteerModel
 from steerlm.packing import Pack, Report, fit, pack
 from steerlm.training.attribute_model import predict
 from steerlm.training.config import TrainSettings
-from steerlm.training.loop import pick_precision
 from steerlm.training.task import Batch
 
 _DECIMALS = 4

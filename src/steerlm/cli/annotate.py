@@ -11,8 +11,8 @@ from rich.console import Console
 
 from steerlm.annotation import AnnotateSettings, annotate
 from steerlm.attributes import Schema
+from steerlm.devices import pick_device
 from steerlm.models.load import load_model
-from steerlm.training.loop import pick_device
 
 
 def annotate_command(

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from steerlm.devices import pick_device
 from steerlm.engines import Engine, Sampling, TorchEngine
 from steerlm.errors import ConfigError, SteerLMError
 from steerlm.models.load import SteerModel, load_model
 from steerlm.steering import Turn, asked_values, parse_assignments, prompt_ids
-from steerlm.training.loop import pick_device
 
 HELP = """/set NAME VALUE   set an attribute for the answers to come (VALUE none: leave it unset)
 /show             the attributes, their values and scales

@@ -65,13 +65,17 @@ def _values(values: Mapping[str, float]) -> str:
 
 
 def token_view(conversation: Conversation, renderer: Renderer, task: Task, labels_from: LabelsFrom) -> RenderableType:
-    """A conversation as its tokens, coloured by role; those that a loss falls on stand in ⟦ ⟧.
+    """A conversation as its tokens.
 
     The policy is trained on responses that have labels, and on their end signal; the attribute model at the
     score position of responses that people rated.
     """
-    tokens = _rendered(conversation, renderer, task, labels_from)
-    tree = Tree(Text(printable(conversation.id), style="bold"), guide_style="bright_black")
+    return tree_view(_rendered(conversation, renderer, task, labels_from), renderer, task)
+
+
+def tree_view(tokens: TokenTree, renderer: Renderer, task: Task) -> RenderableType:
+    """A rendered conversation, coloured by role; the tokens that a loss falls on stand in ⟦ ⟧."""
+    tree = Tree(Text(printable(tokens.conversation), style="bold"), guide_style="bright_black")
     branches: list[Tree] = []
     trained = 0
     for segment in tokens.segments:

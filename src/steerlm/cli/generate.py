@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from steerlm.devices import pick_device
 from steerlm.engines import Completion, Sampling, TorchEngine, complete
 from steerlm.errors import ConfigError
 from steerlm.models.load import load_model
 from steerlm.steering import asked_values, parse_assignments, prompt_ids
-from steerlm.training.loop import pick_device
 
 
 def generate_command(

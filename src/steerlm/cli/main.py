@@ -10,7 +10,7 @@ import cyclopts
 from rich.console import Console
 
 from steerlm import __version__
-from steerlm.errors import SteerLMError, TrainingError
+from steerlm.errors import SteerLMError, StoppedError, TrainingError
 
 # Tokenizers' own threads warn and stall after a fork; ours is one process.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -44,7 +44,9 @@ def build_app(summaries: bool = False) -> cyclopts.App:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 2 bad input or circumstances, 130 interrupted."""
+    """Run a command and exit: 0 done, 1 a training failed, 2 bad input or circumstances, 128 + n ended by signal n
+    (130 Ctrl-C, 143 SIGTERM) with all work saved: run it again to go on.
+    """
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -60,6 +62,8 @@ def run(arguments: Sequence[str]) -> int:
         return 2
     except SteerLMError as error:
         errors.print(f"error: {error}", markup=False, highlight=False, style="red")
+        if isinstance(error, StoppedError):
+            return 128 + error.signal
         return 1 if isinstance(error, TrainingError) else 2
     except OSError as error:
         # A full disk, a missing permission: circumstances, not bugs.

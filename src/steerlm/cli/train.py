@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 from rich.console import Console
+from rich.table import Table
 
+from steerlm.cli.data_views import stdout, tree_view
 from steerlm.models.load import SteerModel
-from steerlm.training.config import AttributeSettings, PolicySettings, load_settings
-from steerlm.training.run import train_attribute_model, train_policy
+from steerlm.training.config import AttributeSettings, PolicySettings, TrainSettings, load_settings
+from steerlm.training.dry_run import dry_run as count
+from steerlm.training.run import Resume, train_attribute_model, train_policy
 
 train_app = App(
     name="train",
     help="Train an attribute model (a judge of responses) or a policy (the model that is steered).",
 )
-_Fresh = Annotated[bool, Parameter(negative=())]
+_Flag = Annotated[bool, Parameter(negative=())]
 
 
 @train_app.command(name="attributes")
@@ -24,21 +26,28 @@ def train_attributes_command(
     recipe: str | None = None,
     *,
     settings: Annotated[AttributeSettings | None, Parameter(name="*")] = None,
-    fresh: _Fresh = False,
+    resume: Resume = "auto",
+    dry_run: _Flag = False,
 ) -> None:
     """Train the attribute model on rated conversations.
 
-    A killed run goes on from its last checkpoint when the same command is given again.
+    A run that was killed, or stopped by SIGTERM or Ctrl-C, goes on from its last checkpoint when the same command is
+    given again. Under torchrun the same command trains on all processes.
 
     Parameters
     ----------
     recipe
         YAML file with settings, or the name of a recipe that comes with steerlm; flags go over it.
-    fresh
-        Throw away the checkpoints of an earlier, unfinished run.
+    resume
+        auto goes on from a checkpoint where there is one; must fails where there is none; never starts over.
+    dry_run
+        Train nothing: show packs, tokens, steps, memory and the first example.
     """
     merged = load_settings(AttributeSettings, recipe, _given(settings))
-    _done(train_attribute_model(merged, fresh), merged.out, f"steerlm annotate DATA --model {merged.out} --out OUT")
+    if dry_run:
+        _show_dry_run(merged)
+        return
+    _done(train_attribute_model(merged, resume), merged, f"steerlm annotate DATA --model {merged.out} --out OUT")
 
 
 @train_app.command(name="policy")
@@ -46,28 +55,54 @@ def train_policy_command(
     recipe: str | None = None,
     *,
     settings: Annotated[PolicySettings | None, Parameter(name="*")] = None,
-    fresh: _Fresh = False,
+    resume: Resume = "auto",
+    dry_run: _Flag = False,
 ) -> None:
     """Train the policy on annotated conversations (attribute-conditioned SFT).
 
-    A killed run goes on from its last checkpoint when the same command is given again.
+    A run that was killed, or stopped by SIGTERM or Ctrl-C, goes on from its last checkpoint when the same command is
+    given again. Under torchrun the same command trains on all processes.
 
     Parameters
     ----------
     recipe
         YAML file with settings, or the name of a recipe that comes with steerlm; flags go over it.
-    fresh
-        Throw away the checkpoints of an earlier, unfinished run.
+    resume
+        auto goes on from a checkpoint where there is one; must fails where there is none; never starts over.
+    dry_run
+        Train nothing: show packs, tokens, steps, memory and the first example.
     """
     merged = load_settings(PolicySettings, recipe, _given(settings))
-    _done(train_policy(merged, fresh), merged.out, f"steerlm chat {merged.out}")
+    if dry_run:
+        _show_dry_run(merged)
+        return
+    _done(train_policy(merged, resume), merged, f"steerlm chat {merged.out}")
 
 
-def _given(settings: AttributeSettings | PolicySettings | None) -> dict[str, object]:
+def _given(settings: TrainSettings | None) -> dict[str, object]:
     """The flags that were really given, so that they alone go over the recipe."""
     return settings.model_dump(exclude_unset=True) if settings is not None else {}
 
 
-def _done(model: SteerModel, out: Path, then: str) -> None:
+def _done(model: SteerModel, settings: TrainSettings, then: str) -> None:
     console = Console(stderr=True, soft_wrap=True)
-    console.print(f"saved {model.info.kind} {model.info.fingerprint} to {out}; go on with: {then}", highlight=False)
+    what = f"saved {model.info.kind} {model.info.fingerprint} to {settings.out}"
+    console.print(f"{what}; go on with: {then}", highlight=False)
+
+
+def _show_dry_run(settings: TrainSettings) -> None:
+    found = count(settings)
+    policy = isinstance(settings, PolicySettings)
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    rows = {
+        "conversations": f"{found.conversations} to train on, {found.held_out} held out",
+        "one epoch": f"{found.report}",
+        "with loss": f"{found.trained} {'tokens' if policy else 'responses'} an epoch",
+        "packs": f"{found.packs} an epoch, {found.fill:.1%} full, the largest of {found.largest_pack} tokens",
+        "steps": f"{found.steps}",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console = stdout()
+    console.print(table)
+    console.print(tree_view(found.example, found.model.renderer, "policy" if policy else "score"))

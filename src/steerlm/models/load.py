@@ -160,7 +160,8 @@ def plain_head(network: PreTrainedModel) -> Tensor | None:
     config = network.config.get_text_config()
     # What the models that transformers knows do to logits.
     changes = [getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")]
-    if type(head) is not nn.Linear or head.bias is not None or any(change not in (None, 1, 1.0) for change in changes):
+    has_bias = len(list(head.parameters())) > 1
+    if not isinstance(head, nn.Linear) or has_bias or any(change not in (None, 1) for change in changes):
         return None
     return head.weight
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import Tensor, distributed
 
+from steerlm.devices import pick_device
 from steerlm.errors import ConfigError, SteerLMError, TrainingError
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ class Ranks:
     mesh: DeviceMesh | None = None
 
     @classmethod
+    def alone(cls, device: str = "auto") -> Ranks:
+        """A single process, whatever the environment says."""
+        return cls(0, 1, 0, pick_device(device))
+
+    @classmethod
     def start(cls, device: str = "auto", tensor_parallel: int = 1) -> Ranks:
         """Join the processes that `torchrun` started, as told by its environment variables.
 
@@ -51,7 +57,7 @@ class Ranks:
                 "choose a divisor, or start another number with torchrun"
             )
         if world == 1:
-            return cls(0, 1, 0, pick_device(device))
+            return cls.alone(device)
         rank, local_rank = _whole_number(os.environ, "RANK"), _whole_number(os.environ, "LOCAL_RANK")
         place = _device_of_rank(device, local_rank)
         from torch.distributed.device_mesh import init_device_mesh
@@ -145,16 +151,6 @@ class Ranks:
         """Leave the group of processes; nothing can be exchanged after it."""
         if self.mesh is not None and distributed.is_initialized():
             distributed.destroy_process_group()
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is a GPU where there is one. Raises `ConfigError` for a device that cannot be used here."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def _device_of_rank(name: str, local_rank: int) -> torch.device:

@@ -86,6 +86,12 @@ def shard(
     root.register_forward_hook(_release)
 
 
+def restore_blocks(network: PreTrainedModel) -> None:
+    """Take away what activation checkpointing put into the blocks."""
+    for block in decoder_blocks(network):
+        vars(block).pop("forward", None)
+
+
 def _release(root: Any, args: Any, output: Any) -> None:
     """FSDP keeps the root's weights for the backward pass; without one they would stay whole, and be no shards."""
     if not torch.is_grad_enabled():

@@ -62,7 +62,9 @@ class AttributeTask:
         seen = passes((self.tree(conversations[int(index)], 0) for index in np.sort(chosen)), self._states)
         states, rated, groups = zip(*seen, strict=True)
         names = [name for pack in groups for name in pack]
-        fits = start_ridge(head_of(self.model.network), torch.cat(states), torch.from_numpy(np.concatenate(rated)), names)
+        fits = start_ridge(
+            head_of(self.model.network), torch.cat(states), torch.from_numpy(np.concatenate(rated)), names
+        )
         return {"ridge": {self.model.schema.names[column]: asdict(fit) for column, fit in fits.items()}}
 
     def _states(self, batch: Batch) -> tuple[Tensor, NDArray[np.float64], list[str]]:
@@ -94,8 +96,7 @@ class AttributeTask:
     def terms(self, packs: Sequence[Pack]) -> Mapping[str, Term]:
         weights_A = self._weights_A.cpu().numpy()
         count = sum(
-            (~np.isnan(self._rated(pack)) * weights_A * self._response_weights(pack)[:, None]).sum()
-            for pack in packs
+            (~np.isnan(self._rated(pack)) * weights_A * self._response_weights(pack)[:, None]).sum() for pack in packs
         )
         return {"squared_error": Term(1.0, float(count))}
 

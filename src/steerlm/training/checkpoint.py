@@ -19,11 +19,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from steerlm.errors import TrainingError
 from steerlm.files import sha256, sync, write_json
+from steerlm.packing import Report
+from steerlm.parallel.ranks import Ranks
 from steerlm.training.plan import Position
 
 _NAME = re.compile(r"step-(\d+)\Z")
@@ -39,29 +44,33 @@ class Progress:
     position   the conversation at which the next step begins
     validated  the step of the last validation, -1 before the first
     best       the criterion of the best weights so far, if any, with all their figures
+    report     what fitting did to the conversations of the first epoch so far
     """
 
     step: int = 0
-    position: Position = Position()
+    position: Position = field(default_factory=Position)
     validated: int = -1
     best: float | None = None
     best_figures: dict[str, Any] = field(default_factory=dict)
+    report: Report = field(default_factory=Report)
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Progress:
-        return cls(**{**record, "position": Position(**record["position"])})
+        return cls(**{**record, "position": Position(**record["position"]), "report": Report(**record["report"])})
 
 
 class Checkpoints:
     """The checkpoints of one run under `directory`. `key` identifies settings and data; another run's are refused.
 
-    Only what is trained is stored: frozen weights come from the base model.
+    All ranks call the same methods together, and must see the same file system. Only what is trained is stored:
+    frozen weights come from the base model.
     """
 
-    def __init__(self, directory: Path, key: str, keep: int) -> None:
+    def __init__(self, directory: Path, key: str, keep: int, ranks: Ranks) -> None:
         self.directory = directory
         self.key = key
         self.keep = keep
+        self.ranks = ranks
 
     def latest(self) -> Path | None:
         """The newest checkpoint, whole or not."""
@@ -72,8 +81,9 @@ class Checkpoints:
         """Write the state after `progress.step` steps, then let go of the oldest beyond `keep`."""
         path = self.directory / f"step-{progress.step:08d}"
         self._write(path, {"network": trained(network), "optimizer": optimizer_state(network, optimizer)}, progress)
-        for old in self._found()[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        if self.ranks.is_main:
+            for old in self._found()[: -self.keep]:
+                shutil.rmtree(old, ignore_errors=True)
         return path
 
     def resume(self, network: nn.Module, optimizer: Optimizer) -> Progress | None:
@@ -81,22 +91,17 @@ class Checkpoints:
 
         Raises `TrainingError` where it belongs to another run.
         """
-        for torn in self.directory.glob(".*.partial"):  # of a process that was killed while it wrote
-            shutil.rmtree(torn, ignore_errors=True)
-        for path in reversed(self._found()):
-            if fault := damage(path):
-                warnings.warn(f"{path} is damaged ({fault}); going on from the one before it", stacklevel=2)
-                continue
-            manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-            if manifest["key"] != self.key:
-                raise TrainingError(
-                    f"{path} belongs to a run with other settings or data; "
-                    "choose another --out, or pass --resume never to start over"
-                )
-            state = {"network": trained(network), "optimizer": optimizer_state(network, optimizer)}
-            self._read(path, state)
-            return Progress.from_dict(manifest["progress"])
-        return None
+        path = self.ranks.on_main(self._newest_whole)
+        if path is None:
+            return None
+        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        if manifest["key"] != self.key:
+            raise TrainingError(
+                f"{path} belongs to a run with other settings or data; "
+                "choose another --out, or pass --resume never to start over"
+            )
+        self._read(path, {"network": trained(network), "optimizer": optimizer_state(network, optimizer)})
+        return Progress.from_dict(manifest["progress"])
 
     def save_best(self, network: nn.Module) -> None:
         """Keep these weights as the best so far."""
@@ -105,40 +110,58 @@ class Checkpoints:
     def load_best(self, network: nn.Module) -> None:
         """Put the best weights back, where any were kept."""
         path = self.directory / "best"
-        if path.is_dir():
-            if fault := damage(path):
-                raise TrainingError(f"{path}, the best weights of the run, is damaged: {fault}; train again")
-            self._read(path, {"network": trained(network)})
+        if not self.ranks.on_main(path.is_dir):
+            return
+        if fault := self.ranks.on_main(lambda: damage(path)):
+            raise TrainingError(f"{path}, the best weights of the run, is damaged: {fault}; train again")
+        self._read(path, {"network": trained(network)})
 
     def clear(self) -> None:
         """Remove all of them: the run is done, or starts over."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        self.ranks.on_main(lambda: shutil.rmtree(self.directory, ignore_errors=True))
 
     def _found(self) -> list[Path]:
         found = [path for path in self.directory.glob("step-*") if _NAME.match(path.name) and path.is_dir()]
         return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
+    def _newest_whole(self) -> Path | None:
+        for torn in self.directory.glob(".*.partial"):  # of a process that was killed while it wrote
+            shutil.rmtree(torn, ignore_errors=True)
+        for path in reversed(self._found()):
+            fault = damage(path)
+            if fault is None:
+                return path
+            warnings.warn(f"{path} is damaged ({fault}); going on from the one before it", stacklevel=2)
+        return None
+
     def _write(self, path: Path, state: dict[str, Any], progress: Progress) -> None:
         partial = path.with_name(f".{path.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+
+        def begin() -> None:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+
+        def finish() -> None:
+            files = {file.name: [file.stat().st_size, sha256(file)] for file in sorted(partial.iterdir())}
+            manifest = {"format": _FORMAT, "key": self.key, "progress": asdict(progress), "files": files}
+            write_json(partial / _MANIFEST, manifest)
+            replace_directory(partial, path)
+
+        self.ranks.on_main(begin)
         try:
             with _alone():
-                dcp.save(state, storage_writer=dcp.FileSystemWriter(partial))
-        except dcp.api.CheckpointException as error:
+                save(state, storage_writer=FileSystemWriter(partial))
+        except CheckpointException as error:
             causes = list(error.failures.values())
             raise OSError(f"{path}: cannot write the checkpoint: {causes[0][0] if causes else error}") from error
         except RuntimeError as error:  # how PyTorch reports a full disk
             raise OSError(f"{path}: cannot write the checkpoint: {error}") from error
-        files = {file.name: [file.stat().st_size, sha256(file)] for file in sorted(partial.iterdir())}
-        manifest = {"format": _FORMAT, "key": self.key, "progress": asdict(progress), "files": files}
-        write_json(partial / _MANIFEST, manifest)
-        replace_directory(partial, path)
+        self.ranks.on_main(finish)
 
     def _read(self, path: Path, state: dict[str, Any]) -> None:
         """Fill the tensors of `state`, in place, with those of the checkpoint."""
         with torch.no_grad(), _alone():
-            dcp.load(state, storage_reader=dcp.FileSystemReader(path))
+            load(state, storage_reader=FileSystemReader(path))
 
 
 @contextlib.contextmanager

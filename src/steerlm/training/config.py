@@ -13,6 +13,7 @@ from steerlm.errors import ConfigError
 from steerlm.recipes import find_recipe
 
 Precision = Literal["auto", "fp32", "bf16"]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 LabelSource = Literal["predicted", "ratings-first"]
 
 
@@ -73,6 +74,11 @@ class TrainSettings(Settings):
     """Largest gradient norm; larger gradients are scaled down."""
     precision: Precision = "auto"
     """fp32, bf16 (autocast, weights stay fp32), or auto: bf16 where the hardware computes it natively."""
+    loss_chunk: Annotated[int, Field(ge=1)] = 512
+    """Trained tokens whose logits exist at a time; memory grows with it, results do not depend on it."""
+    tensor_parallel: Annotated[int, Field(ge=1)] = 1
+    """Over how many neighbouring processes each matrix is split, where torchrun starts several; the rest of them see
+    different packs, with the weights sharded over them."""
     attention: Literal["auto", "segments", "dense", "flex"] = "auto"
     """Form of tree attention; auto is segments on CPUs and flex on GPUs."""
     gradient_checkpointing: bool = False
@@ -81,12 +87,16 @@ class TrainSettings(Settings):
     """Weigh each response by the number of threads through it, as training on flattened threads does."""
     seed: int = 0
     """Seed of everything random: data order, dropout, held-out share."""
+    validation_limit: Annotated[int, Field(ge=1)] = 1000
+    """Most held-out conversations to validate on, chosen by the seed where there are more."""
     validate_every: Annotated[int, Field(ge=1)] = 50
     """Steps between validations; there is always one at the end."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 50
     """Steps between checkpoints, from which a killed run resumes."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     """How many of the last checkpoints to keep while training."""
+    track: list[Tracker] = Field(default_factory=list)
+    """Where to send the metrics besides metrics.jsonl: tensorboard, wandb, trackio."""
     device: str = "auto"
     """Torch device; auto takes a GPU where there is one."""
 

@@ -8,6 +8,7 @@ import os
 import tempfile
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, overload
@@ -44,6 +45,10 @@ class Library:
     def __len__(self) -> int:
         return len(self._file)
 
+    def close(self) -> None:
+        for stream in self._streams:
+            stream.close()
+
     def add(self, path: Path, watch: Callable[[int, Conversation], None]) -> str:
         """Read a file to its end, telling `watch` of every conversation. Returns the digest of its contents.
 
@@ -76,7 +81,7 @@ class Library:
 
     def _temporary(self) -> IO[bytes]:
         self.spool.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryFile(dir=self.spool)  # noqa: SIM115 (open for as long as the library)
+        return tempfile.TemporaryFile(dir=self.spool)
 
     def _require_unique(self) -> None:
         names = np.frombuffer(self._name, dtype=np.uint64)
@@ -140,14 +145,20 @@ class TrainingData:
     survey: Survey
 
 
-def load_training_data(settings: TrainSettings, schema: Schema) -> TrainingData:
-    """Read the files of the settings once, and hold out a share where no validation files are named.
+@contextmanager
+def training_data(settings: TrainSettings, schema: Schema) -> Iterator[TrainingData]:
+    """Read the files of the settings once, and hold out a share where no validation files are named. The
+    conversations can be had for as long as the block runs.
 
     Raises `DataError` for faulty or missing data, and where nothing is left to train on.
     """
     if not settings.data:
         raise DataError("no data to train on; name conversation files with --data")
-    library = Library(schema, settings.out)
+    with closing(Library(schema, settings.out)) as library:
+        yield _read(library, settings)
+
+
+def _read(library: Library, settings: TrainSettings) -> TrainingData:
     survey = Survey(settings.seed)
     train, held_out = array("q"), array("q")
     fraction = 0.0 if settings.validation else settings.validation_fraction

@@ -3,302 +3,336 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import math
+import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from steerlm import __version__
 from steerlm.attention import default_form, use_plain_attention, use_tree_attention
-from steerlm.attributes import Schema
-from steerlm.conversation import Conversation
-from steerlm.errors import ConfigError, DataError, TrainingError
-from steerlm.models.directory import ModelInfo
+from steerlm.devices import pick_precision
+from steerlm.errors import ConfigError, DataError, StoppedError, TrainingError
+from steerlm.losses import LossSum
+from steerlm.memory import resident_mb
 from steerlm.models.load import SteerModel
-from steerlm.packing import Pack, fit, pack
+from steerlm.packing import Pack, Report, fit
+from steerlm.parallel.balance import is_blank, share_packs
+from steerlm.parallel.export import save_sharded
+from steerlm.parallel.ranks import Ranks
+from steerlm.parallel.shard import Root, clip_grad_norm, restore_blocks
+from steerlm.tokens import TokenTree
 from steerlm.training.checkpoint import Checkpoints, Progress
 from steerlm.training.config import TrainSettings
+from steerlm.training.corpus import TrainingData
 from steerlm.training.log import Display, MetricsLog
 from steerlm.training.new_tokens import NewTokens
-from steerlm.training.plan import Step, learning_rate, plan_steps
-from steerlm.training.task import Batch, Task
+from steerlm.training.plan import Position, Step, fraction_done, learning_rate, plan_steps, random_for
+from steerlm.training.prefetch import Prefetch
+from steerlm.training.stopping import StopRequest
+from steerlm.training.task import Batch, Task, Term
 
-# Settings that say where and how often, not what: a run resumes whatever they are.
-_INCIDENTAL = {
-    "out",
-    "pack_tokens",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "device",
-    "attention",
-    "data",
-    "validation",
-}
+T = TypeVar("T")
+# Conversations that are rendered together where nothing is trained.
+_WINDOW = 64
+
+
+Fitted = tuple[list[TokenTree], Report]
+"""What a conversation was rendered and cut to, and what that did to it."""
 
 
 @dataclass(frozen=True)
-class TrainingData:
-    """Conversations to learn from and held-out ones, with a digest of their contents."""
+class Ready:
+    """A step whose packs are made: those of this rank."""
 
-    train: Sequence[Conversation]
-    held_out: Sequence[Conversation]
-    digest: str
+    step: Step[Fitted]
+    packs: list[Pack]
+
+    @classmethod
+    def of(cls, step: Step[Fitted], pack_tokens: int, ranks: Ranks) -> Ready:
+        trees = [tree for fitted, _ in step.items for tree in fitted]
+        return cls(step, share_packs(trees, pack_tokens, ranks))
 
 
 def train(
-    make_task: Callable[[torch.device], Task],
-    settings: TrainSettings,
-    data: TrainingData,
-    key: str,
-    fresh: bool = False,
+    task: Task, root: Root, settings: TrainSettings, data: TrainingData, key: str, ranks: Ranks, fresh: bool = False
 ) -> SteerModel:
     """Run a task to its end, from its last checkpoint where there is one, and save the model to `settings.out`.
 
-    `key` (see `run_key`) tells this run from others that use the same directory.
+    `root` holds the task's network, sharded over `ranks`. `key` tells this run from others that use the same
+    directory; `fresh` throws their checkpoints away.
     Raises `DataError` where no response can be trained, `TrainingError` for a non-finite loss or a checkpoint of
-    another run.
+    another run, and `StoppedError` after SIGTERM or SIGINT, with a checkpoint saved.
     """
-    torch.manual_seed(settings.seed)
-    device = pick_device(settings.device)
-    checkpoints = Checkpoints(settings.out / "checkpoints", key, settings.keep_checkpoints)
+    checkpoints = Checkpoints(settings.out / "checkpoints", key, settings.keep_checkpoints, ranks)
     if fresh:
         checkpoints.clear()
-    task = make_task(device)
-    return _Run(task, settings, data, checkpoints, device).run()
+    return _Run(task, root, settings, data, checkpoints, ranks).run()
 
 
-def run_key(settings: TrainSettings, data: TrainingData, schema: Schema) -> str:
-    """A digest of all that determines the result of a run: settings, data, attributes, base model, version."""
-    kept = settings.model_dump(mode="json", exclude=_INCIDENTAL)
-    parts = [type(settings).__name__, kept, data.digest, schema.to_list(), _base_state(settings.base), __version__]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+def steps_of(
+    task: Task, settings: TrainSettings, data: TrainingData, epochs: float, start: Position | None = None
+) -> Iterator[Step[Fitted]]:
+    """The steps of a training from `start` on, rendered as they are asked for."""
 
+    def render(index: int, epoch: int) -> tuple[int, Fitted]:
+        tree = task.tree(data.train[index], epoch)
+        fitted, report = fit([tree], settings.context, settings.pack_tokens)
+        # Whether a conversation is used depends on the context alone, and so does its size: never on the packs.
+        return (tree.size if fitted else 0), (fitted, report)
 
-def _base_state(base: str) -> list[Any]:
-    """What tells one state of a local base model from another, without reading gigabytes of weights."""
-    files = sorted(path for path in Path(base).glob("*") if path.suffix in (".json", ".safetensors"))
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-
-
-def is_finished(settings: TrainSettings, key: str, kind: str) -> bool:
-    """Whether `settings.out` already holds the model that this run would make."""
-    if not (settings.out / "steerlm.json").is_file():
-        return False
-    info = ModelInfo.load(settings.out)
-    return info.kind == kind and info.provenance.get("run") == key
+    batch = (settings.batch_tokens, settings.batch_conversations)
+    return plan_steps(len(data.train), render, epochs, settings.seed, *batch, start or Position())
 
 
 class _Run:
     def __init__(
-        self, task: Task, settings: TrainSettings, data: TrainingData, checkpoints: Checkpoints, device: torch.device
+        self,
+        task: Task,
+        root: Root,
+        settings: TrainSettings,
+        data: TrainingData,
+        checkpoints: Checkpoints,
+        ranks: Ranks,
     ) -> None:
         self.task = task
+        self.root = root
         self.settings = settings
         self.data = data
         self.checkpoints = checkpoints
-        self.device = device
+        self.ranks = ranks
+        self.device = ranks.device
         self.network = task.model.network
         positions = getattr(self.network.config, "max_position_embeddings", settings.context)
         if settings.context > positions:
             raise ConfigError(f"context={settings.context} is beyond the base model's {positions} positions; lower it")
-        self.dtype = pick_precision(settings.precision, device)
-        use_tree_attention(self.network, default_form(device) if settings.attention == "auto" else settings.attention)
-        if settings.gradient_checkpointing:
-            self.network.activation_checkpointing_enable({"use_reentrant": False})
+        self.dtype = pick_precision(settings.precision, self.device)
+        form = default_form(self.device) if settings.attention == "auto" else settings.attention
+        use_tree_attention(self.network, form)
         self.optimizer = make_optimizer(self.network, settings)
         self.new_tokens = NewTokens(task.model, settings.new_token_rate)
+        self.saved: Path | None = None
 
     def run(self) -> SteerModel:
         settings = self.settings
-        steps, notes = self._plan()
         progress = self.checkpoints.resume(self.network, self.optimizer)
-        log = MetricsLog(settings.out / "metrics.jsonl", progress.step if progress else None)
-        try:
+        self.saved = self.checkpoints.latest()
+        main = self.ranks.is_main
+        path = settings.out / "metrics.jsonl" if main else None
+        log = MetricsLog(path, progress.step if progress else None, settings.track)
+        with contextlib.closing(log), StopRequest() as stop:
             if progress is None:
-                self.new_tokens.straighten()
-                with self._computing():
-                    figures = self.task.prepare(self.data.train)
-                progress = Progress(0, None, {})
-                log.write({"step": 0, "kind": "start", "steps": len(steps), **notes, **figures})
-                progress = self._validate(progress, log)
-            with Display(f"train {self.task.model.info.kind}", len(steps), progress.step) as display:
-                display.say(f"{len(steps)} steps over {notes['report']}")
-                progress = self._steps(steps, progress, log, display)
-        finally:
-            log.close()
-        return self._finish(progress, len(steps))
+                progress = self._start(log)
+            title = f"train {self.task.model.info.kind}"
+            total = math.ceil(len(self.data.train) * settings.epochs)
+            with Display(title, total, settings.max_steps, quiet=not main) as display:
+                progress = self._steps(progress, log, display, stop)
+                if progress.step == 0 and settings.max_steps != 0:
+                    raise DataError(
+                        "no response of the data can be trained on: none has labels or ratings, or all are too long"
+                    )
+                if progress.validated != progress.step:
+                    progress = self._validate(progress, log, display)
+                if progress.step:
+                    display.say(f"learnt from {progress.report}")
+        return self._finish(progress)
 
-    def _plan(self) -> tuple[list[Step], dict[str, Any]]:
-        trees = [self.task.tree(conversation, 0) for conversation in self.data.train]
-        fitted, report = fit(trees, self.settings.context, self.settings.pack_tokens)
-        if report.responses == 0:
-            raise DataError(
-                "no response of the data can be trained on: none has labels or ratings, or all are too long"
-            )
-        # Whether a conversation is used depends on the context alone, and so does its size: never on the packs.
-        kept = {tree.conversation for tree in fitted}
-        sizes = [tree.size if tree.conversation in kept else 0 for tree in trees]
-        used = [index for index, size in enumerate(sizes) if size]
-        steps = plan_steps(
-            [sizes[index] for index in used],
-            self.settings.epochs,
-            self.settings.seed,
-            self.settings.batch_tokens,
-            self.settings.batch_conversations,
-            self.settings.max_steps,
-        )
-        steps = [Step(step.epoch, tuple(used[member] for member in step.members)) for step in steps]
-        return steps, {"report": str(report), "dropped": report.dropped_where}
+    def _start(self, log: MetricsLog) -> Progress:
+        self.new_tokens.straighten()
+        figures = self.task.prepare(self.data.train, self._passes)
+        survey = self.data.survey
+        data = {"conversations": survey.conversations, "responses": survey.responses}
+        log.write({"step": 0, "kind": "start", **data, **figures})
+        return self._validate(Progress(), log)
 
-    def _steps(self, steps: list[Step], progress: Progress, log: MetricsLog, display: Display) -> Progress:
+    def _steps(self, progress: Progress, log: MetricsLog, display: Display, stop: StopRequest) -> Progress:
         settings = self.settings
-        for number in range(progress.step, len(steps)):
-            began = time.perf_counter()
-            rate = learning_rate(
-                number,
-                len(steps),
-                settings.learning_rate,
-                settings.min_learning_rate,
-                settings.warmup_steps,
-                settings.schedule,
-            )
-            figures = self._step(steps[number], number, rate)
-            progress = replace(progress, step=number + 1)
-            seconds = time.perf_counter() - began
-            log.write({"step": number + 1, "kind": "train", **figures, "learning_rate": rate, "seconds": seconds})
-            note = f"loss {figures['loss']:.4f}  {figures['tokens'] / seconds:.0f} tokens/s"
-            display.step(number + 1, note)
-            last = number + 1 == len(steps)
-            if last or (number + 1) % settings.validate_every == 0:
-                progress = self._validate(progress, log, display)
-            if not last and (number + 1) % settings.checkpoint_every == 0:
-                self.checkpoints.save(self.network, self.optimizer, progress)
+        with Prefetch(self._ready(progress)) as prepared:
+            for ready in prepared:
+                if progress.step == settings.max_steps:
+                    break
+                began = time.perf_counter()
+                done = fraction_done(progress.position, len(self.data.train), settings.epochs)
+                if settings.max_steps:
+                    done = max(done, progress.step / settings.max_steps)
+                rate = learning_rate(
+                    progress.step,
+                    done,
+                    settings.learning_rate,
+                    settings.min_learning_rate,
+                    settings.warmup_steps,
+                    settings.schedule,
+                )
+                figures = self._step(ready, progress.step, rate)
+                progress = self._advance(progress, ready)
+                seconds = time.perf_counter() - began
+                speed = {
+                    "seconds": seconds,
+                    "tokens_per_second": figures["tokens"] / seconds,
+                    "memory_mb": resident_mb(),
+                }
+                log.write(
+                    {
+                        "step": progress.step,
+                        "kind": "train",
+                        **figures,
+                        "learning_rate": rate,
+                        "seconds": seconds,
+                        **speed,
+                    }
+                )
+                seen = progress.position.epoch * len(self.data.train) + progress.position.at
+                display.step(seen, progress.step, figures["loss"], speed)
+                if progress.step % settings.validate_every == 0:
+                    progress = self._validate(progress, log, display)
+                stopping = self.ranks.any(stop.signal != 0)
+                if stopping or progress.step % settings.checkpoint_every == 0:
+                    self.saved = self.checkpoints.save(self.network, self.optimizer, progress)
+                if stopping:
+                    raise StoppedError(
+                        f"stopped after step {progress.step}, saved in {self.saved}; "
+                        "run the same command again to go on",
+                        stop.signal or signal.SIGTERM,  # another rank's
+                    )
         return progress
 
-    def _step(self, step: Step, number: int, rate: float) -> dict[str, Any]:
+    def _ready(self, progress: Progress) -> Iterator[Ready]:
+        steps = steps_of(self.task, self.settings, self.data, self.settings.epochs, progress.position)
+        return (Ready.of(step, self.settings.pack_tokens, self.ranks) for step in steps)
+
+    def _advance(self, progress: Progress, ready: Ready) -> Progress:
+        report = replace(progress.report)
+        if ready.step.epoch == 0:
+            for _, found in ready.step.items:
+                report += found
+        return replace(progress, step=progress.step + 1, position=ready.step.after, report=report)
+
+    def _step(self, ready: Ready, number: int, rate: float) -> dict[str, Any]:
         self.network.train()
-        packs = self._packs(step)
-        terms = self.task.terms(packs)
+        # Dropout is a function of the seed, the step and the rank, so that resuming needs no state of it.
+        torch.manual_seed(random_for(self.settings.seed, "step", number, self.ranks.data_rank).getrandbits(63))
+        terms = self._global(self.task.terms(ready.packs))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         sums = dict.fromkeys(terms, 0.0)
-        for item in packs:
-            with self._computing():
-                losses = self.task.losses(Batch.of(item, self.device))
+        for item in ready.packs:
+            losses = self._losses(item)
             parts = [
                 terms[name].weight * loss.total / terms[name].count
                 for name, loss in losses.items()
                 if terms[name].count
             ]
-            if parts:
-                torch.stack(parts).sum().backward()  # type: ignore[no-untyped-call]
+            objective = torch.stack(parts).sum()
+            if not math.isfinite(objective.item()):
+                raise self._not_finite(number, f"loss {objective.item()}", [item])
+            objective.backward()  # type: ignore[no-untyped-call]
             for name, loss in losses.items():
                 sums[name] += loss.total.item()
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip).item()
-        means = {name: sums[name] / term.count for name, term in terms.items() if term.count}
-        objective = sum(terms[name].weight * mean for name, mean in means.items())
-        if not (math.isfinite(objective) and math.isfinite(norm)):
-            names = sorted({response.conversation for item in packs for response in item.responses})
-            raise TrainingError(
-                f"step {number + 1}: loss {objective}, gradient norm {norm}; the conversations of this step: "
-                f"{', '.join(names)}. Lower the learning rate or look at these; it resumes from its last checkpoint"
-            )
+        norm = clip_grad_norm(self.network.parameters(), self.settings.clip, self.ranks)
+        if not math.isfinite(norm):
+            raise self._not_finite(number, f"gradient norm {norm}", ready.packs)
         with self.new_tokens.step():
             self.optimizer.step()
+        counted = self.ranks.sum(torch.tensor([*sums.values(), float(sum(item.size for item in ready.packs))]))
+        *totals, tokens = counted.double().tolist()
+        means = {name: total / terms[name].count for name, total in zip(sums, totals, strict=True) if terms[name].count}
         return {
-            "loss": objective,
+            "loss": sum(terms[name].weight * mean for name, mean in means.items()),
             **means,
             "gradient_norm": norm,
-            "tokens": sum(item.size for item in packs),
-            "packs": len(packs),
+            "tokens": int(tokens),
+            "packs": len(ready.packs) * self.ranks.data_world,
         }
 
-    def _packs(self, step: Step) -> list[Pack]:
-        trees = [self.task.tree(self.data.train[member], step.epoch) for member in step.members]
-        fitted, _ = fit(trees, self.settings.context, self.settings.pack_tokens)
-        return pack(fitted, self.settings.pack_tokens)
+    def _losses(self, pack: Pack) -> Mapping[str, LossSum]:
+        with self._computing():
+            return self.root(self.task.losses, Batch.of(pack, self.device))  # type: ignore[no-any-return]
+
+    def _global(self, terms: Mapping[str, Term]) -> dict[str, Term]:
+        """The terms with their counts over all ranks."""
+        counts = self.ranks.sum(torch.tensor([term.count for term in terms.values()], dtype=torch.float64))
+        return {name: replace(terms[name], count=count) for name, count in zip(terms, counts.tolist(), strict=True)}
+
+    def _not_finite(self, number: int, what: str, packs: list[Pack]) -> TrainingError:
+        names = sorted({response.conversation for item in packs for response in item.responses})
+        shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+        last = f"the last good checkpoint is {self.saved}" if self.saved else "there is no checkpoint yet"
+        return TrainingError(
+            f"step {number + 1}: {what}, with the conversations {shown}; {last}. "
+            "Lower learning_rate, use precision fp32, or look into these conversations"
+        )
+
+    def _passes(self, trees: Iterable[TokenTree], work: Callable[[Batch], T]) -> list[T]:
+        """See `steerlm.training.task.Passes`: the results of all ranks, the same on each."""
+        found: list[T] = []
+        self.network.eval()  # type: ignore[no-untyped-call]
+        trees = iter(trees)
+        while window := list(islice(trees, _WINDOW)):
+            fitted, _ = fit(window, self.settings.context, self.settings.pack_tokens)
+            for item in share_packs(fitted, self.settings.pack_tokens, self.ranks):
+                with torch.no_grad(), self._computing():
+                    result = self.root(work, Batch.of(item, self.device))
+                if not is_blank(item):
+                    found.append(result)
+        return [result for share in self.ranks.gather(found) for result in share]
 
     def _validate(self, progress: Progress, log: MetricsLog, display: Display | None = None) -> Progress:
+        progress = replace(progress, validated=progress.step)
         if not self.data.held_out:
             return progress
-        self.network.eval()  # type: ignore[no-untyped-call]
-        with self._computing():
-            figures = self.task.validate(self.data.held_out)
+        measured = self._passes(map(self.task.held_out_tree, self.data.held_out), self.task.measure)
+        figures = self.task.figures(measured)
         log.write({"step": progress.step, "kind": "validation", **figures})
         value = figures[self.task.criterion]
         shown = "  ".join(f"{name} {figure:.4f}" for name, figure in figures.items() if isinstance(figure, float))
         if display:
             display.say(f"step {progress.step}: held out: {shown}")
         better = progress.best is None or (value < progress.best) == (self.task.better == "lower")
-        if not self.task.keep_best:
-            return replace(progress, best=value, best_figures={"step": progress.step, **figures})
-        if better and math.isfinite(value):
+        if self.task.keep_best:
+            if not (better and math.isfinite(value)):
+                return progress
             self.checkpoints.save_best(self.network)
-            return replace(progress, best=value, best_figures={"step": progress.step, **figures})
-        return progress
+        return replace(progress, best=value, best_figures={"step": progress.step, **figures})
 
-    def _finish(self, progress: Progress, steps: int) -> SteerModel:
+    def _finish(self, progress: Progress) -> SteerModel:
         if self.task.keep_best:
             self.checkpoints.load_best(self.network)
         use_plain_attention(self.network)
-        if self.settings.gradient_checkpointing:
-            self.network.activation_checkpointing_disable()  # type: ignore[no-untyped-call]
+        restore_blocks(self.network)
         self.network.eval()  # type: ignore[no-untyped-call]
         model = self.task.model
         provenance = {
             **model.info.provenance,
             "run": self.checkpoints.key,
             "data": self.data.digest,
-            "steps": steps,
+            "steps": progress.step,
+            "learnt_from": str(progress.report),
             "settings": self.settings.model_dump(mode="json"),
         }
         info = replace(model.info, provenance=provenance, metrics=progress.best_figures)
-        saved = replace(model, info=info).save(self.settings.out)
+        saved = save_sharded(replace(model, info=info), self.settings.out, self.ranks)
         self.checkpoints.clear()
         return saved
 
     @contextlib.contextmanager
     def _computing(self) -> Iterator[None]:
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        # A sharded network has its weights gathered in the type to compute in.
+        enabled = self.dtype != torch.float32 and self.ranks.mesh is None
+        with torch.autocast(self.device.type, self.dtype, enabled=enabled):
             yield
 
 
 def make_optimizer(network: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices and none on norms and biases."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    parameters: list[Tensor] = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is a GPU where there is one. Raises `ConfigError` for a device that cannot be used here."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
-
-
-def pick_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The type to compute in. `auto` takes bfloat16 only where the hardware multiplies it natively."""
-    if precision == "fp32":
-        return torch.float32
-    if precision == "bf16":
-        return torch.bfloat16
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    return (
-        torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else torch.float32
-    )

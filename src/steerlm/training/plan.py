@@ -25,7 +25,9 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Step(Generic[T]):
-    """One optimiser step: its epoch, what its conversations were rendered to, and where the next step begins."""
+    """One optimiser step: its epoch, what its conversations (and those passed over before the next step) were rendered
+    to, and where the next step begins.
+    """
 
     epoch: int
     items: list[T] = field(default_factory=list)
@@ -44,25 +46,25 @@ def plan_steps(
     """Shuffle each epoch anew and cut it into steps of about `batch_tokens` tokens (or of whole conversations).
 
     `render(index, epoch)` gives the size in tree tokens of conversation `index` of `count`, and what it was rendered
-    to; those of size 0 are passed over. A step takes conversations until the next would exceed the batch, and at
-    least one. Since a step is made of conversations, not of packs, how they are packed cannot change it. Nothing is
-    rendered before it is needed, and a plan from `start`, where a step of another plan began, goes on like that one.
+    to; those of size 0 are not trained on and count for nothing. A step takes conversations until the next would
+    exceed the batch, and at least one. Since a step is made of conversations, not of packs, how they are packed
+    cannot change it. Nothing is rendered before it is needed, and a plan from `start`, where a step of another plan
+    began, goes on like that one.
     """
     for epoch in range(start.epoch, math.ceil(epochs)):
         order = epoch_order(count, epochs, epoch, seed)
         items: list[T] = []
-        tokens = 0
+        taken = tokens = 0
         for at in range(start.at if epoch == start.epoch else 0, len(order)):
             size, item = render(int(order[at]), epoch)
-            if size == 0:
-                continue
-            full = len(items) == batch_conversations if batch_conversations else tokens + size > batch_tokens
-            if items and full:
+            full = taken == batch_conversations if batch_conversations else tokens + size > batch_tokens
+            if size and taken and full:
                 yield Step(epoch, items, Position(epoch, at))
-                items, tokens = [], 0
+                items, taken, tokens = [], 0, 0
             items.append(item)
+            taken += size > 0
             tokens += size
-        if items:
+        if taken:
             yield Step(epoch, items, Position(epoch + 1))
 
 

@@ -61,9 +61,7 @@ class PolicyTask:
         Raises `DataError` where no response carries labels.
         """
         self._others = [values for message in survey.sample if (values := labels_of(message, self.settings.labels))]
-        self._bare = survey.responses - (
-            survey.predicted if self.settings.labels == "predicted" else survey.labelled
-        )
+        self._bare = survey.responses - (survey.predicted if self.settings.labels == "predicted" else survey.labelled)
         if self._bare == survey.responses:
             raise DataError(
                 "no response carries labels to condition on; run `steerlm annotate` on the data first, "

@@ -51,7 +51,7 @@ class Prefetch(Generic[T]):
                 if not self._put(("item", item)):
                     return
             self._put(("end", None))
-        except BaseException as error:  # noqa: BLE001 (the reader raises it)
+        except BaseException as error:
             self._put(("error", error))
 
     def _put(self, entry: tuple[str, T | BaseException | None]) -> bool:

@@ -1,99 +1,145 @@
-"""The two trainings as functions of their settings: load the data, make the model, run the loop."""
+"""The two trainings as functions of their settings: read the data, make the model, run the loop."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections import Counter
-from collections.abc import Sequence
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
+from steerlm import __version__
 from steerlm.attributes import Schema
-from steerlm.conversation import Conversation
-from steerlm.errors import DataError
-from steerlm.files import load_conversations, sha256
-from steerlm.models.directory import Kind
+from steerlm.devices import pick_precision
+from steerlm.errors import TrainingError
+from steerlm.models.directory import Kind, ModelInfo
 from steerlm.models.load import SteerModel, load_model, new_model
+from steerlm.parallel.load import blank_model
+from steerlm.parallel.ranks import Ranks
+from steerlm.parallel.shard import Root, shard
 from steerlm.provenance import environment
-from steerlm.sources.split import split_conversations
 from steerlm.training.attribute_model import AttributeTask
 from steerlm.training.config import AttributeSettings, PolicySettings, TrainSettings
-from steerlm.training.loop import TrainingData, is_finished, run_key, train
+from steerlm.training.corpus import TrainingData, training_data
+from steerlm.training.loop import train
 from steerlm.training.policy import PolicyTask
 from steerlm.training.task import Task
 
+Resume = Literal["auto", "must", "never"]
+"""Go on from a checkpoint where there is one, only where there is one, or start over."""
 
-def train_attribute_model(settings: AttributeSettings, fresh: bool = False) -> SteerModel:
-    """Train the attribute model and save it to `settings.out`; a finished one is loaded instead."""
-    return _train("attribute-model", settings, fresh)
+# Settings that say where and how often, or how to compute the same: a run resumes whatever they are.
+_INCIDENTAL = {
+    "out",
+    "pack_tokens",
+    "loss_chunk",
+    "tensor_parallel",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "gradient_checkpointing",
+    "track",
+    "device",
+    "attention",
+    "data",
+    "validation",
+}
 
 
-def train_policy(settings: PolicySettings, fresh: bool = False) -> SteerModel:
-    """Train the policy and save it to `settings.out`; a finished one is loaded instead."""
-    return _train("policy", settings, fresh)
+def train_attribute_model(settings: AttributeSettings, resume: Resume = "auto") -> SteerModel:
+    """Train the attribute model and save it to `settings.out`; a finished one is loaded instead.
+
+    Under `torchrun` all processes call this together.
+    """
+    return _train("attribute-model", settings, resume)
 
 
-def _train(kind: Kind, settings: AttributeSettings | PolicySettings, fresh: bool) -> SteerModel:
+def train_policy(settings: PolicySettings, resume: Resume = "auto") -> SteerModel:
+    """Train the policy and save it to `settings.out`; a finished one is loaded instead.
+
+    Under `torchrun` all processes call this together.
+    """
+    return _train("policy", settings, resume)
+
+
+def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Resume) -> SteerModel:
     settings.require_consistent()
     schema = settings.schema_of_attributes
     if isinstance(settings, PolicySettings):
         schema = schema.with_defaults(settings.defaults)
-    data = load_training_data(settings, schema)
-    key = run_key(settings, data, schema)
-    if not fresh and is_finished(settings, key, kind):
-        return load_model(settings.out, kind)
-
-    def make_task(device: torch.device) -> Task:
-        as_tokens = isinstance(settings, PolicySettings) and settings.level_tokens
-        system = commonest_system(data.train) if settings.system is None else settings.system
-        model = new_model(kind, settings.base, schema, settings.dialect, as_tokens, system, settings.marker_tokens)
-        model.network.to(device)  # type: ignore[arg-type]
-        model.info.provenance.update(base=settings.base, **environment())
-        task: Task = (
-            PolicyTask(model, settings) if isinstance(settings, PolicySettings) else AttributeTask(model, settings)
-        )
-        task.remember(data.train)
-        return task
-
-    return train(make_task, settings, data, key, fresh)
+    ranks = Ranks.start(settings.device, settings.tensor_parallel)
+    with contextlib.closing(ranks), training_data(settings, schema) as data:
+        key = run_key(settings, data, schema)
+        if resume != "never" and is_finished(settings, key, kind):
+            return _finished(settings.out, kind, ranks)
+        if resume == "must" and not list((settings.out / "checkpoints").glob("step-*")):
+            raise TrainingError(f"{settings.out} holds no checkpoint to go on from; leave out --resume must")
+        torch.manual_seed(settings.seed)
+        model, root = make_model(kind, settings, schema, data.survey.commonest_system, ranks)
+        task = make_task(model, settings)
+        task.remember(data.survey)
+        return train(task, root, settings, data, key, ranks, fresh=resume == "never")
 
 
-def commonest_system(conversations: Sequence[Conversation]) -> str:
-    """The system text that most conversations have; of equally common ones the first."""
-    return Counter(conversation.system for conversation in conversations).most_common(1)[0][0]
+def _finished(directory: Path, kind: Kind, ranks: Ranks) -> SteerModel:
+    """The model that an earlier run made; where many processes ask, without its weights."""
+    if ranks.mesh is None:
+        return load_model(directory, kind)
+    info = ModelInfo.load(directory, kind)
+    blank = blank_model(kind, directory, info.schema, info.dialect)
+    return replace(blank.model, info=info)
 
 
-def load_training_data(settings: TrainSettings, schema: Schema) -> TrainingData:
-    """Read the files of the settings and hold out a share where no validation files are named."""
-    if not settings.data:
-        raise DataError("no data to train on; name conversation files with --data")
-    conversations = _load(settings.data, schema)
-    held_out: Sequence[Conversation]
-    if settings.validation:
-        held_out = _load(settings.validation, schema)
-        both = {c.id for c in conversations} & {c.id for c in held_out}
-        if both:
-            raise DataError(f"{len(both)} conversations are both trained on and held out, such as {min(both)!r}")
+def make_task(model: SteerModel, settings: TrainSettings) -> Task:
+    """What the settings train."""
+    if isinstance(settings, PolicySettings):
+        return PolicyTask(model, settings)
+    assert isinstance(settings, AttributeSettings)
+    return AttributeTask(model, settings)
+
+
+def make_model(
+    kind: Kind, settings: TrainSettings, schema: Schema, system: str, ranks: Ranks
+) -> tuple[SteerModel, Root]:
+    """The model to train, on its device or sharded over the ranks. `system` is used where the settings name none."""
+    as_tokens = isinstance(settings, PolicySettings) and settings.level_tokens
+    system = system if settings.system is None else settings.system
+    what = (kind, settings.base, schema, settings.dialect, as_tokens, system, settings.marker_tokens)
+    dtype = pick_precision(settings.precision, ranks.device)
+    if ranks.mesh is None:
+        model = new_model(*what)
+        model.network.to(ranks.device)  # type: ignore[arg-type]
+        root = Root(model.network)
+        shard(model.network, root, ranks, dtype, settings.gradient_checkpointing)
     else:
-        conversations, held_out = split_conversations(conversations, settings.validation_fraction, settings.seed)
-        if not conversations:
-            raise DataError("holding out left nothing to train on; add data or lower validation_fraction")
-    digest = hashlib.sha256()
-    for path in [*settings.data, Path("held out"), *settings.validation]:
-        digest.update(sha256(path).encode() if path.is_file() else b"|")
-    return TrainingData(conversations, held_out, digest.hexdigest())
+        blank = blank_model(*what)
+        model, root = blank.model, Root(blank.model.network)
+        shard(model.network, root, ranks, dtype, settings.gradient_checkpointing)
+        blank.fill(root, ranks.device)
+    provenance: dict[str, Any] = {**model.info.provenance, "base": settings.base, **environment()}
+    if ranks.world > 1:
+        provenance["ranks"] = {"data": ranks.data_world, "tensor": ranks.tensor_world}
+    return replace(model, info=replace(model.info, provenance=provenance)), root
 
 
-def _load(paths: Sequence[Path], schema: Schema) -> list[Conversation]:
-    conversations: list[Conversation] = []
-    where: dict[str, Path] = {}
-    for path in paths:
-        for conversation in load_conversations(path, schema):
-            if conversation.id in where:
-                raise DataError(
-                    f"{path}: conversation {conversation.id!r} is in {where[conversation.id]} too; ids must be unique"
-                )
-            where[conversation.id] = path
-            conversations.append(conversation)
-    return conversations
+def run_key(settings: TrainSettings, data: TrainingData, schema: Schema) -> str:
+    """A digest of all that determines the result of a run: settings, data, attributes, base model, version."""
+    kept = settings.model_dump(mode="json", exclude=_INCIDENTAL)
+    parts = [type(settings).__name__, kept, data.digest, schema.to_list(), _base_state(settings.base), __version__]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _base_state(base: str) -> list[Any]:
+    """What tells one state of a local base model from another, without reading gigabytes of weights."""
+    files = sorted(path for path in Path(base).glob("*") if path.suffix in (".json", ".safetensors"))
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+
+
+def is_finished(settings: TrainSettings, key: str, kind: Kind) -> bool:
+    """Whether `settings.out` already holds the model that this run would make."""
+    if not (settings.out / "steerlm.json").is_file():
+        return False
+    info = ModelInfo.load(settings.out)
+    return info.kind == kind and info.provenance.get("run") == key

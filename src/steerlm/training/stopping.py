@@ -7,22 +7,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from steerlm.errors import SteerLMError
-
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-class Stopped(SteerLMError):
-    """A run ended early because it was asked to; what it did is saved. `signal` is the number of the signal."""
-
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
-        self.signal = number
-
-    @property
-    def exit_code(self) -> int:
-        """128 + signal, as shells and schedulers report a process that a signal ended."""
-        return 128 + self.signal
 
 
 class StopRequest:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from passes import make_packs, passes_of, validate
 from steerlm.attention import use_tree_attention
 from steerlm.attributes import STEERLM
 from steerlm.conversation import Conversation, Message
@@ -16,7 +17,8 @@ from steerlm.errors import DataError, SchemaError
 from steerlm.models.load import SteerModel
 from steerlm.training.attribute_model import AttributeTask, predict, rating_table, score_states
 from steerlm.training.config import AttributeSettings
-from steerlm.training.task import Batch, Term, make_packs
+from steerlm.training.survey import Survey
+from steerlm.training.task import Batch, Term
 
 RATED = Conversation(
     "c",
@@ -36,7 +38,7 @@ OTHER = Conversation("d", (Message("user", "Hm?"), Message("assistant", "e", 0, 
 def task(model: SteerModel, *conversations: Conversation, **settings: Any) -> AttributeTask:
     made = AttributeTask(model, AttributeSettings(**{"context": 256, "pack_tokens": 256, **settings}))
     if conversations:
-        made.remember(conversations)
+        made.remember(Survey.of(conversations))
     use_tree_attention(model.network, "segments")
     return made
 
@@ -64,7 +66,7 @@ def test_data_without_ratings_are_refused(attribute_model: SteerModel) -> None:
     with pytest.raises(DataError, match="no response of the data carries ratings"):
         task(attribute_model, bare)
     with pytest.raises(DataError, match="no held-out response carries ratings"):
-        task(attribute_model, RATED).validate([bare])
+        validate(task(attribute_model, RATED), [bare])
 
 
 def test_unknown_loss_weights_are_refused(attribute_model: SteerModel) -> None:
@@ -109,7 +111,7 @@ def test_the_loss_by_hand(attribute_model: SteerModel, options: dict[str, Any]) 
 def test_validation_beside_the_training_mean(attribute_model: SteerModel) -> None:
     """Quality was 4, 1, 2.5 in training: its mean 2.5 is off by 1.5, 1.5, 0."""
     made = task(attribute_model, RATED, OTHER)
-    figures = made.validate([RATED, OTHER])
+    figures = validate(made, [RATED, OTHER])
     quality = figures["attributes"]["quality"]
     assert quality["n"] == 3
     assert quality["baseline_mae"] == pytest.approx(1.0)
@@ -133,10 +135,10 @@ def test_the_ridge_start_fits_the_ratings(attribute_model: SteerModel) -> None:
         values = {"verbosity": 4.0 if wordy else 0.0}
         conversations.append(Conversation(f"{index}", (Message("user", "q"), Message("assistant", text, 0, values))))
     made = task(attribute_model, *conversations)
-    figures = made.prepare(conversations)
+    figures = made.prepare(conversations, passes_of(made))
     assert list(figures["ridge"]) == ["verbosity"]
     assert figures["ridge"]["verbosity"].keys() == {"penalty", "error"}
-    after = made.validate(conversations)
+    after = validate(made, conversations)
     assert after["loss"] < 0.5 * after["baseline_loss"]
     head = attribute_model.network.score.weight
     assert not head[STEERLM.names.index("quality")].any()
@@ -144,7 +146,7 @@ def test_the_ridge_start_fits_the_ratings(attribute_model: SteerModel) -> None:
 
 def test_a_random_head_is_left_alone(attribute_model: SteerModel) -> None:
     before = attribute_model.network.score.weight.clone()
-    assert task(attribute_model, RATED, head="random").prepare([RATED]) == {}
+    assert task(attribute_model, RATED, head="random").prepare([RATED], passes_of(task(attribute_model, RATED))) == {}
     assert torch.equal(attribute_model.network.score.weight, before)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from passes import make_packs, passes_of, validate
 from steerlm.attention import use_plain_attention, use_tree_attention
 from steerlm.attributes import STEERLM
 from steerlm.conversation import Conversation, Message
@@ -23,16 +24,16 @@ from steerlm.training.policy import (
     foil_pairs,
     labels_of,
     likelihoods,
-    require_labels,
     response_nll,
     weights_of_own,
 )
-from steerlm.training.task import Batch, Term, make_packs
+from steerlm.training.survey import Survey
+from steerlm.training.task import Batch, Term
 
 
 def task(policy: SteerModel, conversations: list[Conversation], **settings: Any) -> PolicyTask:
     made = PolicyTask(policy, PolicySettings(**{"context": 512, "pack_tokens": 2048, **settings}))
-    made.remember(conversations)
+    made.remember(Survey.of(conversations))
     use_tree_attention(policy.network, "segments")
     return made
 
@@ -67,12 +68,16 @@ def test_labels_are_predicted_or_those_of_people_first() -> None:
     assert labels_of(message, "ratings-first") == {"humor": 4.0, "quality": 3.0, "verbosity": 0.0}
 
 
-def test_data_without_any_label_are_refused() -> None:
+def test_data_without_any_label_are_refused(policy: SteerModel) -> None:
     bare = tree_of(answer("x", {}), answer("y", {}, {"humor": 1.0}))
     with pytest.raises(DataError, match=r"no response carries labels.*steerlm annotate"):
-        require_labels([bare], "predicted")
-    assert require_labels([bare], "ratings-first") == 1
-    assert require_labels([bare, tree_of(answer("z", {"humor": 1.0}))], "predicted") == 2
+        task(policy, [bare])
+    for conversations, source, count in (
+        ([bare], "ratings-first", 1),
+        ([bare, tree_of(answer("z", {"humor": 1.0}))], "predicted", 2),
+    ):
+        made = task(policy, conversations, labels=source)
+        assert made.prepare(conversations, passes_of(made)) == {"responses_without_labels": count}
 
 
 def test_unlabelled_responses_are_context_only(policy: SteerModel) -> None:
@@ -81,7 +86,7 @@ def test_unlabelled_responses_are_context_only(policy: SteerModel) -> None:
     tree = made.tree(conversation, 0)
     assert labels_in(policy, tree) == [(1, "humor:1", False), (2, None, False)]
     assert [segment.weight for segment in tree.segments if segment.is_response] == [1.0, 0.0]
-    assert made.prepare([conversation]) == {"responses_without_labels": 1}
+    assert made.prepare([conversation], passes_of(made)) == {"responses_without_labels": 1}
 
 
 def test_thread_weights_count_the_threads_through_a_response(policy: SteerModel) -> None:
@@ -215,7 +220,7 @@ def test_losses_by_hand(packed: tuple[PolicyTask, list[Pack]], policy: SteerMode
     for pack in packs:
         batch = Batch.of(pack, policy.device)
         with torch.no_grad():
-            nll = response_nll(policy, batch).tolist()
+            nll = response_nll(policy, batch, 7).tolist()
             losses = task_.losses(batch)
         own_nll, sums = 0.0, [0.0] * len(pack.responses)
         for value, owner in zip(nll, pack.owner_N, strict=True):
@@ -235,7 +240,7 @@ def test_response_nll_is_that_of_all_logits(packed: tuple[PolicyTask, list[Pack]
     batch = Batch.of(packed[1][0], policy.device)
     with torch.no_grad():
         logits_TV = policy.network(**batch.inputs(), use_cache=False).logits[0]
-        nll_N = response_nll(policy, batch)
+        nll_N = response_nll(policy, batch, 7)
     rows = torch.as_tensor(batch.pack.rows_N)
     expected = -logits_TV.log_softmax(-1)[rows, torch.as_tensor(batch.pack.targets_N)]
     torch.testing.assert_close(nll_N, expected)
@@ -263,8 +268,8 @@ def test_weights_of_own_without_responses() -> None:
 def test_validation_figures(policy: SteerModel, conversations: Callable[..., list[Conversation]]) -> None:
     """Loss and gap do not depend on packing, and the labels are not dropped."""
     made = conversations(6, seed=4)
-    figures = task(policy, made, label_dropout=0.9).validate(made)
-    small = task(policy, made, pack_tokens=512).validate(made)
+    figures = validate(task(policy, made, label_dropout=0.9), made)
+    small = validate(task(policy, made, pack_tokens=512), made)
     assert figures.keys() == {"loss", "tokens", "gap", "gap_won", "gap_pairs"}
     for name, value in figures.items():
         assert small[name] == pytest.approx(value, rel=1e-4)

@@ -1,0 +1,85 @@
+"""What a training would do, found out without its model's weights: its packs, tokens and steps, and one example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from steerlm.errors import DataError
+from steerlm.models.directory import Kind
+from steerlm.models.load import SteerModel
+from steerlm.packing import Report
+from steerlm.parallel.balance import share_packs
+from steerlm.parallel.load import blank_model
+from steerlm.parallel.ranks import Ranks
+from steerlm.tokens import TokenTree
+from steerlm.training.config import PolicySettings, TrainSettings
+from steerlm.training.corpus import TrainingData, training_data
+from steerlm.training.loop import steps_of
+from steerlm.training.run import make_task
+from steerlm.training.task import Task
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """One pass over the data, counted.
+
+    report     what fitting does to the conversations of one epoch
+    steps      optimiser steps of the whole training
+    packs      forward passes of one epoch, and of their `pack_tokens` the share that is filled
+    trained    tokens (policy) or responses (attribute model) of one epoch that the loss falls on
+    example    the first conversation as it is trained on
+    """
+
+    model: SteerModel
+    conversations: int
+    held_out: int
+    report: Report
+    steps: int
+    packs: int
+    fill: float
+    trained: int
+    largest_pack: int
+    example: TokenTree
+
+
+def dry_run(settings: TrainSettings) -> DryRun:
+    """Read and render the data of one epoch. Raises what the training itself would raise for bad data."""
+    settings.require_consistent()
+    schema = settings.schema_of_attributes
+    with training_data(settings, schema) as data:
+        kind: Kind = "policy" if isinstance(settings, PolicySettings) else "attribute-model"
+        as_tokens = isinstance(settings, PolicySettings) and settings.level_tokens
+        what = (kind, settings.base, schema, settings.dialect, as_tokens, "", settings.marker_tokens)
+        task = make_task(blank_model(*what).model, settings)
+        task.remember(data.survey)
+        return _counted(task, settings, data)
+
+
+def _counted(task: Task, settings: TrainSettings, data: TrainingData) -> DryRun:
+    report = Report()
+    steps = packs = trained = largest = 0
+    part = min(1.0, settings.epochs)
+    for step in steps_of(task, settings, data, epochs=part):
+        steps += 1
+        for _, found in step.items:
+            report += found
+        trees = [tree for fitted, _ in step.items for tree in fitted]
+        for item in share_packs(trees, settings.pack_tokens, Ranks.alone()):
+            packs += 1
+            trained += len(item.targets_N) if isinstance(settings, PolicySettings) else len(item.responses)
+            largest = max(largest, item.size)
+    if not steps:
+        raise DataError("no response of the data can be trained on: none has labels or ratings, or all are too long")
+    whole = round(steps * settings.epochs / part)
+    return DryRun(
+        model=task.model,
+        conversations=len(data.train),
+        held_out=len(data.held_out),
+        report=report,
+        steps=whole if settings.max_steps is None else min(whole, settings.max_steps),
+        packs=packs,
+        fill=report.tokens / (packs * settings.pack_tokens),
+        trained=trained,
+        largest_pack=largest,
+        example=task.tree(data.train[0], 0),
+    )
