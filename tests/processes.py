@@ -38,7 +38,7 @@ def forkserver() -> ForkServerContext:
     return context
 
 
-def launch(world: int, function: Callable[..., Any], *arguments: Any, timeout: float = 240) -> list[Any]:
+def launch(world: int, function: Callable[..., Any], *arguments: Any, timeout: float = 500) -> list[Any]:
     """Run `function(*arguments)` in `world` processes as `torchrun` would start them; returns their results by rank.
 
     Fails with the first traceback where one of them fails; the others are then stopped.

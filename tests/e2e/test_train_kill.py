@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -14,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from processes import forkserver
 from steerlm.files import write_conversations
 from steerlm.training import checkpoint
 from steerlm.training.run import train_policy
@@ -32,8 +32,7 @@ def steps_done(out: Path) -> int:
 def test_killed_ten_times(tmp_path: Path) -> None:
     save_base(tmp_path / "base", TOKENIZERS["chatml"]())
     write_conversations(tmp_path / "data.jsonl", random_trees(150, seed=5))
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tiny_policy", "transformers.models.llama.modeling_llama"])
+    processes = forkserver()
     whole = processes.Process(target=train_process, args=(tmp_path, "whole"))
     whole.start()
     whole.join(timeout=300)

@@ -37,13 +37,14 @@ def share(sizes: Sequence[int], budget: int, world: int) -> list[list[list[int]]
     """Of each of `world` ranks the packs, of each pack the indices of what goes into it (perhaps nothing).
 
     No size may be above `budget`. There are as few packs as first fit needs, rounded up to a multiple of `world`;
-    each tree, largest first, goes into the emptiest. Packs of a like size stand at the same place of all ranks'
-    lists, as they are computed together.
+    each tree, largest first, goes into the emptiest, or where it would find no room, all go where first fit puts
+    them. Packs of a like size stand at the same place of all ranks' lists, as they are computed together.
     """
-    passes = -(-len(first_fit(sizes, budget)) // world)
-    # The emptiest pack is the one with most room, so that this fails only where all packs are nearly full.
-    while (packs := _even(sizes, budget, passes * world)) is None:
-        passes += 1 + passes // 32
+    packs = first_fit(sizes, budget)
+    if world == 1:
+        return [[sorted(members) for members in packs]]
+    packs += [[] for _ in range(-len(packs) % world)]
+    packs = _even(sizes, budget, len(packs)) or packs
     packs.sort(key=lambda members: -sum(sizes[index] for index in members))
     shares: list[list[list[int]]] = [[] for _ in range(world)]
     for number, members in enumerate(packs):

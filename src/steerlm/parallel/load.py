@@ -34,7 +34,7 @@ from steerlm.errors import ModelError
 from steerlm.models.base import Spellings, loading, resolve
 from steerlm.models.directory import Kind
 from steerlm.models.load import SteerModel, head_of, head_settings, start_model
-from steerlm.parallel.local import local_part, write_rows
+from steerlm.parallel.local import local_part, write_rows, write_whole
 
 _HEAD = "score.weight"
 
@@ -104,7 +104,7 @@ class BlankModel:
     def _require_shape(self, name: str, target: Tensor, found: list[int], may_grow: bool) -> None:
         """Embeddings may lack rows for the tokens that were just added, and for no others."""
         needed = list(target.shape)
-        if may_grow and found[1:] == needed[1:]:
+        if may_grow and found[1:] == needed[1:] and found[0] <= needed[0]:
             unknown = set(range(found[0], needed[0])) - self.spelled.keys()
             unknown |= {piece for pieces in self.spelled.values() for piece in pieces if piece >= found[0]}
             if not unknown:
@@ -189,8 +189,7 @@ def _draw_head(network: PreTrainedModel, target: Tensor) -> None:
     head = head_of(network)
     fresh = nn.utils.skip_init(nn.Linear, head.in_features, head.out_features, bias=False)  # type: ignore[no-untyped-call]
     network._init_weights(fresh)  # type: ignore[no-untyped-call]
-    local, where = local_part(target)
-    local.copy_(fresh.weight[where])
+    write_whole(target, fresh.weight)
 
 
 @contextlib.contextmanager

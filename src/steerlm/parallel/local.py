@@ -1,4 +1,4 @@
-"""The part of a sharded tensor that this process holds, and single rows of it. Shapes: R rows, D columns."""
+"""Reading and writing sharded tensors, of which each process holds a part. Shapes: R rows, D columns."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ def local_part(tensor: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
         return tensor, tuple(slice(0, size) for size in tensor.shape)
     shape, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     return tensor.to_local(), tuple(slice(at, at + size) for at, size in zip(offsets, shape, strict=True))
+
+
+@torch.no_grad()
+def write_whole(tensor: Tensor, values: Tensor) -> None:
+    """Give a tensor these values, which every process has in full; each keeps its share of them."""
+    local, where = local_part(tensor)
+    local.copy_(values[where])
 
 
 @torch.no_grad()

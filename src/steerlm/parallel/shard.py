@@ -130,7 +130,7 @@ def tensor_plan(network: PreTrainedModel, parts: int) -> dict[str, Any]:
         "rowwise_split_input": partial(RowwiseParallel, input_layouts=Replicate()),
         # A norm over each head of a split projection: the same weight everywhere, gradients added up. What is
         # split is not the dimension it normalises, which is all that this style needs to know.
-        "replicated_with_grad_allreduce": SequenceParallel,
+        "replicated_with_grad_allreduce": partial(SequenceParallel, use_local_output=True),
     }
     name, config = type(network).__name__, network.config.get_text_config()
     plan = config.base_model_tp_plan

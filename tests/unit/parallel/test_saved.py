@@ -1,0 +1,72 @@
+"""What sharded training leaves on disk: checkpoints that other numbers of processes read, and model directories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from processes import launch
+from sharded import Case, resume_in_process, save_in_process
+from steerlm.attributes import STEERLM
+from steerlm.models.load import load_model, new_model
+
+SAVED_BY = {"2 data": (2, 1), "2 data x 2 tensor": (4, 2)}
+READ_BY = {"1": (1, 1), "4 data": (4, 1), "2 data x 2 tensor": (4, 2)}
+
+
+@pytest.fixture(scope="module", params=SAVED_BY)
+def saved(request: Any, cases: dict[str, Case], tmp_path_factory: Any) -> tuple[Path, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("saved")
+    world, tensor_parallel = SAVED_BY[request.param]
+    return folder, launch(world, save_in_process, cases, tensor_parallel, folder)
+
+
+def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_other_processes_go_on_from_a_checkpoint(saved: Any, cases: dict[str, Case]) -> None:
+    """Weights, moments and step counts to the bit, on one process and on four; a further step to rounding."""
+    folder, by_rank = saved
+    thirds = []
+    for world, tensor_parallel in READ_BY.values():
+        for found in launch(world, resume_in_process, cases, tensor_parallel, folder):
+            for name, wanted in by_rank[0].items():
+                assert_equal(found[name]["weights"], wanted["weights"])
+                assert_equal(found[name]["moments"], wanted["moments"])
+                assert any("exp_avg_sq" in moment for moment in wanted["moments"])
+                assert found[name]["rates"] == [1e-2, 1e-2]
+            thirds.append(found)
+    for found in thirds[1:]:
+        for name, wanted in thirds[0].items():
+            for key, value in wanted["third"].items():
+                torch.testing.assert_close(found[name]["third"][key], value, rtol=1e-6, atol=1e-8)
+
+
+def test_the_model_directory_is_an_ordinary_one(saved: Any, cases: dict[str, Case], tmp_path: Path) -> None:
+    folder, by_rank = saved
+    for name, case in cases.items():
+        directory = folder / name
+        kind = AutoModelForCausalLM if case.kind == "policy" else AutoModelForSequenceClassification
+        network = kind.from_pretrained(directory)
+        assert_equal(network.state_dict(), by_rank[0][name]["weights"])
+        model = load_model(directory, case.kind)
+        assert {process[name]["fingerprint"] for process in by_rank} == {model.info.fingerprint}
+        # Beside the weights it is what an ordinary model saves.
+        new_model(case.kind, case.base, STEERLM).save(tmp_path / name)
+        ordinary = {file.name: file for file in (tmp_path / name).iterdir() if "safetensors" not in file.name}
+        ours = {file.name: file for file in directory.iterdir() if "safetensors" not in file.name}
+        assert ours.keys() == ordinary.keys()
+        for file in ordinary.keys() - {"steerlm.json"}:
+            assert ours[file].read_text() == ordinary[file].read_text()
+        weights = {file.name for file in directory.iterdir()} - ours.keys()
+        assert "model.safetensors.index.json" in weights
+        assert len(weights) > 2
+    assert {path.name for path in folder.iterdir()} == {*cases, *(f"{name}-checkpoint" for name in cases)}
