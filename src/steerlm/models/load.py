@@ -15,8 +15,22 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from steerlm.attributes import Schema
 from steerlm.dialects import DIALECTS, Renderer, detect_dialect, level_tokens
 from steerlm.errors import ModelError
-from steerlm.models.base import add_tokens, load_causal_lm, load_tokenizer, loading, quiet, resolve
-from steerlm.models.directory import Kind, ModelInfo, weights_fingerprint
+from steerlm.models.adapters import Lora, add_lora, four_bit, has_adapter, merge_adapter, own_copy, save_adapter
+from steerlm.models.base import (
+    add_tokens,
+    identify,
+    load_causal_lm,
+    load_tokenizer,
+    loading,
+    make_room,
+    quiet,
+    resolve,
+    weights_digest,
+)
+from steerlm.models.directory import ADAPTER_CONFIG, Base, Kind, ModelInfo, weights_fingerprint
+
+# What an earlier save may have left in a directory, of which a new one may have other files.
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", ADAPTER_CONFIG, "config.json", "generation_config.json")
 
 
 @dataclass(frozen=True)
@@ -43,18 +57,26 @@ class SteerModel:
         directory.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as name, quiet():
             temporary = Path(name)
-            self.network.save_pretrained(temporary)
+            base = None
+            if has_adapter(self.network):
+                base = self.info.base
+                save_adapter(self.network, temporary)
+            else:
+                self.network.save_pretrained(temporary)
             tokenizer = self.renderer.tokenizer
             tokenizer.chat_template = self.renderer.chat_template(
                 "policy" if self.info.kind == "policy" else "score", self.info.system
             )
             tokenizer.save_pretrained(temporary)
-            fingerprint = weights_fingerprint(temporary, self.schema, self.info.dialect)
-            info = replace(self.info, fingerprint=fingerprint)
+            fingerprint = weights_fingerprint(temporary, self.schema, self.info.dialect, base)
+            info = replace(self.info, fingerprint=fingerprint, base=base)
             info.save(temporary)
             directory.mkdir(exist_ok=True)
             # steerlm.json goes last: a directory that has it is complete.
             (directory / "steerlm.json").unlink(missing_ok=True)
+            for pattern in _WEIGHTS:
+                for old in directory.glob(pattern):
+                    old.unlink()
             for file in sorted(temporary.iterdir(), key=lambda file: file.name == "steerlm.json"):
                 file.chmod(0o644)
                 shutil.move(file, directory / file.name)
@@ -69,18 +91,20 @@ def new_model(
     as_level_tokens: bool = True,
     system: str = "",
     marker_tokens: bool = True,
+    quantize_on: torch.device | None = None,
 ) -> SteerModel:
     """A model to be trained, made from a base model: with a fresh regression head for an attribute model.
 
     Markers that the base model's tokenizer does not know are added to it as special tokens (unless `marker_tokens`
     is off: then they are spelled out); so are, for a policy with `as_level_tokens`, the words of label lines
-    (`quality:4`).
+    (`quality:4`). With `quantize_on` the layers of the base are held in 4 bits on that device, for an adapter alone
+    to be trained.
     """
     tokenizer = load_tokenizer(base)
     dialect = dialect or detect_dialect(tokenizer)
     if dialect not in DIALECTS:
         raise ModelError(f"unknown dialect {dialect!r}; choose one of {', '.join(DIALECTS)}")
-    network = load_causal_lm(base) if kind == "policy" else _with_head(base, schema)
+    network = _from_base(kind, base, schema, **(four_bit(quantize_on) if quantize_on else {}))
     new = list(DIALECTS[dialect].markers) if marker_tokens else []
     if kind == "policy" and as_level_tokens:
         new += level_tokens(schema)
@@ -92,22 +116,61 @@ def new_model(
 
 
 def load_model(directory: str | Path, kind: Kind, device: str | torch.device = "cpu") -> SteerModel:
-    """Load a trained model. Raises `ModelError` where the directory is not one of that kind."""
+    """Load a trained model; an adapter is merged into its base, so that what is loaded is always a plain network.
+
+    Raises `ModelError` where the directory is not one of that kind, or the base of an adapter is missing or another.
+    """
     info = ModelInfo.load(directory, kind)
     tokenizer = load_tokenizer(directory)
-    if kind == "policy":
+    renderer = Renderer(DIALECTS[info.dialect], tokenizer, info.schema)
+    if info.base is not None:
+        network = _merged(Path(directory), info, info.base, renderer)
+    elif kind == "policy":
         network = load_causal_lm(directory)
     else:
         with loading(directory):
             network = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
     network.to(device)  # type: ignore[arg-type]
     network.train(mode=False)
-    return SteerModel(network, Renderer(DIALECTS[info.dialect], tokenizer, info.schema), info)
+    return SteerModel(network, renderer, info)
+
+
+def with_lora(model: SteerModel, base: str | Path, lora: Lora, frozen_layers: str | None = None) -> SteerModel:
+    """Put an adapter into a new model made from `base`; it alone is trained, with the head and the added tokens."""
+    known = identify(base)
+    add_lora(model.network, lora, resolve(known.name), model.new_tokens, frozen_layers)
+    return replace(model, info=replace(model.info, base=known))
+
+
+def _merged(directory: Path, info: ModelInfo, base: Base, renderer: Renderer) -> PreTrainedModel:
+    try:
+        network = _from_base(info.kind, base.name, info.schema)
+    except ModelError as error:
+        raise ModelError(
+            f"{directory} is an adapter, and its base model cannot be loaded: {error}; put the base back, or write its "
+            f"new place under base.name in {directory / 'steerlm.json'}"
+        ) from error
+    if weights_digest(base.name) != base.digest:
+        raise ModelError(
+            f"{directory} is an adapter of another base model than what is now at {base.name}; put the base back that "
+            f"it was trained on, or write its place under base.name in {directory / 'steerlm.json'}"
+        )
+    make_room(network, renderer.tokenizer)
+    with loading(directory):
+        network = merge_adapter(network, directory)
+    _set_special_tokens(network, renderer, info.kind)
+    return network
+
+
+def _from_base(kind: Kind, base: str | Path, schema: Schema, **how: Any) -> PreTrainedModel:
+    if (Path(base) / ADAPTER_CONFIG).is_file():
+        raise ModelError(f"{base} is an adapter, no base model; merge it first: steerlm export hf {base} --out DIR")
+    return load_causal_lm(base, **how) if kind == "policy" else _with_head(base, schema, **how)
 
 
 def head_of(network: PreTrainedModel) -> nn.Linear:
     """The regression head of an attribute model: [attributes, hidden], no bias."""
-    head = getattr(network, "score", None)
+    head = own_copy(getattr(network, "score", None))
     if not isinstance(head, nn.Linear):
         raise ModelError(f"{type(network).__name__} has no linear score head")
     return head
@@ -119,7 +182,7 @@ def hidden_states(network: PreTrainedModel, **inputs: Any) -> Tensor:
     return backbone(use_cache=False, **inputs).last_hidden_state  # type: ignore[no-any-return]
 
 
-def _with_head(base: str | Path, schema: Schema) -> PreTrainedModel:
+def _with_head(base: str | Path, schema: Schema, **how: Any) -> PreTrainedModel:
     with loading(base):
         network: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
             resolve(base),
@@ -128,6 +191,7 @@ def _with_head(base: str | Path, schema: Schema) -> PreTrainedModel:
             label2id={name: index for index, name in enumerate(schema.names)},
             problem_type="regression",
             dtype=torch.float32,
+            **how,
         )
     return network
 

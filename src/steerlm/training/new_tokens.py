@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from steerlm.dialects import level_tokens
-from steerlm.models.base import embedding_weight, token_id
+from steerlm.models.adapters import embedding_rows
+from steerlm.models.base import token_id
 from steerlm.models.load import SteerModel
 
 
@@ -42,8 +43,7 @@ class NewTokens:
 
     def straighten(self) -> None:
         """Put the levels of each attribute on a line, once, before training."""
-        weight = embedding_weight(self._network)
-        rows = self._rows.to(weight.device)
+        weight, rows = embedding_rows(self._network, self._rows)
         with torch.no_grad():
             weight[rows] = self._on_lines(weight[rows])
 
@@ -53,8 +53,7 @@ class NewTokens:
         if not len(self._rows):
             yield
             return
-        weight = embedding_weight(self._network)
-        rows = self._rows.to(weight.device)
+        weight, rows = embedding_rows(self._network, self._rows)
         before = weight.detach()[rows].clone()
         yield
         with torch.no_grad():

@@ -11,15 +11,16 @@ import torch
 
 from steerlm.attributes import Schema
 from steerlm.conversation import Conversation
-from steerlm.errors import DataError
+from steerlm.errors import ConfigError, DataError
 from steerlm.files import load_conversations, sha256
+from steerlm.models.adapters import Lora, freeze_layers
 from steerlm.models.directory import Kind
-from steerlm.models.load import SteerModel, load_model, new_model
+from steerlm.models.load import SteerModel, load_model, new_model, with_lora
 from steerlm.provenance import environment
 from steerlm.sources.split import split_conversations
 from steerlm.training.attribute_model import AttributeTask
 from steerlm.training.config import AttributeSettings, PolicySettings, TrainSettings
-from steerlm.training.loop import TrainingData, is_finished, run_key, train
+from steerlm.training.loop import TrainingData, is_finished, pick_device, run_key, train
 from steerlm.training.policy import PolicyTask
 from steerlm.training.task import Task
 
@@ -39,6 +40,8 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, fresh: bool
     schema = settings.schema_of_attributes
     if isinstance(settings, PolicySettings):
         schema = schema.with_defaults(settings.defaults)
+    if settings.quantize == "4bit" and pick_device(settings.device).type != "cuda":
+        raise ConfigError("quantize=4bit needs a CUDA device, and none is used here; leave quantize out")
     data = load_training_data(settings, schema)
     key = run_key(settings, data, schema)
     if not fresh and is_finished(settings, key, kind):
@@ -47,7 +50,11 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, fresh: bool
     def make_task(device: torch.device) -> Task:
         as_tokens = isinstance(settings, PolicySettings) and settings.level_tokens
         system = commonest_system(data.train) if settings.system is None else settings.system
-        model = new_model(kind, settings.base, schema, settings.dialect, as_tokens, system, settings.marker_tokens)
+        quantize_on = device if settings.quantize == "4bit" else None
+        model = new_model(
+            kind, settings.base, schema, settings.dialect, as_tokens, system, settings.marker_tokens, quantize_on
+        )
+        model = choose_trained(model, settings)
         model.network.to(device)  # type: ignore[arg-type]
         model.info.provenance.update(base=settings.base, **environment())
         task: Task = (
@@ -57,6 +64,22 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, fresh: bool
         return task
 
     return train(make_task, settings, data, key, fresh)
+
+
+def choose_trained(model: SteerModel, settings: TrainSettings) -> SteerModel:
+    """Leave to be trained what the settings say: an adapter with what goes with it, or all but the frozen layers."""
+    if settings.lora_rank is not None:
+        lora = Lora(
+            rank=settings.lora_rank,
+            alpha=settings.lora_alpha,
+            dropout=settings.lora_dropout,
+            targets=tuple(settings.lora_targets),
+            variant=settings.lora_variant,
+        )
+        return with_lora(model, settings.base, lora, settings.frozen_layers)
+    if settings.frozen_layers is not None:
+        freeze_layers(model.network, settings.frozen_layers, model.new_tokens)
+    return model
 
 
 def commonest_system(conversations: Sequence[Conversation]) -> str:
