@@ -152,11 +152,11 @@ def merge_adapter(network: PreTrainedModel, directory: Path) -> PreTrainedModel:
     Raises `ModelError` where the adapter is not all there or does not fit.
     """
     _require("peft", "the adapter of this model", "lora")
-    from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
     from peft.tuners.lora import LoraModel
 
     state = {name.removeprefix(_PREFIX): value for name, value in load_file(directory / WEIGHTS).items()}
-    tuner = LoraModel(network, PeftConfig.from_pretrained(str(directory)), _NAME)
+    tuner = LoraModel(network, LoraConfig.from_pretrained(str(directory)), _NAME)
     expected = get_peft_model_state_dict(network, save_embedding_layers=False)
     if found := expected.keys() ^ state.keys():
         raise ModelError(f"{directory}: {WEIGHTS} is not what {ADAPTER_CONFIG} says: it differs in {_some(found)}")
