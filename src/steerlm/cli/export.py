@@ -16,7 +16,7 @@ export_app = App(name="export", help="Write a trained model in another program's
 def export_hf_command(model: Path, *, out: Path) -> None:
     """Write plain Hugging Face weights, with an adapter merged into its base model.
 
-    steerlm export hf runs/policy --out runs/policy-merged
+    steerlm export hf runs/adapter --out runs/merged
 
     OUT needs no other model: a policy loads in AutoModelForCausalLM, an attribute model in
     AutoModelForSequenceClassification, with the logits and scores of MODEL. A model without an adapter is copied.

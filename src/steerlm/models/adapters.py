@@ -7,6 +7,7 @@ are trained the regression head and the embeddings of added tokens, and nothing 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -217,3 +218,5 @@ def _some(names: Collection[str]) -> str:
 def _require(package: str, purpose: str, extra: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise ConfigError(f"{purpose} needs the package {package}; install it with pip install 'steerlm[{extra}]'")
+    # peft imports bitsandbytes where it is, which on CPUs tells of a missing accelerator at each start.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
