@@ -21,6 +21,7 @@ COMMANDS = {
     "data": ("data:data_app", "Import rated conversations from other formats, check them and look into them."),
     "train": ("train:train_app", "Train an attribute model (a judge of responses) or a policy (what is steered)."),
     "annotate": ("annotate:annotate_command", "Score every response of a file with an attribute model."),
+    "export": ("export:export_app", "Write a trained model in another program's form."),
     "generate": ("generate:generate_command", "Answer a prompt with the attributes you ask for."),
     "chat": ("chat:chat_command", "Talk to a policy in the terminal, with its attributes at hand."),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import logging
 import os
@@ -10,18 +11,21 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from steerlm.errors import ModelError
+from steerlm.models.directory import Base
 
 SMOLLM2 = "smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_SAMPLES, _SAMPLE_BYTES = 64, 1 << 14
 _LOAD_ERRORS = (OSError, ValueError, KeyError, SafetensorError)
 
 
@@ -31,10 +35,14 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(resolve(name))
 
 
-def load_causal_lm(name: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The language model of a Hugging Face id, of a model directory, or of `smollm2`."""
+def load_causal_lm(name: str | Path, dtype: torch.dtype = torch.float32, **how: Any) -> PreTrainedModel:
+    """The language model of a Hugging Face id, of a model directory, or of `smollm2`.
+
+    `how` are further arguments of `from_pretrained`.
+    """
     with loading(name):
-        return AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype)
+        network: PreTrainedModel = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype, **how)
+    return network
 
 
 def resolve(name: str | Path) -> str:
@@ -66,9 +74,7 @@ def name_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, toke
     if not new:
         return {}
     tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
-    if len(tokenizer) > embedding_weight(model).shape[0]:
-        with quiet():
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    make_room(model, tokenizer)
     return {token_id(tokenizer, token): pieces for token, pieces in zip(new, spelled, strict=True)}
 
 
@@ -82,6 +88,49 @@ def start_rows(model: PreTrainedModel, spelled: Spellings) -> None:
         for weight in matrices:
             for token, pieces in spelled.items():
                 weight[token] = weight[pieces].mean(dim=0)
+
+
+def make_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Enlarge the embeddings where the tokenizer has more tokens; the new rows are random."""
+    if len(tokenizer) > embedding_weight(model).shape[0]:
+        with quiet():
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+
+
+def decoder_layers(network: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The layers of the decoder, first to last, and the name of their list. Raises `ModelError` where none is found."""
+    count = network.config.get_text_config().num_hidden_layers
+    for name, module in network.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return name, module
+    raise ModelError(f"{type(network).__name__} has no list of {count} decoder layers")
+
+
+def identify(name: str | Path) -> Base:
+    """What an adapter notes of the base model that it belongs to: a path is made absolute."""
+    is_path = str(name) != SMOLLM2 and Path(name).is_dir()
+    return Base(str(Path(name).resolve()) if is_path else str(name), weights_digest(name))
+
+
+def weights_digest(name: str | Path) -> str:
+    """A digest that tells the weights of a base model from others', without reading gigabytes: samples of its files.
+
+    A model from the Hugging Face hub must have been loaded before.
+    """
+    patterns = ("*.safetensors", "*.bin")
+    folder = Path(resolve(name))
+    if not folder.is_dir():
+        folder = Path(snapshot_download(str(name), allow_patterns=list(patterns), local_files_only=True))
+    files = next((found for pattern in patterns if (found := sorted(folder.glob(pattern)))), [])
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{size}:".encode())
+        with file.open("rb") as stream:
+            for sample in range(_SAMPLES):
+                stream.seek(max(size - _SAMPLE_BYTES, 0) * sample // (_SAMPLES - 1))
+                digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
 
 
 def embedding_weight(model: PreTrainedModel) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +14,21 @@ from steerlm.errors import ModelError, SchemaError
 from steerlm.files import sha256, write_json
 
 FILE = "steerlm.json"
+ADAPTER_CONFIG = "adapter_config.json"
 Kind = Literal["attribute-model", "policy"]
 _FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model of an adapter.
+
+    name     a Hugging Face id, an absolute path, or smollm2
+    digest   what tells its weights from others' (`steerlm.models.base.weights_digest`)
+    """
+
+    name: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -27,6 +40,7 @@ class ModelInfo:
     dialect       name of the prompt format
     system        the system text of prompts that bring none
     fingerprint   digest of weights, schema and dialect: what `predicted_by` refers to
+    base          where the directory holds an adapter: the model that it adapts
     provenance    base model, data files and their digests, settings, code and library versions
     metrics       validation figures of the kept weights
     """
@@ -36,12 +50,14 @@ class ModelInfo:
     dialect: str
     system: str = ""
     fingerprint: str = ""
+    base: Base | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def save(self, directory: str | Path) -> None:
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        record = {"format": _FORMAT, **fields, "schema": self.schema.to_list()}
+        base = asdict(self.base) if self.base else None
+        record = {"format": _FORMAT, **fields, "schema": self.schema.to_list(), "base": base}
         write_json(Path(directory) / FILE, record)
 
     @classmethod
@@ -57,7 +73,9 @@ class ModelInfo:
             record = json.loads(path.read_text(encoding="utf-8"))
             if record.pop("format") != _FORMAT:
                 raise ModelError(f"{path}: written by a newer steerlm; upgrade to read it")
-            info = cls(**{**record, "schema": Schema.from_list(record["schema"], where=str(path))})
+            base = Base(**record["base"]) if record.get("base") else None
+            schema = Schema.from_list(record["schema"], where=str(path))
+            info = cls(**{**record, "schema": schema, "base": base})
         except (ValueError, KeyError, TypeError, AttributeError, SchemaError) as error:
             raise ModelError(f"{path}: not a readable steerlm.json: {error}") from error
         if info.dialect not in tuple(DIALECTS):
@@ -67,10 +85,14 @@ class ModelInfo:
         return info
 
 
-def weights_fingerprint(directory: str | Path, schema: Schema, dialect: str) -> str:
+def weights_fingerprint(directory: str | Path, schema: Schema, dialect: str, base: Base | None = None) -> str:
     """A digest that changes whenever the scores or answers of the model in `directory` may change."""
     digest = hashlib.sha256(json.dumps([schema.to_list(), dialect]).encode())
     files = sorted(Path(directory).glob("*.safetensors"))
+    if base is not None:
+        config = json.loads((Path(directory) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        del config["base_model_name_or_path"]  # where it is does not matter, what it is does
+        digest.update(json.dumps([base.digest, config], sort_keys=True).encode())
     if not files:
         raise ModelError(f"{directory}: no .safetensors weights in it")
     for file in files:

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,24 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from steerlm.attributes import Schema
 from steerlm.dialects import DIALECTS, Renderer, detect_dialect, level_tokens
 from steerlm.errors import ModelError
+from steerlm.models.adapters import Lora, add_lora, four_bit, has_adapter, merge_adapter, own_copy, save_adapter
 from steerlm.models.base import (
     Spellings,
+    identify,
     load_causal_lm,
     load_tokenizer,
     loading,
+    make_room,
     name_tokens,
     quiet,
     resolve,
     start_rows,
+    weights_digest,
 )
-from steerlm.models.directory import Kind, ModelInfo, weights_fingerprint
+from steerlm.models.directory import ADAPTER_CONFIG, Base, Kind, ModelInfo, weights_fingerprint
+
+# What an earlier save may have left in a directory, of which a new one may have other files.
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", ADAPTER_CONFIG, "config.json", "generation_config.json")
 
 
 @dataclass(frozen=True)
@@ -53,24 +61,29 @@ class SteerModel:
         directory.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as name, quiet():
             temporary = Path(name)
-            self.network.save_pretrained(temporary)
+            if has_adapter(self.network):
+                save_adapter(self.network, temporary)
+            else:
+                self.network.save_pretrained(temporary)
             return self.complete(temporary, directory)
 
     def complete(self, temporary: Path, directory: Path) -> SteerModel:
         """Add to the weights and the configuration in `temporary` all else, and move it to `directory`."""
+        base = self.info.base if has_adapter(self.network) else None
         tokenizer = self.renderer.tokenizer
         tokenizer.chat_template = self.renderer.chat_template(
             "policy" if self.info.kind == "policy" else "score", self.info.system
         )
         tokenizer.save_pretrained(temporary)
-        fingerprint = weights_fingerprint(temporary, self.schema, self.info.dialect)
-        info = replace(self.info, fingerprint=fingerprint)
+        fingerprint = weights_fingerprint(temporary, self.schema, self.info.dialect, base)
+        info = replace(self.info, fingerprint=fingerprint, base=base)
         info.save(temporary)
         directory.mkdir(exist_ok=True)
         # steerlm.json goes last: a directory that has it is complete.
         (directory / "steerlm.json").unlink(missing_ok=True)
-        for old in directory.glob("*.safetensors*"):
-            old.unlink()  # weights in fewer or more files would be read beside the new ones
+        for pattern in _WEIGHTS:
+            for old in directory.glob(pattern):
+                old.unlink()
         for file in sorted(temporary.iterdir(), key=lambda file: file.name == "steerlm.json"):
             file.chmod(0o644)
             shutil.move(file, directory / file.name)
@@ -85,14 +98,17 @@ def new_model(
     as_level_tokens: bool = True,
     system: str = "",
     marker_tokens: bool = True,
+    quantize_on: torch.device | None = None,
 ) -> SteerModel:
     """A model to be trained, made from a base model: with a fresh regression head for an attribute model.
 
     Markers that the base model's tokenizer does not know are added to it as special tokens (unless `marker_tokens`
     is off: then they are spelled out); so are, for a policy with `as_level_tokens`, the words of label lines
-    (`quality:4`).
+    (`quality:4`). With `quantize_on` the layers of the base are held in 4 bits on that device, for an adapter alone
+    to be trained.
     """
-    model, spelled = start_model(_pretrained, kind, base, schema, dialect, as_level_tokens, system, marker_tokens)
+    make_network = partial(_from_base, **(four_bit(quantize_on) if quantize_on else {}))
+    model, spelled = start_model(make_network, kind, base, schema, dialect, as_level_tokens, system, marker_tokens)
     start_rows(model.network, spelled)
     return model
 
@@ -127,22 +143,61 @@ def start_model(
 
 
 def load_model(directory: str | Path, kind: Kind, device: str | torch.device = "cpu") -> SteerModel:
-    """Load a trained model. Raises `ModelError` where the directory is not one of that kind."""
+    """Load a trained model; an adapter is merged into its base, so that what is loaded is always a plain network.
+
+    Raises `ModelError` where the directory is not one of that kind, or the base of an adapter is missing or another.
+    """
     info = ModelInfo.load(directory, kind)
     tokenizer = load_tokenizer(directory)
-    if kind == "policy":
+    renderer = Renderer(DIALECTS[info.dialect], tokenizer, info.schema)
+    if info.base is not None:
+        network = _merged(Path(directory), info, info.base, renderer)
+    elif kind == "policy":
         network = load_causal_lm(directory)
     else:
         with loading(directory):
             network = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
     network.to(device)  # type: ignore[arg-type]
     network.train(mode=False)
-    return SteerModel(network, Renderer(DIALECTS[info.dialect], tokenizer, info.schema), info)
+    return SteerModel(network, renderer, info)
+
+
+def with_lora(model: SteerModel, base: str | Path, lora: Lora, frozen_layers: str | None = None) -> SteerModel:
+    """Put an adapter into a new model made from `base`; it alone is trained, with the head and the added tokens."""
+    known = identify(base)
+    add_lora(model.network, lora, resolve(known.name), model.new_tokens, frozen_layers)
+    return replace(model, info=replace(model.info, base=known))
+
+
+def _merged(directory: Path, info: ModelInfo, base: Base, renderer: Renderer) -> PreTrainedModel:
+    try:
+        network = _from_base(info.kind, base.name, info.schema)
+    except ModelError as error:
+        raise ModelError(
+            f"{directory} is an adapter, and its base model cannot be loaded: {error}; put the base back, or write its "
+            f"new place under base.name in {directory / 'steerlm.json'}"
+        ) from error
+    if weights_digest(base.name) != base.digest:
+        raise ModelError(
+            f"{directory} is an adapter of another base model than what is now at {base.name}; put the base back that "
+            f"it was trained on, or write its place under base.name in {directory / 'steerlm.json'}"
+        )
+    make_room(network, renderer.tokenizer)
+    with loading(directory):
+        network = merge_adapter(network, directory)
+    _set_special_tokens(network, renderer, info.kind)
+    return network
+
+
+def _from_base(kind: Kind, base: str | Path, schema: Schema, **how: Any) -> PreTrainedModel:
+    if (Path(base) / ADAPTER_CONFIG).is_file():
+        raise ModelError(f"{base} is an adapter, no base model; merge it first: steerlm export hf {base} --out DIR")
+    return load_causal_lm(base, **how) if kind == "policy" else _with_head(base, schema, **how)
 
 
 def head_of(network: PreTrainedModel) -> nn.Linear:
     """The regression head of an attribute model: [attributes, hidden], no bias."""
-    head = getattr(network, "score", None)
+    head = own_copy(getattr(network, "score", None))
     if not isinstance(head, nn.Linear):
         raise ModelError(f"{type(network).__name__} has no linear score head")
     return head
@@ -166,12 +221,10 @@ def plain_head(network: PreTrainedModel) -> Tensor | None:
     return head.weight
 
 
-def _pretrained(kind: Kind, base: str | Path, schema: Schema) -> PreTrainedModel:
-    if kind == "policy":
-        return load_causal_lm(base)
+def _with_head(base: str | Path, schema: Schema, **how: Any) -> PreTrainedModel:
     with loading(base):
         network: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-            resolve(base), dtype=torch.float32, **head_settings(schema)
+            resolve(base), dtype=torch.float32, **head_settings(schema), **how
         )
     return network
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from steerlm.attributes import STEERLM, Schema
 from steerlm.errors import ConfigError
+from steerlm.models.adapters import ALL_LINEAR, Variant
 from steerlm.recipes import find_recipe
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -56,6 +57,21 @@ class TrainSettings(Settings):
     """Passes over the data."""
     max_steps: Annotated[int, Field(ge=0)] | None = None
     """Stop after this many optimiser steps, whatever the epochs; 0 leaves an attribute model with its ridge head."""
+    lora_rank: Annotated[int, Field(ge=1)] | None = None
+    """Train an adapter of this rank (LoRA) with the head and the added tokens, instead of all weights."""
+    lora_alpha: Annotated[float, Field(gt=0)] = 32.0
+    """What the adapter adds is scaled by lora_alpha / lora_rank (with rslora, by lora_alpha over its square root)."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability with which an input of the adapter is dropped."""
+    lora_targets: Annotated[list[str], Field(min_length=1)] = Field(default_factory=lambda: [ALL_LINEAR])
+    """Layers to adapt, such as q_proj and v_proj; all-linear is every linear layer of the decoder."""
+    lora_variant: Variant = "lora"
+    """Form of the adapter: lora, rslora (scaled for high ranks) or dora (learns magnitudes apart from directions)."""
+    quantize: Literal["none", "4bit"] = "none"
+    """Hold the frozen base in 4 bits while an adapter is trained, on CUDA; the trained model has its full weights."""
+    frozen_layers: Annotated[str, Field(pattern=r"^\d*:\d*$")] | None = None
+    """Layers of the decoder to leave as they are: START:END, counted from 0, END excluded, such as 0:12. With layer 0
+    the input embeddings are left alone too, unless tokens were added to them."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     """Peak learning rate."""
     new_token_rate: Annotated[float, Field(ge=1)] = 30.0
@@ -119,6 +135,18 @@ class TrainSettings(Settings):
             )
         if self.min_learning_rate > self.learning_rate:
             found.append(f"min_learning_rate={self.min_learning_rate} is above learning_rate={self.learning_rate}")
+        return found + self._lora_contradictions()
+
+    def _lora_contradictions(self) -> list[str]:
+        found = []
+        if self.lora_rank is None:
+            names = ("lora_alpha", "lora_dropout", "lora_targets", "lora_variant", "quantize")
+            defaults = {name: type(self).model_fields[name].get_default(call_default_factory=True) for name in names}
+            given = [name for name, default in defaults.items() if getattr(self, name) != default]
+            if given:
+                found.append(f"{', '.join(given)} without an adapter to train; set lora_rank")
+        if ALL_LINEAR in self.lora_targets and len(self.lora_targets) > 1:
+            found.append(f"lora_targets names {ALL_LINEAR} and others; name one or the other")
         return found
 
     def require_consistent(self) -> None:

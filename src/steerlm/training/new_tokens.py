@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from steerlm.dialects import level_tokens
-from steerlm.models.base import embedding_weight, token_id
+from steerlm.models.adapters import embedding_rows
+from steerlm.models.base import token_id
 from steerlm.models.load import SteerModel
 from steerlm.parallel.local import read_rows, write_rows
 
@@ -45,8 +46,7 @@ class NewTokens:
         """Put the levels of each attribute on a line, once, before training."""
         if not len(self._rows):
             return
-        weight = embedding_weight(self._network)
-        rows = self._rows.to(weight.device)
+        weight, rows = embedding_rows(self._network, self._rows)
         write_rows(weight, rows, self._on_lines(read_rows(weight, rows)))
 
     @contextlib.contextmanager
@@ -55,8 +55,7 @@ class NewTokens:
         if not len(self._rows):
             yield
             return
-        weight = embedding_weight(self._network)
-        rows = self._rows.to(weight.device)
+        weight, rows = embedding_rows(self._network, self._rows)
         before = read_rows(weight, rows)
         yield
         write_rows(weight, rows, before + self._times * self._on_lines(read_rows(weight, rows) - before))

@@ -14,9 +14,10 @@ import torch
 from steerlm import __version__
 from steerlm.attributes import Schema
 from steerlm.devices import pick_precision
-from steerlm.errors import TrainingError
+from steerlm.errors import ConfigError, TrainingError
+from steerlm.models.adapters import Lora, freeze_layers
 from steerlm.models.directory import Kind, ModelInfo
-from steerlm.models.load import SteerModel, load_model, new_model
+from steerlm.models.load import SteerModel, load_model, new_model, with_lora
 from steerlm.parallel.load import blank_model
 from steerlm.parallel.ranks import Ranks
 from steerlm.parallel.shard import Root, shard
@@ -106,22 +107,42 @@ def make_model(
     """The model to train, on its device or sharded over the ranks. `system` is used where the settings name none."""
     as_tokens = isinstance(settings, PolicySettings) and settings.level_tokens
     system = system if settings.system is None else settings.system
+    if settings.quantize == "4bit" and ranks.device.type != "cuda":
+        raise ConfigError("quantize=4bit needs a CUDA device, and none is used here; leave quantize out")
+    if settings.lora_rank is not None and ranks.mesh is not None:
+        raise ConfigError("an adapter is trained in one process; leave out lora_rank, or start without torchrun")
     what = (kind, settings.base, schema, settings.dialect, as_tokens, system, settings.marker_tokens)
     dtype = pick_precision(settings.precision, ranks.device)
     if ranks.mesh is None:
-        model = new_model(*what)
+        model = choose_trained(new_model(*what, ranks.device if settings.quantize == "4bit" else None), settings)
         model.network.to(ranks.device)  # type: ignore[arg-type]
         root = Root(model.network)
         shard(model.network, root, ranks, dtype, settings.gradient_checkpointing)
     else:
         blank = blank_model(*what)
-        model, root = blank.model, Root(blank.model.network)
+        model, root = choose_trained(blank.model, settings), Root(blank.model.network)
         shard(model.network, root, ranks, dtype, settings.gradient_checkpointing)
         blank.fill(root, ranks.device)
     provenance: dict[str, Any] = {**model.info.provenance, "base": settings.base, **environment()}
     if ranks.world > 1:
         provenance["ranks"] = {"data": ranks.data_world, "tensor": ranks.tensor_world}
     return replace(model, info=replace(model.info, provenance=provenance)), root
+
+
+def choose_trained(model: SteerModel, settings: TrainSettings) -> SteerModel:
+    """Leave to be trained what the settings say: an adapter with what goes with it, or all but the frozen layers."""
+    if settings.lora_rank is not None:
+        lora = Lora(
+            rank=settings.lora_rank,
+            alpha=settings.lora_alpha,
+            dropout=settings.lora_dropout,
+            targets=tuple(settings.lora_targets),
+            variant=settings.lora_variant,
+        )
+        return with_lora(model, settings.base, lora, settings.frozen_layers)
+    if settings.frozen_layers is not None:
+        freeze_layers(model.network, settings.frozen_layers, model.new_tokens)
+    return model
 
 
 def run_key(settings: TrainSettings, data: TrainingData, schema: Schema) -> str:

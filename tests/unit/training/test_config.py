@@ -56,6 +56,16 @@ def test_an_empty_recipe_is_all_defaults(recipe: Any) -> None:
         ({"labels": "ratings"}, "labels"),
         ({"defaults": {"verbosity": 1.5}}, "defaults.verbosity"),
         ({"keep_checkpoints": 0}, "keep_checkpoints"),
+        ({"lora_rank": 0}, "lora_rank"),
+        (
+            {"lora_dropout": 0.1, "quantize": "4bit"},
+            "lora_dropout, quantize without an adapter to train; set lora_rank",
+        ),
+        ({"lora_rank": 8, "lora_targets": ["q_proj", "all-linear"]}, "lora_targets names all-linear and others"),
+        ({"lora_rank": 8, "lora_targets": []}, "lora_targets"),
+        ({"lora_rank": 8, "quantize": "8bit"}, "quantize: Input should be 'none' or '4bit'"),
+        ({"frozen_layers": "0-12"}, "frozen_layers: String should match pattern"),
+        ({"frozen_layers": "-4:"}, "frozen_layers: String should match pattern"),
     ],
 )
 def test_bad_settings_are_named(values: dict[str, Any], says: str) -> None:
@@ -105,6 +115,11 @@ def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
 )
 def test_our_recipes_have_names(name: str, kind: type[TrainSettings]) -> None:
     assert load_settings(kind, name, {}) != kind()
+
+
+@pytest.mark.parametrize("values", [{"lora_rank": 8, "lora_alpha": 16}, {"lora_rank": 8, "quantize": "4bit"}, {}])
+def test_settings_of_adapters_that_go_together(values: dict[str, Any]) -> None:
+    assert checked(AttributeSettings, {**values, "frozen_layers": ":6"}, where="here").frozen_layers == ":6"
 
 
 def test_settings_are_frozen() -> None:

@@ -1,0 +1,37 @@
+"""What a training is made of, before its first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from steerlm.errors import ConfigError
+from tiny_lora import KINDS, logits, save_lora_base, train_lora
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_base_in_4_bits_needs_a_cuda_device(tmp_path: Path, kind: str) -> None:
+    """And says so before any file is read."""
+    with pytest.raises(ConfigError, match="quantize=4bit needs a CUDA device"):
+        train_lora(tmp_path, kind, "out", quantize="4bit", device="cpu")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frozen_layers_stay_bit_for_bit_what_they_were(tmp_path: Path, kind: str) -> None:
+    """Markers are added to this base, so that the embeddings are trained."""
+    save_lora_base(tmp_path)
+    settings = {"lora_rank": None, "lora_alpha": 32.0}
+    before = train_lora(tmp_path, kind, "untrained", **settings, max_steps=0).network.state_dict()
+    after = train_lora(tmp_path, kind, "out", **settings, frozen_layers="0:2").network.state_dict()
+    same = {name for name, value in before.items() if torch.equal(value, after[name])}
+    assert same == {name for name in before if name.startswith(("model.layers.0.", "model.layers.1."))}
+
+
+def test_adapters_are_trained_above_frozen_layers(tmp_path: Path) -> None:
+    save_lora_base(tmp_path)
+    model = train_lora(tmp_path, "policy", "out", frozen_layers=":2", lora_targets=["q_proj"])
+    names = {name for name, item in model.network.named_parameters() if item.requires_grad and "lora" in name}
+    assert names == {f"model.layers.2.self_attn.q_proj.lora_{side}.default.weight" for side in "AB"}
+    assert torch.isfinite(logits(model.network)).all()
