@@ -71,7 +71,10 @@ _PROMPT = """{%- if add_generation_prompt is defined and add_generation_prompt -
 {%- endif -%}
 """
 
-_HISTORY_LABEL = "{{- label(message['attributes'] if message['attributes'] is defined else asked) -}}"
+_HISTORY_LABEL = (
+    "{{- label(message['attributes'] "
+    "if message['attributes'] is defined and message['attributes'] is not none else asked) -}}"
+)
 
 
 def chat_template(
