@@ -90,9 +90,11 @@ def _rendered(conversation: Conversation, renderer: Renderer, task: Task, labels
     for index in conversation.responses:
         message = conversation.messages[index]
         if labels_from == "ratings-first":
-            labels[index] = {**message.predicted, **message.ratings}
+            values = {**message.predicted, **message.ratings}
         else:
-            labels[index] = message.ratings if labels_from == "ratings" else message.predicted
+            values = dict(message.ratings if labels_from == "ratings" else message.predicted)
+        # A trained model knows only the attributes of its own data.
+        labels[index] = renderer.schema.known(values)
         weights[index] = float(bool(labels[index] if task == "policy" else message.ratings))
     return renderer.tree(conversation, task, labels, weights)
 

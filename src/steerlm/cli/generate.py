@@ -14,7 +14,7 @@ from rich.text import Text
 from steerlm.engines import Completion, Sampling, TorchEngine, complete
 from steerlm.errors import ConfigError
 from steerlm.models.load import load_model
-from steerlm.steering import asked_values, parse_assignments, prompt_ids
+from steerlm.steering import asked_values, attribute_of, parse_assignments, prompt_ids
 from steerlm.training.loop import pick_device
 
 
@@ -80,7 +80,7 @@ def generate_command(
     asked = parse_assignments(policy.schema, set_ or [])
     if sweep is not None and sweep in asked:
         raise ConfigError(f"{sweep} is both set and swept; choose one")
-    levels = policy.schema[sweep].levels if sweep else [None]
+    levels = attribute_of(policy.schema, sweep).levels if sweep else [None]
     settings = [asked_values(policy.schema, {**asked, **({sweep: level} if sweep else {})}) for level in levels]
     sampling = Sampling(
         max_tokens=max_tokens,

@@ -18,6 +18,9 @@ from steerlm.errors import ModelError
 from steerlm.models.base import add_tokens, load_causal_lm, load_tokenizer, loading, quiet, resolve
 from steerlm.models.directory import Kind, ModelInfo, weights_fingerprint
 
+# Where transformers looks for weights, in one file or in several; other sets beside a new one would be read, or hashed.
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
+
 
 @dataclass(frozen=True)
 class SteerModel:
@@ -53,8 +56,11 @@ class SteerModel:
             info = replace(self.info, fingerprint=fingerprint)
             info.save(temporary)
             directory.mkdir(exist_ok=True)
-            # steerlm.json goes last: a directory that has it is complete.
+            # steerlm.json goes first and comes last: a directory that has it is complete, and holds nothing older.
             (directory / "steerlm.json").unlink(missing_ok=True)
+            for pattern in _WEIGHTS:
+                for stale in directory.glob(pattern):
+                    stale.unlink()
             for file in sorted(temporary.iterdir(), key=lambda file: file.name == "steerlm.json"):
                 file.chmod(0o644)
                 shutil.move(file, directory / file.name)

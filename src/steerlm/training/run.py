@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from steerlm.attributes import Schema
 from steerlm.conversation import Conversation
@@ -20,7 +21,7 @@ from steerlm.sources.split import split_conversations
 from steerlm.training.attribute_model import AttributeTask
 from steerlm.training.config import AttributeSettings, PolicySettings, TrainSettings
 from steerlm.training.loop import TrainingData, is_finished, run_key, train
-from steerlm.training.policy import PolicyTask
+from steerlm.training.policy import PolicyTask, labels_of
 from steerlm.training.task import Task
 
 
@@ -40,9 +41,13 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, fresh: bool
     if isinstance(settings, PolicySettings):
         schema = schema.with_defaults(settings.defaults)
     data = load_training_data(settings, schema)
+    whole, schema = schema, schema_of_labels(settings, schema, data.train)
     key = run_key(settings, data, schema)
     if not fresh and is_finished(settings, key, kind):
         return load_model(settings.out, kind)
+    if missing := [name for name in whole.names if name not in schema]:
+        note = f"no label of {', '.join(missing)} in the data; the {kind} will not know what is never labelled"
+        Console(stderr=True, soft_wrap=True).print(note, highlight=False)
 
     def make_task(device: torch.device) -> Task:
         as_tokens = isinstance(settings, PolicySettings) and settings.level_tokens
@@ -57,6 +62,26 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, fresh: bool
         return task
 
     return train(make_task, settings, data, key, fresh)
+
+
+def schema_of_labels(settings: TrainSettings, schema: Schema, conversations: Sequence[Conversation]) -> Schema:
+    """The attributes that the data's labels carry; the others, of which a model would learn nothing, are left out.
+
+    Raises `DataError` where the settings weigh an attribute that no response is rated on.
+    """
+    responses = (c.messages[index] for c in conversations for index in c.responses)
+    seen = {
+        name
+        for message in responses
+        for name in (labels_of(message, settings.labels) if isinstance(settings, PolicySettings) else message.ratings)
+    }
+    if not seen:
+        return schema  # the task says what the data lack
+    if isinstance(settings, AttributeSettings):
+        for name in settings.loss_weights:
+            if schema[name].name not in seen:
+                raise DataError(f"loss_weights names {name}, which no response is rated on; take it out")
+    return schema.only(seen)
 
 
 def commonest_system(conversations: Sequence[Conversation]) -> str:
