@@ -37,6 +37,7 @@ def build_app(summaries: bool = False) -> cyclopts.App:
         help="Train language models that their users steer by attributes, and talk to them.",
         help_epilogue="A tour: steerlm quickstart; steerlm chat runs/quickstart/policy",
         result_action="return_value",
+        default_parameter=cyclopts.Parameter(negative_iterable=()),  # no --empty-stop beside --stop
     )
     for name, (place, summary) in COMMANDS.items():
         app.command(f"steerlm.cli.{place}", name=name, **({"help": summary} if summaries else {}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import logging
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from rich.console import Console
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -100,7 +102,12 @@ def _smollm2() -> Path:
     from transformers import GgufConfig
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".smollm2-") as temporary, quiet():
+    Console(stderr=True).print("converting SmolLM2-135M for its first use, some twenty seconds", highlight=False)
+    with (
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=".smollm2-") as temporary,
+        quiet(),
+        contextlib.redirect_stderr(io.StringIO()),  # the conversion's progress bar heeds no setting
+    ):
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
         # The conversion loses the step that splits numbers into digits, with which the model was trained.
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
