@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from steerlm.attributes import Schema
 from steerlm.chat_template import Task, chat_template
 from steerlm.conversation import Conversation, Message, Role
 from steerlm.errors import ConfigError
 from steerlm.tokens import Segment, Span, TokenRole, TokenTree
+
+if TYPE_CHECKING:  # it takes seconds to load, and reading or checking data needs no tokenizer
+    from transformers import PreTrainedTokenizerBase
 
 Labels = Mapping[str, float]
 

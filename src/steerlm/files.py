@@ -117,7 +117,8 @@ def read_conversations(path: str | Path, schema: Schema = STEERLM) -> Iterator[C
     for row in read_rows(path):
         if faults := row_faults(row, schema, seen):
             name = row.record.get("id") if isinstance(row.record, dict) else None
-            raise DataError(f"{path}: line {row.line}: conversation {name!r}: {'; '.join(faults)}")
+            where = f"line {row.line}: conversation {name!r}" if name else f"line {row.line}"
+            raise DataError(f"{path}: {where}: {'; '.join(faults)}")
         yield Conversation.from_dict(row.record, schema)
 
 

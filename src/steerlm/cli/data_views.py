@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
-from transformers import PreTrainedTokenizerBase
 
 from steerlm.chat_template import Task
 from steerlm.conversation import Conversation, Message
 from steerlm.dialects import Renderer
 from steerlm.sources.statistics import Lengths, Statistics, TokenStatistics
 from steerlm.tokens import Segment, TokenRole, TokenTree
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LabelsFrom = Literal["ratings", "predicted", "ratings-first"]
 _STYLES: dict[TokenRole, str] = {
