@@ -17,6 +17,9 @@ from tiny import TOKENIZERS, save_base
 
 WORDS = "why is the sea salty because rivers carry minerals from rock ä € 🙂 into it".split()  # noqa: SIM905
 
+# Windows of a few conversations, so that a small file has many.
+SMALL_WINDOWS = AnnotateSettings(window_bytes=600, window_conversations=5, precision="fp32")
+
 
 def save_tiny_base(directory: Path) -> Path:
     """A random Llama of two layers, as `new_model` takes one."""

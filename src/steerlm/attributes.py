@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 
 from steerlm.errors import SchemaError
 
 Desirable = Literal["high", "low", "choice"]
+Value = TypeVar("Value")
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
@@ -115,6 +116,14 @@ class Schema:
         self.check(values)
         changed = (replace(item, default=values.get(item.name, item.default)) for item in self.attributes)
         return Schema(tuple(changed))
+
+    def only(self, names: Collection[str]) -> Schema:
+        """The attributes among `names`, in the order of this schema."""
+        return Schema(tuple(item for item in self.attributes if item.name in names))
+
+    def known(self, values: Mapping[str, Value]) -> dict[str, Value]:
+        """Those of `values` that belong to an attribute of this schema."""
+        return {name: value for name, value in values.items() if name in self}
 
     def faults(self, values: Mapping[str, object]) -> list[str]:
         """Everything wrong with `values` as ratings; empty where nothing is."""

@@ -30,7 +30,7 @@ _LABELS = """{%- set schema = @schema -%}
 {%- set ns = namespace(line='') -%}
 {%- for name in values -%}
 {%- if name not in (schema | map(attribute=0) | list) -%}
-{{- raise_exception('unknown attribute ' ~ name) -}}
+{{- raise_exception('unknown attribute ' ~ name ~ '; this model was trained on labels of ' ~ @names) -}}
 {%- endif -%}
 {%- endfor -%}
 {%- for name, low, high, default in schema -%}
@@ -71,7 +71,10 @@ _PROMPT = """{%- if add_generation_prompt is defined and add_generation_prompt -
 {%- endif -%}
 """
 
-_HISTORY_LABEL = "{{- label(message['attributes'] if message['attributes'] is defined else asked) -}}"
+_HISTORY_LABEL = (
+    "{{- label(message['attributes'] "
+    "if message['attributes'] is defined and message['attributes'] is not none else asked) -}}"
+)
 
 
 def chat_template(
@@ -86,6 +89,7 @@ def chat_template(
     literals = {
         **dialect,
         "forbidden": list(forbidden),
+        "names": ", ".join(schema.names),
         "schema": [[item.name, item.low, item.high, item.default] for item in schema],
         "default_system": system,
         "leaf": dialect["end"] if task == "policy" else dialect["score"],

@@ -155,6 +155,9 @@ def record_faults(record: object, schema: Schema) -> Iterator[str]:
     if not isinstance(record, dict):
         yield f"expected a JSON object, found {type(record).__name__}"
         return
+    if "messages" not in record:
+        yield "it has no messages, so it is no conversation; `steerlm data import` makes conversations of other formats"
+        return
     if extra := sorted(set(record) - _CONVERSATION_KEYS):
         yield f"unknown key {extra[0]!r}; a conversation has {', '.join(sorted(_CONVERSATION_KEYS))}"
     if not isinstance(record.get("id"), str) or not record["id"]:

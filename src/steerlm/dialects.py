@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from steerlm.attributes import Schema
 from steerlm.chat_template import Task, chat_template
 from steerlm.conversation import Conversation, Message, Role
 from steerlm.errors import ConfigError
 from steerlm.tokens import Segment, Span, TokenRole, TokenTree
+
+if TYPE_CHECKING:  # it takes seconds to load, and reading or checking data needs no tokenizer
+    from transformers import PreTrainedTokenizerBase
 
 Labels = Mapping[str, float]
 
@@ -195,6 +197,18 @@ class Renderer:
         for scoring it has no labels and ends with the score mark. `weights[i]` is its loss weight (1 where
         absent; 0 makes it mere context). `foils[i]` lists other labels to put the same response under.
         """
+        return self._tree(conversation, task, labels, weights, foils)
+
+    def _tree(
+        self,
+        conversation: Conversation,
+        task: Task,
+        labels: Mapping[int, Labels] | None = None,
+        weights: Mapping[int, float] | None = None,
+        foils: Mapping[int, Sequence[Labels]] | None = None,
+        unwritten: int = -1,
+    ) -> TokenTree:
+        """As `tree`; message `unwritten` is a response yet to come, of which only what stands before it counts."""
         d = self.dialect
         parts: list[list[tuple[TokenRole, str]]] = []
         heads: list[tuple[int, int, int]] = []  # parent segment, message, foil_of
@@ -219,7 +233,8 @@ class Renderer:
             place[index] = len(parts)
             variants = [(labels or {}).get(index), *(foils or {}).get(index, ())]
             for number, values in enumerate(variants if message.role == "assistant" else [None]):
-                parts.append(lead + self._turn(message, values if task == "policy" else None, task))
+                known = values if task == "policy" else None
+                parts.append(lead + self._turn(message, known, task, written=index != unwritten))
                 heads.append((parent, index, place[index] if number else -1))
         encoded = self._encode_parts(parts)
         segments = []
@@ -241,7 +256,7 @@ class Renderer:
             )
         return TokenTree(conversation.id, tuple(segments))
 
-    def _turn(self, message: Message, labels: Labels | None, task: Task) -> list[tuple[TokenRole, str]]:
+    def _turn(self, message: Message, labels: Labels | None, task: Task, written: bool) -> list[tuple[TokenRole, str]]:
         d = self.dialect
         text = self.clean(message.text)
         if message.role == "user":
@@ -251,7 +266,13 @@ class Renderer:
         head: list[tuple[TokenRole, str]] = [("marker", d.assistant_open)]
         if label := self.label_text(labels):
             head.append(("label", label))
-        return [*head, ("response", text + d.response_close), ("end", d.end if task == "policy" else d.score)]
+        if written and not text:  # in one piece, as for an empty prompt; there is nothing to learn but the end
+            role, before = head[-1]
+            head[-1] = (role, before + d.response_close)
+            response = ""
+        else:
+            response = text + d.response_close
+        return [*head, ("response", response), ("end", d.end if task == "policy" else d.score)]
 
     def prompt(self, conversation: Conversation, labels: Mapping[int, Labels], attributes: Labels | None) -> list[int]:
         """The tokens after which the policy answers the last message of a single-threaded conversation.
@@ -261,7 +282,8 @@ class Renderer:
         asking = Message("assistant", "", parent=len(conversation.messages) - 1)
         last = len(conversation.messages)
         whole = Conversation(conversation.id, (*conversation.messages, asking), conversation.system)
-        tree = self.tree(whole, "policy", labels={**labels, **({last: attributes} if attributes else {})})
+        asked = {**labels, **({last: attributes} if attributes else {})}
+        tree = self._tree(whole, "policy", labels=asked, unwritten=last)
         segment = tree.segments[-1]
         return tree.path_ids(len(tree.segments) - 1)[: -len(segment.trained())]
 

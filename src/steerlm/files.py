@@ -126,7 +126,8 @@ def parse_conversation(path: str | Path, row: Row, schema: Schema, seen: dict[st
     """The conversation of one row. Raises `DataError` with the place and all faults (see `row_faults` for `seen`)."""
     if faults := row_faults(row, schema, {} if seen is None else seen):
         name = row.record.get("id") if isinstance(row.record, dict) else None
-        raise DataError(f"{path}: line {row.line}: conversation {name!r}: {'; '.join(faults)}")
+        where = f"line {row.line}: conversation {name!r}" if name else f"line {row.line}"
+        raise DataError(f"{path}: {where}: {'; '.join(faults)}")
     return Conversation.from_dict(row.record, schema)
 
 

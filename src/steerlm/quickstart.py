@@ -138,12 +138,13 @@ class _Quickstart:
         self.stage("annotate", lambda: self._annotate(judge))
         policy: SteerModel = self.stage("policy", lambda: train_policy(self.policy_settings, self.resume))
         steering: list[LevelResult] = self.stage("measure", lambda: self._measure(policy, prompts))
+        measured = dict.fromkeys(result.attribute for result in steering)
         summary = {
             "stages": self.stages,
             "attribute_model": judge.info.metrics,
             "policy": policy.info.metrics,
             "steering": [result.row() for result in steering],
-            "contrasts": [ends_contrast(steering, name).record() for name in self.settings.steering.attributes],
+            "contrasts": [ends_contrast(steering, name).record() for name in measured],
             "settings": self.settings.model_dump(mode="json"),
             **environment(),
         }
@@ -237,6 +238,9 @@ class _Quickstart:
                 LevelResult(item["attribute"], item["level"], tuple(item["answers"]), item["cut_at_limit"])
                 for item in kept["results"]
             ]
+        names = [name for name in settings.attributes if name in policy.schema]
+        if left_out := [name for name in settings.attributes if name not in names]:
+            self.say(f"    not measured, as no label of the data names it: {', '.join(left_out)}")
         engine = TorchEngine(policy)
         room = engine.context - settings.max_tokens
         fitting = [text for text in prompts if len(prompt_ids(policy, text, policy.schema.defaults)) <= room]
@@ -246,7 +250,7 @@ class _Quickstart:
             engine,
             policy,
             fitting,
-            settings.attributes,
+            names,
             Sampling(max_tokens=settings.max_tokens, repetition_penalty=settings.repetition_penalty),
             progress=lambda what: self.say(f"    answering {len(fitting)} prompts with {what}"),
         )

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from steerlm.attributes import Schema
+from steerlm.attributes import Attribute, Schema
 from steerlm.conversation import Conversation, Message
 from steerlm.errors import SchemaError
 from steerlm.models.load import SteerModel
@@ -21,13 +21,20 @@ class Turn:
     values: Mapping[str, int]
 
 
+def attribute_of(schema: Schema, name: str) -> Attribute:
+    """An attribute of a policy's schema. Raises `SchemaError` for one that it was not trained on."""
+    if name not in schema:
+        raise SchemaError(f"unknown attribute {name!r}; this model was trained on labels of {', '.join(schema.names)}")
+    return schema[name]
+
+
 def asked_values(schema: Schema, asked: Mapping[str, int | None]) -> dict[str, int]:
-    """The schema's defaults with `asked` on top; None leaves an attribute unset.
+    """The defaults of a policy's schema with `asked` on top; None leaves an attribute unset.
 
     Raises `SchemaError` for an unknown attribute or a value that is no level of its scale.
     """
     for name, value in asked.items():
-        attribute = schema[name]
+        attribute = attribute_of(schema, name)
         if value is not None and (isinstance(value, bool) or value not in attribute.levels):
             raise SchemaError(f"{name}={value} is not one of the levels {attribute.low} to {attribute.high} of {name}")
     merged: dict[str, int | None] = {**schema.defaults, **asked}
@@ -41,13 +48,15 @@ def parse_assignments(schema: Schema, assignments: Iterable[str]) -> dict[str, i
         name, equals, value = (part.strip() for part in text.partition("="))
         if not equals:
             raise SchemaError(f"{text!r} is not of the form attribute=value, such as {schema.names[-1]}=1")
+        attribute = attribute_of(schema, name)
         if value.lower() == "none":
-            found[schema[name].name] = None
+            found[name] = None
         elif re.fullmatch(r"-?[0-9]+", value):
-            found[schema[name].name] = int(value)
+            found[name] = int(value)
         else:
-            low, high = schema[name].low, schema[name].high
-            raise SchemaError(f"{name}={value}: the value must be a whole number from {low} to {high}, or none")
+            raise SchemaError(
+                f"{name}={value}: the value must be a whole number from {attribute.low} to {attribute.high}, or none"
+            )
     asked_values(schema, found)
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from rich.console import Console
 from steerlm.cli.chat import ChatSession, talk
 from steerlm.cli.main import run
 from steerlm.engines import Sampling, TorchEngine
+from steerlm.files import write_conversations
 from steerlm.models.load import load_model
 from tiny import TOKENIZERS, save_base
+from tiny_judge import random_tree
 
 RECIPE = """
 out: {out}
@@ -142,6 +145,19 @@ def test_chat_forgets_its_oldest_turns_when_the_context_is_full(finished: Path) 
         session.answer(f"This is question number {number}, is it not?", lambda part: None)
     assert 0 < len(session.history) < 6
     assert session.history[-1].prompt.startswith("This is question number 5")
+
+
+def test_data_that_rate_some_attributes_only(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rest is neither predicted nor asked for nor measured, although the recipe names some of it."""
+    generator = random.Random(0)
+    write_conversations(finished / "few.jsonl", [random_tree(generator, f"tree-{k}", 6) for k in range(20)])
+    arguments = ["--recipe", str(finished / "recipe.yaml"), "--data", str(finished / "few.jsonl")]
+    assert run(["quickstart", *arguments, "--out", str(finished / "few")]) == 0
+    assert "not measured, as no label of the data names it: verbosity" in " ".join(capsys.readouterr().err.split())
+    summary = json.loads((finished / "few" / "summary.json").read_text())
+    assert [row["attribute"] for row in summary["steering"]] == ["humor"] * 5
+    assert [contrast["attribute"] for contrast in summary["contrasts"]] == ["humor"]
+    assert load_model(finished / "few" / "policy", "policy").schema.names == ("quality", "humor")
 
 
 def test_data_without_ratings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,7 +91,9 @@ def test_a_tree_holds_the_tokens_of_its_threads(
 def test_a_prompt_begins_the_thread_that_is_trained(
     tokenizer: str, dialect: str, markers: Markers, conversation: Conversation, answer: str, data: st.DataObject
 ) -> None:
-    """Else the model would be asked to go on from tokens that it never saw."""
+    """Else the model would be asked to go on from tokens that it never saw. The exception is a `nemo` response that
+    says nothing: as in NeMo, the newlines around it may be one token, and it teaches nothing but the end signal.
+    """
     made = renderer(tokenizer, dialect, markers)
     labels = {index: data.draw(partial_values(STEERLM)) for index in conversation.responses}
     asked = data.draw(partial_values(STEERLM))
@@ -100,6 +102,9 @@ def test_a_prompt_begins_the_thread_that_is_trained(
     prompt = made.prompt(conversation, labels, asked)
     tree = made.tree(whole, "policy", {**labels, last: asked})
     thread = tree.path_ids(len(tree.segments) - 1)
+    if dialect == "nemo" and not answer.strip():
+        assert {span.role for span in tree.segments[-1].spans} <= {"marker", "label", "end"}
+        return
     assert thread[: len(prompt)] == prompt
     assert len(thread) - len(prompt) == len(tree.segments[-1].trained())
 

@@ -122,6 +122,15 @@ def test_a_schema_is_a_collection_of_names() -> None:
         STEERLM["sarcasm"]
 
 
+def test_a_part_of_a_schema_keeps_its_order() -> None:
+    part = STEERLM.only({"verbosity", "quality"})
+    assert part.names == ("quality", "verbosity")
+    assert part["verbosity"] == STEERLM["verbosity"]
+    assert part.known({"verbosity": 1, "humor": 2}) == {"verbosity": 1}
+    with pytest.raises(SchemaError, match="at least one attribute"):
+        STEERLM.only(())
+
+
 def test_label_line_is_in_the_order_of_the_schema() -> None:
     assert STEERLM.label_line({"verbosity": 1.5, "quality": 9, "humor": -1}) == "quality:4,humor:0,verbosity:2"
     assert STEERLM.label_line({}) == ""

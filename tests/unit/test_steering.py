@@ -25,7 +25,7 @@ def test_defaults_with_asked_on_top_and_none_leaving_out() -> None:
         ("verbosity=-1", "levels 0 to 4"),
         ("verbosity=much", "whole number from 0 to 4"),
         ("verbosity=1.5", "whole number"),
-        ("wit=3", "unknown attribute 'wit'; this schema has quality"),
+        ("wit=3", "unknown attribute 'wit'; this model was trained on labels of quality"),
         ("verbosity", "attribute=value"),
     ],
 )

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from steerlm.cli.sampling import SamplingFlags
 from steerlm.devices import pick_device
 from steerlm.engines import Engine, Sampling, TorchEngine
 from steerlm.errors import ConfigError, SteerLMError
@@ -87,13 +88,7 @@ def chat_command(
     *,
     set_: Annotated[list[str] | None, Parameter(name=["--set", "-s"])] = None,
     system: str | None = None,
-    max_tokens: int = 512,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    repetition_penalty: float = 1.0,
-    seed: int = 0,
-    stop: list[str] | None = None,
+    sampling: Annotated[SamplingFlags | None, Parameter(name="*")] = None,
     device: str = "auto",
 ) -> None:
     """Talk to a policy; /set verbosity 0 steers its next answers, /help lists what else there is.
@@ -106,34 +101,14 @@ def chat_command(
         An attribute and its value to begin with, such as verbosity=1. May be repeated.
     system
         System text; without it, the model's own.
-    max_tokens
-        Most tokens of an answer.
-    temperature
-        0 always takes the likeliest token; higher is more varied.
-    top_p
-        Sample from the likeliest tokens that have this probability together.
-    top_k
-        Sample from this many likeliest tokens; 0 means all.
-    repetition_penalty
-        Above 1 makes tokens that an answer used already less likely; it keeps small models from going in circles.
-    seed
-        Same seed, same answers.
-    stop
-        Text before which to stop. May be repeated.
+    sampling
+        How to choose tokens; each has a flag of its own.
     device
         Torch device to run on; auto takes a GPU where there is one.
     """
+    chosen = (sampling or SamplingFlags()).sampling()
     policy = load_model(model, "policy", pick_device(device))
-    sampling = Sampling(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=tuple(stop or ()),
-    )
-    session = ChatSession(policy, TorchEngine(policy), sampling, parse_assignments(policy.schema, set_ or []), system)
+    session = ChatSession(policy, TorchEngine(policy), chosen, parse_assignments(policy.schema, set_ or []), system)
     console = Console()
     console.print(f"{model}: /help for commands, Ctrl-D to leave", style="dim", highlight=False)
     talk(session, console, _lines(console))

@@ -17,7 +17,6 @@ from steerlm.conversation import Conversation
 from steerlm.dialects import DIALECTS, Renderer, detect_dialect, level_tokens
 from steerlm.errors import ConfigError, DataError
 from steerlm.files import read_conversations, read_rows, row_faults, write_conversations, write_jsonl
-from steerlm.models.base import load_tokenizer
 from steerlm.models.directory import FILE, ModelInfo
 from steerlm.sources import (
     ExportReport,
@@ -319,6 +318,8 @@ def renderer_for(name: str, dialect: str | None, schema: Schema) -> Renderer:
     Raises `ConfigError` where a trained model speaks another dialect than the one asked for, `ModelError` where
     there is no such model.
     """
+    from steerlm.models.base import load_tokenizer  # with it comes PyTorch, which most of these commands do without
+
     tokenizer = load_tokenizer(name)
     info = _model_info(name)
     if info is not None:

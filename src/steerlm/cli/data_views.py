@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
-from transformers import PreTrainedTokenizerBase
 
 from steerlm.chat_template import Task
 from steerlm.conversation import Conversation, Message
 from steerlm.dialects import Renderer
 from steerlm.sources.statistics import Lengths, Statistics, TokenStatistics
 from steerlm.tokens import Segment, TokenRole, TokenTree
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LabelsFrom = Literal["ratings", "predicted", "ratings-first"]
 _STYLES: dict[TokenRole, str] = {
@@ -94,9 +96,11 @@ def _rendered(conversation: Conversation, renderer: Renderer, task: Task, labels
     for index in conversation.responses:
         message = conversation.messages[index]
         if labels_from == "ratings-first":
-            labels[index] = {**message.predicted, **message.ratings}
+            values = {**message.predicted, **message.ratings}
         else:
-            labels[index] = message.ratings if labels_from == "ratings" else message.predicted
+            values = dict(message.ratings if labels_from == "ratings" else message.predicted)
+        # A trained model knows only the attributes of its own data.
+        labels[index] = renderer.schema.known(values)
         weights[index] = float(bool(labels[index] if task == "policy" else message.ratings))
     return renderer.tree(conversation, task, labels, weights)
 

@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from steerlm.cli.sampling import SamplingFlags
 from steerlm.devices import pick_device
-from steerlm.engines import Completion, Sampling, TorchEngine, complete
+from steerlm.engines import Completion, TorchEngine, complete
 from steerlm.errors import ConfigError
 from steerlm.models.load import load_model
-from steerlm.steering import asked_values, parse_assignments, prompt_ids
+from steerlm.steering import asked_values, attribute_of, parse_assignments, prompt_ids
 
 
 def generate_command(
@@ -26,13 +27,7 @@ def generate_command(
     sweep: str | None = None,
     n: int = 1,
     system: str | None = None,
-    max_tokens: int = 512,
-    temperature: float | None = None,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    repetition_penalty: float = 1.0,
-    seed: int = 0,
-    stop: list[str] | None = None,
+    sampling: Annotated[SamplingFlags | None, Parameter(name="*")] = None,
     device: str = "auto",
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
@@ -55,20 +50,8 @@ def generate_command(
         Answers for each setting; more than one are sampled, at temperature 1 unless told otherwise.
     system
         System text; without it, the model's own.
-    max_tokens
-        Most tokens of an answer.
-    temperature
-        0 always takes the likeliest token; higher is more varied.
-    top_p
-        Sample from the likeliest tokens that have this probability together.
-    top_k
-        Sample from this many likeliest tokens; 0 means all.
-    repetition_penalty
-        Above 1 makes tokens that were used already less likely.
-    seed
-        Same seed, same answers.
-    stop
-        Text before which to stop. May be repeated.
+    sampling
+        How to choose tokens; each has a flag of its own.
     device
         Torch device to run on; auto takes a GPU where there is one.
     json_
@@ -76,26 +59,18 @@ def generate_command(
     """
     if n < 1:
         raise ConfigError(f"--n {n}: ask for at least one answer")
+    chosen = (sampling or SamplingFlags()).sampling(temperature=1.0 if n > 1 else 0.0)
+    if n > 1 and chosen.temperature == 0:
+        raise ConfigError(f"--n {n} at temperature 0 gives the same answer {n} times; raise --temperature")
     policy = load_model(model, "policy", pick_device(device))
     asked = parse_assignments(policy.schema, set_ or [])
     if sweep is not None and sweep in asked:
         raise ConfigError(f"{sweep} is both set and swept; choose one")
-    levels = policy.schema[sweep].levels if sweep else [None]
+    levels = attribute_of(policy.schema, sweep).levels if sweep else [None]
     settings = [asked_values(policy.schema, {**asked, **({sweep: level} if sweep else {})}) for level in levels]
-    sampling = Sampling(
-        max_tokens=max_tokens,
-        temperature=(1.0 if n > 1 else 0.0) if temperature is None else temperature,
-        top_p=top_p,
-        top_k=top_k,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=tuple(stop or ()),
-    )
-    if n > 1 and sampling.temperature == 0:
-        raise ConfigError(f"--n {n} at temperature 0 gives the same answer {n} times; raise --temperature")
     engine = TorchEngine(policy)
     prompts = [prompt_ids(policy, prompt, values, system=system) for values in settings for _ in range(n)]
-    answers = complete(engine, prompts, sampling)
+    answers = complete(engine, prompts, chosen)
     rows = [(values, answers[index * n : (index + 1) * n]) for index, values in enumerate(settings)]
     if json_:
         print(json.dumps([_record(values, found) for values, found in rows], ensure_ascii=False, indent=2))

@@ -38,10 +38,17 @@ def build_app(summaries: bool = False) -> cyclopts.App:
         help="Train language models that their users steer by attributes, and talk to them.",
         help_epilogue="A tour: steerlm quickstart; steerlm chat runs/quickstart/policy",
         result_action="return_value",
+        # No --empty-stop beside --stop.
+        default_parameter=cyclopts.Parameter(negative_iterable=(), show_default=shown_default),
     )
     for name, (place, summary) in COMMANDS.items():
         app.command(f"steerlm.cli.{place}", name=name, **({"help": summary} if summaries else {}))
     return app
+
+
+def shown_default(value: object) -> str | None:
+    """What the help shows of a default: nothing where it is that nothing is given."""
+    return None if value is False or value in ((), [], {}) else str(value)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,3 +36,24 @@ def bootstrap(statistic: Callable[..., float], *samples: Floats, resamples: int 
             draws.append(value)
     low, high = np.percentile(draws, [2.5, 97.5]) if draws else (np.nan, np.nan)
     return Estimate(float(statistic(*samples)), float(low), float(high))
+
+
+def cluster_bootstrap(
+    statistic: Callable[..., float],
+    clusters: Sequence[Hashable] | NDArray[np.generic],
+    *samples: Floats,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """As `bootstrap`, for entries that are not independent: whole clusters are drawn, such as all responses of one
+    conversation. `clusters[i]` is the cluster of entry i of each sample.
+    """
+    _, number = np.unique(np.asarray(clusters), return_inverse=True)
+    order = np.argsort(number, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(number[order])) + 1)
+
+    def of_clusters(chosen: Floats) -> float:
+        entries = np.concatenate([members[int(index)] for index in chosen])
+        return statistic(*(sample[entries] for sample in samples))
+
+    return bootstrap(of_clusters, np.arange(len(members), dtype=np.float64), resamples=resamples, seed=seed)

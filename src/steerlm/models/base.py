@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import io
 import logging
 import os
 import shutil
@@ -15,6 +16,7 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub import snapshot_download
+from rich.console import Console
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -166,7 +168,12 @@ def _smollm2() -> Path:
     from transformers import GgufConfig
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".smollm2-") as temporary, quiet():
+    Console(stderr=True).print("converting SmolLM2-135M for its first use, some twenty seconds", highlight=False)
+    with (
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=".smollm2-") as temporary,
+        quiet(),
+        contextlib.redirect_stderr(io.StringIO()),  # the conversion's progress bar heeds no setting
+    ):
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
         # The conversion loses the step that splits numbers into digits, with which the model was trained.
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence(

@@ -34,7 +34,10 @@ from steerlm.models.base import (
 from steerlm.models.directory import ADAPTER_CONFIG, Base, Kind, ModelInfo, weights_fingerprint
 
 # What an earlier save may have left in a directory, of which a new one may have other files.
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", ADAPTER_CONFIG, "config.json", "generation_config.json")
+_WEIGHTS = (
+    *("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json"),
+    *(ADAPTER_CONFIG, "config.json", "generation_config.json"),
+)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class AttributeTask:
         threads = conversation.threads_through
         weights = {
             index: (float(threads[index]) if self.settings.thread_weights else 1.0)
-            if conversation.messages[index].ratings
+            if self.model.schema.known(conversation.messages[index].ratings)
             else 0.0
             for index in conversation.responses
         }

@@ -15,7 +15,7 @@ from steerlm.tokens import TokenTree
 from steerlm.training.config import PolicySettings, TrainSettings
 from steerlm.training.corpus import TrainingData, training_data
 from steerlm.training.loop import steps_of
-from steerlm.training.run import make_task
+from steerlm.training.run import make_task, schema_of_labels
 from steerlm.training.task import Task
 
 
@@ -49,6 +49,7 @@ def dry_run(settings: TrainSettings) -> DryRun:
     with training_data(settings, schema) as data:
         kind: Kind = "policy" if isinstance(settings, PolicySettings) else "attribute-model"
         as_tokens = isinstance(settings, PolicySettings) and settings.level_tokens
+        schema = schema_of_labels(settings, schema, data.survey)
         what = (kind, settings.base, schema, settings.dialect, as_tokens, "", settings.marker_tokens)
         task = make_task(blank_model(*what).model, settings)
         task.remember(data.survey)

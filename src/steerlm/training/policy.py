@@ -60,7 +60,7 @@ class PolicyTask:
 
         Raises `DataError` where no response carries labels.
         """
-        self._others = [values for message in survey.sample if (values := labels_of(message, self.settings.labels))]
+        self._others = [values for message in survey.sample if (values := self._labels(message))]
         self._bare = survey.responses - (survey.predicted if self.settings.labels == "predicted" else survey.labelled)
         if self._bare == survey.responses:
             raise DataError(
@@ -75,9 +75,7 @@ class PolicyTask:
         return self._tree(conversation, epoch, self.settings.label_dropout, foils=self.settings.contrast > 0)
 
     def _tree(self, conversation: Conversation, epoch: int, dropout: float, foils: bool) -> TokenTree:
-        labels = {
-            index: labels_of(conversation.messages[index], self.settings.labels) for index in conversation.responses
-        }
+        labels = {index: self._labels(conversation.messages[index]) for index in conversation.responses}
         threads = conversation.threads_through
         weights = {
             index: 0.0 if not labels[index] else float(threads[index]) if self.settings.thread_weights else 1.0
@@ -93,6 +91,10 @@ class PolicyTask:
                 if foil and _differ(self.model.schema, labels[index], foil[0]):
                     chosen[index] = foil
         return self.model.renderer.tree(conversation, "policy", labels, weights, chosen)
+
+    def _labels(self, message: Message) -> dict[str, float]:
+        """Held-out data may carry labels of attributes that the data to train on, and so the model, has not."""
+        return self.model.schema.known(labels_of(message, self.settings.labels))
 
     def _foils(
         self, conversation: Conversation, labels: Mapping[int, Labels], random: Any

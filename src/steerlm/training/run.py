@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rich.console import Console
 
 from steerlm import __version__
 from steerlm.attributes import Schema
 from steerlm.devices import pick_precision
-from steerlm.errors import ConfigError, TrainingError
+from steerlm.errors import ConfigError, DataError, TrainingError
 from steerlm.models.adapters import Lora, freeze_layers
 from steerlm.models.directory import Kind, ModelInfo
 from steerlm.models.load import SteerModel, load_model, new_model, with_lora
@@ -27,6 +28,7 @@ from steerlm.training.config import AttributeSettings, PolicySettings, TrainSett
 from steerlm.training.corpus import TrainingData, training_data
 from steerlm.training.loop import train
 from steerlm.training.policy import PolicyTask
+from steerlm.training.survey import Survey
 from steerlm.training.task import Task
 
 Resume = Literal["auto", "must", "never"]
@@ -71,17 +73,29 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
     if isinstance(settings, PolicySettings):
         schema = schema.with_defaults(settings.defaults)
     ranks = Ranks.start(settings.device, settings.tensor_parallel)
+    _require_possible(settings, ranks)
     with contextlib.closing(ranks), training_data(settings, schema) as data:
+        whole, schema = schema, schema_of_labels(settings, schema, data.survey)
         key = run_key(settings, data, schema)
         if resume != "never" and is_finished(settings, key, kind):
             return _finished(settings.out, kind, ranks)
         if resume == "must" and not list((settings.out / "checkpoints").glob("step-*")):
             raise TrainingError(f"{settings.out} holds no checkpoint to go on from; leave out --resume must")
+        if ranks.is_main and (missing := [name for name in whole.names if name not in schema]):
+            note = f"no label of {', '.join(missing)} in the data; the {kind} will not know what is never labelled"
+            Console(stderr=True, soft_wrap=True).print(note, highlight=False)
         torch.manual_seed(settings.seed)
         model, root = make_model(kind, settings, schema, data.survey.commonest_system, ranks)
         task = make_task(model, settings)
         task.remember(data.survey)
         return train(task, root, settings, data, key, ranks, fresh=resume == "never")
+
+
+def _require_possible(settings: TrainSettings, ranks: Ranks) -> None:
+    if settings.quantize == "4bit" and ranks.device.type != "cuda":
+        raise ConfigError("quantize=4bit needs a CUDA device, and none is used here; leave quantize out")
+    if settings.lora_rank is not None and ranks.mesh is not None:
+        raise ConfigError("an adapter is trained in one process; leave out lora_rank, or start without torchrun")
 
 
 def _finished(directory: Path, kind: Kind, ranks: Ranks) -> SteerModel:
@@ -91,6 +105,23 @@ def _finished(directory: Path, kind: Kind, ranks: Ranks) -> SteerModel:
     info = ModelInfo.load(directory, kind)
     blank = blank_model(kind, directory, info.schema, info.dialect)
     return replace(blank.model, info=info)
+
+
+def schema_of_labels(settings: TrainSettings, schema: Schema, survey: Survey) -> Schema:
+    """The attributes that the data's labels carry; the others, of which a model would learn nothing, are left out.
+
+    Raises `DataError` where the settings weigh an attribute that no response is rated on.
+    """
+    seen = set(survey.counts)
+    if isinstance(settings, PolicySettings):
+        seen = survey.predicted_names if settings.labels == "predicted" else seen | survey.predicted_names
+    if not seen:
+        return schema  # the task says what the data lack
+    if isinstance(settings, AttributeSettings):
+        for name in settings.loss_weights:
+            if schema[name].name not in seen:
+                raise DataError(f"loss_weights names {name}, which no response is rated on; take it out")
+    return schema.only(seen)
 
 
 def make_task(model: SteerModel, settings: TrainSettings) -> Task:
@@ -107,10 +138,6 @@ def make_model(
     """The model to train, on its device or sharded over the ranks. `system` is used where the settings name none."""
     as_tokens = isinstance(settings, PolicySettings) and settings.level_tokens
     system = system if settings.system is None else settings.system
-    if settings.quantize == "4bit" and ranks.device.type != "cuda":
-        raise ConfigError("quantize=4bit needs a CUDA device, and none is used here; leave quantize out")
-    if settings.lora_rank is not None and ranks.mesh is not None:
-        raise ConfigError("an adapter is trained in one process; leave out lora_rank, or start without torchrun")
     what = (kind, settings.base, schema, settings.dialect, as_tokens, system, settings.marker_tokens)
     dtype = pick_precision(settings.precision, ranks.device)
     if ranks.mesh is None:

@@ -26,6 +26,7 @@ class Survey:
         self.sums: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         """Of the human ratings, by attribute."""
+        self.predicted_names: set[str] = set()
         self.sample: list[Message] = []
         """Responses with ratings or predictions, each as likely to be here as any other, without their texts."""
         self._systems: Counter[str] = Counter()
@@ -50,6 +51,7 @@ class Survey:
             self.predicted += bool(message.predicted)
             self.sums.update(message.ratings)
             self.counts.update(message.ratings.keys())
+            self.predicted_names.update(message.predicted)
             if message.ratings or message.predicted:
                 self._draw(Message("assistant", "", None, message.ratings, message.predicted))
 

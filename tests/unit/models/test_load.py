@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import shutil
 import stat
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, PreTrainedModel
 
 from steerlm.attributes import STEERLM, Attribute, Schema
 from steerlm.conversation import Conversation, Message
 from steerlm.dialects import level_tokens
 from steerlm.errors import ModelError
 from steerlm.files import replacing
+from steerlm.models.directory import weights_fingerprint
 from steerlm.models.load import SteerModel, head_of, load_model, new_model
 from tiny import TOKENIZERS
 
@@ -127,6 +129,32 @@ def test_a_model_directory_is_readable_by_others(policy: SteerModel, tmp_path: P
     }
     assert all(stat.S_IMODE(file.stat().st_mode) == 0o644 for file in files)
     assert list(tmp_path.iterdir()) == [tmp_path / "policy"]
+
+
+@pytest.mark.parametrize("first", ["one file", "several"])
+def test_weights_of_another_layout_do_not_stay(
+    chatml_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """An old model.safetensors would be loaded rather than new weights in several files."""
+    old, new = (new_model("policy", chatml_base, STEERLM) for _ in range(2))
+    with torch.no_grad():
+        new.network.get_input_embeddings().weight.mul_(2)
+    (tmp_path / "model" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "model" / "metrics.jsonl").touch()
+    save = PreTrainedModel.save_pretrained
+    for model, layout in ((old, first), (new, {"one file": "several", "several": "one file"}[first])):
+        with monkeypatch.context() as patch:
+            if layout == "several":
+                patch.setattr(PreTrainedModel, "save_pretrained", partialmethod(save, max_shard_size="20KB"))
+            saved = model.save(tmp_path / "model")
+        shards = list((tmp_path / "model").glob("*.safetensors"))
+        assert (len(shards) > 1) == (layout == "several")
+        assert (tmp_path / "model" / "model.safetensors.index.json").exists() == (layout == "several")
+    loaded = load_model(tmp_path / "model", "policy")
+    assert torch.equal(loaded.network.get_input_embeddings().weight, new.network.get_input_embeddings().weight)
+    assert weights_fingerprint(tmp_path / "model", STEERLM, saved.info.dialect) == saved.info.fingerprint
+    assert (tmp_path / "model" / "checkpoints").is_dir()
+    assert (tmp_path / "model" / "metrics.jsonl").is_file()
 
 
 def test_a_save_that_fails_leaves_the_old_model(

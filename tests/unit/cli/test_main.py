@@ -1,0 +1,33 @@
+"""The program as a whole: what it loads, what it says of itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from steerlm.cli.main import run, shown_default
+
+
+def test_data_commands_do_without_pytorch() -> None:
+    """It takes seconds to load."""
+    code = "import sys, steerlm.cli.data; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("default", "shown"),
+    [(False, None), ((), None), ([], None), ({}, None), (0, "0"), (0.0, "0.0"), (True, "True"), ("auto", "auto")],
+)
+def test_defaults_in_help(default: object, shown: str | None) -> None:
+    assert shown_default(default) == shown
+
+
+def test_help_of_lists_and_flags_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["generate", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--stop" in text
+    assert "--empty-stop" not in text
+    assert "[default: False]" not in text
+    assert "[default: 512]" in " ".join(text.replace("│", " ").split())
