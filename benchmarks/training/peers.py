@@ -14,7 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
 
 from benchmarks.measure import StepClock, resident_mb
 from benchmarks.training.data import IGNORED, read_sequences
@@ -34,6 +40,7 @@ def train(options: Options, prepared: Prepared, contender: Contender, folder: Pa
         trainer = make_trainer(options, prepared, contender, folder)
         counted = _Counted(trainer.data_collator)
         trainer.data_collator = counted
+        trainer.remove_callback(PrinterCallback)
         outcome = trainer.train()
     return Run(
         seconds=time.perf_counter() - began,

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from benchmarks.training import check, data, flops
+from benchmarks.training import check, data, flops, ours, peers, profiling
 from benchmarks.training.options import Options, Prepared, Work
 from benchmarks.training.results import Run, compared
 from steerlm.attention import TreeLayout, use_tree_attention
@@ -119,6 +119,36 @@ def test_what_is_beyond_the_context_is_left_out_for_all(chatml_base: Path, tmp_p
 def test_nothing_fits(chatml_base: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="raise it"):
         data.prepare(options(chatml_base, context=16, pack_tokens=16), "policy-sample", tmp_path)
+
+
+def test_every_contender_trains_all_tokens(chatml_base: Path, tmp_path: Path) -> None:
+    asked = options(chatml_base, conversations=4, batch=2, accumulation=2)
+    prepared = data.prepare(asked, "attributes-sample", tmp_path)
+    figures = prepared.figures
+    trees = ours.train(asked, prepared, "steerlm", tmp_path)
+    threads = ours.train(asked, prepared, "steerlm-threads", tmp_path)
+    others = peers.train(asked, prepared, "transformers", tmp_path)
+    assert trees.tokens == figures["trees"]["tokens"]
+    assert threads.tokens == others.tokens == figures["threads"]["tokens"]
+    assert others.computed_tokens >= others.tokens
+    assert others.passes == -(-figures["threads"]["sequences"] // 2)
+    assert others.steps == -(-others.passes // 2)
+    assert all(run.loss > 0 and run.peak_mb > 0 for run in (trees, threads, others))
+
+
+def test_the_profile_finds_every_part(chatml_base: Path, tmp_path: Path) -> None:
+    asked = options(chatml_base, conversations=6, profile_steps=1, batch_tokens=600)
+    prepared = data.prepare(asked, "policy-sample", tmp_path)
+    record = profiling.profile_steps(asked, prepared, tmp_path)
+    assert all(record["seconds"][part] > 0 for part in profiling.PARTS)
+    assert sum(record["shares"].values()) == pytest.approx(1)
+    assert sum(record["seconds"].values()) >= record["elapsed"]
+
+
+def test_an_epoch_too_short_to_profile(chatml_base: Path, tmp_path: Path) -> None:
+    asked = options(chatml_base, conversations=2, profile_steps=9)
+    prepared = data.prepare(asked, "policy-sample", tmp_path)
+    assert profiling.profile_steps(asked, prepared, tmp_path) == {}
 
 
 @pytest.fixture
