@@ -39,8 +39,10 @@ format: setup  ## reformat the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup  ## measure on this machine (results go to benchmarks/results)
-	$(BIN)/python benchmarks/tree_vs_threads.py --conversations 8
+bench: setup  ## a small measurement on this machine; see benchmarks/README.md for the real ones
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m benchmarks.training --work policy-sample attributes-sample --conversations 4 --out runs/bench/training.json
+	$(BIN)/python -m benchmarks.growth --sizes 100 1000 --steps 10 --out runs/bench/growth.json
 
 real-data: setup  ## the whole method on Open Assistant and HelpSteer, from $$STEERLM_SHARED_DATA (about two hours)
 	$(BIN)/steerlm quickstart --recipe real-data --out runs/real-data \
