@@ -14,7 +14,9 @@ from steerlm.attention import use_tree_attention
 from steerlm.attributes import STEERLM
 from steerlm.files import load_conversations
 from steerlm.models.load import new_model
-from steerlm.training.task import Batch, make_packs
+from steerlm.packing import fit, pack
+from steerlm.training.survey import Survey
+from steerlm.training.task import Batch
 
 
 def summed_losses(options: Options, prepared: Prepared, folder: Path) -> dict[str, Any]:
@@ -42,10 +44,10 @@ def _ours(options: Options, prepared: Prepared, contender: Contender, names: lis
         conversations = [c for c in load_conversations(prepared.trees) if c.id in names]
     else:
         conversations = [c for c in load_conversations(prepared.threads) if c.id.rpartition("/")[0] in names]
-    task.remember(conversations)
-    packs = make_packs([task.tree(c, 0) for c in conversations], options.context, options.pack_tokens)
+    task.remember(Survey.of(conversations))
+    fitted, _ = fit([task.tree(c, 0) for c in conversations], options.context, options.pack_tokens)
     total = 0.0
     with torch.no_grad():
-        for pack in packs:
-            total += sum(loss.total.item() for loss in task.losses(Batch.of(pack, model.device)).values())
+        for item in pack(fitted, options.pack_tokens):
+            total += sum(loss.total.item() for loss in task.losses(Batch.of(item, model.device)).values())
     return total

@@ -28,7 +28,7 @@ from steerlm.sources import Report, import_conversations
 from steerlm.sources.detect import detect_kind
 from steerlm.sources.trees import without
 from steerlm.tokens import TokenTree
-from steerlm.training.run import commonest_system
+from steerlm.training.survey import Survey
 from steerlm.training.task import Task
 
 IGNORED = -100
@@ -48,7 +48,7 @@ def prepare(options: Options, work: Work, folder: Path) -> Prepared:
     imported = import_conversations(detect_kind(source), source).conversations
     sampled = _sample([c for c in imported if _trained(c)], options.conversations, f"{options.seed}-{name}")
     torch.manual_seed(options.seed)
-    model = new_model(kind, options.base, STEERLM, None, options.level_tokens, commonest_system(sampled))
+    model = new_model(kind, options.base, STEERLM, None, options.level_tokens, Survey.of(sampled).commonest_system)
     model = model.save(folder / "start")
     task = make_task(model, options, "steerlm")
     report = Report(name, (source.name,), skip_faulty=False)
@@ -57,11 +57,11 @@ def prepare(options: Options, work: Work, folder: Path) -> Prepared:
         conversations = _largest(conversations, task, options.batch)
     if not conversations:
         raise DataError(f"no trained response of {name} fits into context={options.context}; raise it")
-    task.remember(conversations)
+    task.remember(Survey.of(conversations))
     threads = [thread for c in conversations for thread in flattened(c, kind)]
     trees, fitting = fit([task.tree(c, 0) for c in conversations], options.context, options.pack_tokens)
     flat = make_task(model, options, "steerlm-threads")
-    flat.remember(threads)
+    flat.remember(Survey.of(threads))
     rows = [sequence(flat.tree(thread, 0), thread, kind) for thread in threads]
     write_conversations(folder / "trees.jsonl", conversations)
     write_conversations(folder / "threads.jsonl", threads)

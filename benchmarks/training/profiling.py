@@ -43,7 +43,7 @@ _DATA: tuple[tuple[Any, str], ...] = (
     (steerlm.attention.TreeLayout, "run_mask"),
 )
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear", "aten::matmul")
-_CROSS_ENTROPY = ("log_softmax", "nll_loss", "cross_entropy", "logsumexp", "logsoftmax", "nllloss")
+_CROSS_ENTROPY = ("log_softmax", "linearnll", "linearweightednll")
 
 
 def profile_steps(options: Options, prepared: Prepared, folder: Path) -> dict[str, Any]:
