@@ -175,6 +175,7 @@ def _checked(tree: TreeLayout | None, query: Tensor, kwargs: dict[str, Any]) -> 
     return tree
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _dense(
     module: nn.Module,
     query: Tensor,
@@ -197,6 +198,8 @@ def _dense(
     return (weights_1HTT @ value_1HTD).transpose(1, 2), None
 
 
+# Its loop over runs differs from pack to pack; compiled blocks leave it as it is.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _segments(
     module: nn.Module,
     query: Tensor,

@@ -162,3 +162,13 @@ def test_learning_reduces_the_loss_and_the_judge_beats_the_mean(run: Any) -> Non
     steps, _ = run("policy", "long", epochs=15, contrast=0.0, label_dropout=0.0)
     losses = trajectory(steps, "loss")
     assert losses[-5:].mean() < 0.8 * losses[:5].mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TRAIN)
+def test_compiling_changes_nothing(run: Any, task: str) -> None:
+    """Compiled blocks fuse operations, which rounds otherwise, and no more."""
+    eager, _ = run(task, "eager", epochs=0.3)
+    compiled, _ = run(task, "compiled", epochs=0.3, compile=True)
+    for key in ("loss", "gradient_norm"):
+        torch.testing.assert_close(trajectory(compiled, key), trajectory(eager, key), rtol=2e-4, atol=1e-6)

@@ -20,6 +20,7 @@ from steerlm.devices import pick_precision
 from steerlm.errors import ConfigError, DataError, StoppedError, TrainingError
 from steerlm.losses import LossSum
 from steerlm.memory import resident_mb
+from steerlm.models.kernels import interpret_blocks
 from steerlm.models.load import SteerModel
 from steerlm.packing import Pack, Report, fit
 from steerlm.parallel.balance import is_blank, share_packs
@@ -305,6 +306,7 @@ class _Run:
             self.checkpoints.load_best(self.network)
         use_plain_attention(self.network)
         restore_blocks(self.network)
+        interpret_blocks(self.network)
         self.network.eval()  # type: ignore[no-untyped-call]
         model = self.task.model
         provenance = {

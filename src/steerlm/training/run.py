@@ -16,8 +16,10 @@ from steerlm import __version__
 from steerlm.attributes import Schema
 from steerlm.devices import pick_precision
 from steerlm.errors import ConfigError, DataError, TrainingError
+from steerlm.memory import keep_freed_memory
 from steerlm.models.adapters import Lora, freeze_layers
 from steerlm.models.directory import Kind, ModelInfo
+from steerlm.models.kernels import compile_blocks, require_liger, use_liger
 from steerlm.models.load import SteerModel, load_model, new_model, with_lora
 from steerlm.parallel.load import blank_model
 from steerlm.parallel.ranks import Ranks
@@ -43,6 +45,8 @@ _INCIDENTAL = {
     "checkpoint_every",
     "keep_checkpoints",
     "gradient_checkpointing",
+    "compile",
+    "kernels",
     "track",
     "device",
     "attention",
@@ -74,6 +78,7 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
         schema = schema.with_defaults(settings.defaults)
     ranks = Ranks.start(settings.device, settings.tensor_parallel)
     _require_possible(settings, ranks)
+    keep_freed_memory()
     with contextlib.closing(ranks), training_data(settings, schema) as data:
         whole, schema = schema, schema_of_labels(settings, schema, data.survey)
         key = run_key(settings, data, schema)
@@ -94,6 +99,8 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
 def _require_possible(settings: TrainSettings, ranks: Ranks) -> None:
     if settings.quantize == "4bit" and ranks.device.type != "cuda":
         raise ConfigError("quantize=4bit needs a CUDA device, and none is used here; leave quantize out")
+    if settings.kernels == "liger":
+        require_liger(ranks.device)
     if settings.lora_rank is not None and ranks.mesh is not None:
         raise ConfigError("an adapter is trained in one process; leave out lora_rank, or start without torchrun")
 
@@ -144,12 +151,18 @@ def make_model(
         model = choose_trained(new_model(*what, ranks.device if settings.quantize == "4bit" else None), settings)
         model.network.to(ranks.device)  # type: ignore[arg-type]
         root = Root(model.network)
+        if settings.kernels == "liger":
+            use_liger(model.network)
         shard(model.network, root, ranks, dtype, settings.gradient_checkpointing)
     else:
         blank = blank_model(*what)
         model, root = choose_trained(blank.model, settings), Root(blank.model.network)
+        if settings.kernels == "liger":
+            use_liger(model.network)
         shard(model.network, root, ranks, dtype, settings.gradient_checkpointing)
         blank.fill(root, ranks.device)
+    if settings.compile:
+        compile_blocks(model.network)
     provenance: dict[str, Any] = {**model.info.provenance, "base": settings.base, **environment()}
     if ranks.world > 1:
         provenance["ranks"] = {"data": ranks.data_world, "tensor": ranks.tensor_world}
