@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from references import dense_layout, path_tokens
-from steerlm.packing import Report, fit, lay_out, pack
+from steerlm.packing import Report, first_fit, fit, lay_out, pack
 from steerlm.tokens import TokenTree
 from strategies import examples, token_trees
 
@@ -95,6 +95,20 @@ def test_everything_keeps_within_its_limits(case: tuple[list[TokenTree], int, in
     # First fit: no two packs could be one.
     sizes = sorted(made.size for made in packs)
     assert len(sizes) < 2 or sizes[0] + sizes[1] > budget
+
+
+@given(st.lists(st.integers(1, 30), max_size=40), st.integers(30, 60))
+def test_first_fit_is_the_first_that_fits(sizes: list[int], budget: int) -> None:
+    """As one would do it by hand: try the bins in order."""
+    bins: list[list[int]] = []
+    for index in sorted(range(len(sizes)), key=lambda k: -sizes[k]):
+        for members in bins:
+            if sum(sizes[k] for k in members) + sizes[index] <= budget:
+                members.append(index)
+                break
+        else:
+            bins.append([index])
+    assert first_fit(sizes, budget) == bins
 
 
 @given(cases())

@@ -15,15 +15,15 @@ from sharded import Case, resume_in_process, save_in_process
 from steerlm.attributes import STEERLM
 from steerlm.models.load import load_model, new_model
 
-SAVED_BY = {"2 data": (2, 1), "2 data x 2 tensor": (4, 2)}
-READ_BY = {"1": (1, 1), "4 data": (4, 1), "2 data x 2 tensor": (4, 2)}
+# By how many processes (of how many tensor ranks each) a checkpoint is saved, and by how many it is read.
+LAYOUTS = {"2 data": ((2, 1), [(1, 1), (4, 1)]), "2 data x 2 tensor": ((4, 2), [(1, 1), (2, 2)])}
 
 
-@pytest.fixture(scope="module", params=SAVED_BY)
-def saved(request: Any, cases: dict[str, Case], tmp_path_factory: Any) -> tuple[Path, list[dict[str, Any]]]:
+@pytest.fixture(scope="module", params=LAYOUTS)
+def saved(request: Any, cases: dict[str, Case], tmp_path_factory: Any) -> Any:
     folder = tmp_path_factory.mktemp("saved")
-    world, tensor_parallel = SAVED_BY[request.param]
-    return folder, launch(world, save_in_process, cases, tensor_parallel, folder)
+    (world, tensor_parallel), readers = LAYOUTS[request.param]
+    return folder, readers, launch(world, save_in_process, cases, tensor_parallel, folder)
 
 
 def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
@@ -33,10 +33,10 @@ def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 
 
 def test_other_processes_go_on_from_a_checkpoint(saved: Any, cases: dict[str, Case]) -> None:
-    """Weights, moments and step counts to the bit, on one process and on four; a further step to rounding."""
-    folder, by_rank = saved
+    """Weights, moments and step counts to the bit; a further step up to rounding."""
+    folder, readers, by_rank = saved
     thirds = []
-    for world, tensor_parallel in READ_BY.values():
+    for world, tensor_parallel in readers:
         for found in launch(world, resume_in_process, cases, tensor_parallel, folder):
             for name, wanted in by_rank[0].items():
                 assert_equal(found[name]["weights"], wanted["weights"])
@@ -50,8 +50,16 @@ def test_other_processes_go_on_from_a_checkpoint(saved: Any, cases: dict[str, Ca
                 torch.testing.assert_close(found[name]["third"][key], value, rtol=1e-6, atol=1e-8)
 
 
+def test_one_process_saves_for_two(cases: dict[str, Case], tmp_path: Path) -> None:
+    (wanted,) = launch(1, save_in_process, cases, 1, tmp_path)
+    for found in launch(2, resume_in_process, cases, 1, tmp_path):
+        for name in cases:
+            assert_equal(found[name]["weights"], wanted[name]["weights"])
+            assert_equal(found[name]["moments"], wanted[name]["moments"])
+
+
 def test_the_model_directory_is_an_ordinary_one(saved: Any, cases: dict[str, Case], tmp_path: Path) -> None:
-    folder, by_rank = saved
+    folder, _, by_rank = saved
     for name, case in cases.items():
         directory = folder / name
         kind = AutoModelForCausalLM if case.kind == "policy" else AutoModelForSequenceClassification

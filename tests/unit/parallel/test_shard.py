@@ -24,8 +24,9 @@ from sharded import (
 from steerlm.attributes import STEERLM
 from steerlm.errors import ConfigError, ModelError
 from steerlm.models.load import new_model
-from steerlm.parallel.shard import decoder_blocks, tensor_plan
-from tiny import llama, qwen2
+from steerlm.parallel.ranks import Ranks
+from steerlm.parallel.shard import Root, decoder_blocks, shard, tensor_plan
+from tiny import llama, qwen2, spread
 
 Found = dict[str, dict[str, Any]]
 LAYOUTS = {"2 data": (2, 1), "2 tensor": (2, 2), "4 data": (4, 1), "2 data x 2 tensor": (4, 2)}
@@ -148,6 +149,23 @@ def test_decoders_that_are_split_in_other_ways() -> None:
             wanted = {name: 2 * parameter.grad for name, parameter in network.named_parameters()}
             wanted["norm"] = torch.nn.utils.get_total_norm(wanted.values())
             assert_close(found[name], wanted, 1e-5)
+
+
+def test_checkpointed_blocks_are_computed_again() -> None:
+    """On one process too, where nothing else is done to the network."""
+    ids = other_ids()
+    gradients = []
+    for checkpointing in (False, True):
+        network = spread(llama(64)).train()
+        calls = []
+        for block in network.model.layers:
+            block.mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        root = Root(network)
+        shard(network, root, Ranks.start("cpu"), activation_checkpointing=checkpointing)
+        root(other_loss, network, ids).backward()
+        assert len(calls) == (4 if checkpointing else 2)
+        gradients.append({name: parameter.grad for name, parameter in network.named_parameters()})
+    assert_equal(gradients[1], gradients[0])
 
 
 @pytest.mark.parametrize(
