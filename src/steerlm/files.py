@@ -46,7 +46,7 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: {'a directory, where a file is needed' if path.is_dir() else 'no such file'}")
     if path.suffix == ".parquet":
         yield from _parquet_rows(path)
         return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +17,7 @@ from steerlm.chat_template import Task
 from steerlm.cli.data_views import LabelsFrom, conversation_view, printable, statistics_view, stdout, token_view
 from steerlm.conversation import Conversation
 from steerlm.dialects import DIALECTS, Renderer, detect_dialect, level_tokens
-from steerlm.errors import ConfigError, DataError
+from steerlm.errors import ConfigError, DataError, SteerLMError
 from steerlm.files import read_conversations, read_rows, row_faults, write_conversations, write_jsonl
 from steerlm.models.directory import FILE, ModelInfo
 from steerlm.sources import (
@@ -27,10 +29,12 @@ from steerlm.sources import (
     to_nemo_regression,
     to_nemo_sft,
 )
+from steerlm.sources.detect import detect_kind
 from steerlm.sources.statistics import ValuesFrom, statistics
 
 DialectName = Literal["nemo", "chatml", "llama3"]
 ExportKind = Literal["nemo-sft", "nemo-regression"]
+_SHOWN_ALIKE = 5
 
 data_app = App(
     name="data",
@@ -80,7 +84,10 @@ def import_command(
     _check_out(out, sources)
     if split is not None and not 0 < split < 1:
         raise ConfigError(f"--split {split} must lie between 0 and 1, such as 0.1")
-    imported = import_conversations(kind, sources, options, _schema(schema))
+    try:
+        imported = import_conversations(kind, sources, options, _schema(schema))
+    except DataError as error:
+        raise DataError(f"{error}{_other_kind(kind, sources)}") from error
     if not imported.conversations:
         raise DataError(f"nothing to write to {out}:\n{imported.report}")
     written = {str(out): imported.conversations}
@@ -217,14 +224,28 @@ def check_command(
     if json_:
         _print_json({"file": str(file), "good": found.good, "faulty": len(found.faults), "faults": found.faults})
     else:
-        for item in found.faults:
-            line = f"{file}:{item['line']}: " if item["line"] else f"{file}: "
-            about = f"conversation {item['conversation']!r}: " if item["conversation"] is not None else ""
-            for fault in item["messages"]:
-                stdout().print(printable(f"{line}{about}{fault}"), soft_wrap=True)
-        stdout().print(f"{found.good} good, {len(found.faults)} faulty")
+        _print_faults(file, found)
     if found.faults:
-        raise DataError(f"{file}: {len(found.faults)} faulty; correct them, or import with --skip-faulty")
+        raise DataError(
+            f"{file}: {len(found.faults)} faulty; correct them, or leave them out with "
+            f"`steerlm data import jsonl {file} --skip-faulty --out GOOD.jsonl`"
+        )
+
+
+def _print_faults(file: Path, found: Checked) -> None:
+    """Every fault with its place; of many that say the same, the first few and their number."""
+    alike: Counter[str] = Counter()
+    for item in found.faults:
+        line = f"{file}:{item['line']}: " if item["line"] else f"{file}: "
+        about = f"conversation {item['conversation']!r}: " if item["conversation"] is not None else ""
+        for fault in item["messages"]:
+            alike[f"{about}{fault}"] += 1
+            if alike[f"{about}{fault}"] <= _SHOWN_ALIKE:
+                stdout().print(printable(f"{line}{about}{fault}"), soft_wrap=True)
+    for text, count in alike.items():
+        if count > _SHOWN_ALIKE:
+            stdout().print(printable(f"{file}: {count - _SHOWN_ALIKE} more lines: {text}"), soft_wrap=True)
+    stdout().print(f"{found.good} good, {len(found.faults)} faulty")
 
 
 @data_app.command(name="show")
@@ -283,7 +304,7 @@ class Checked:
 
 
 def check_file(file: Path, schema: Schema) -> Checked:
-    """All faults of a conversation file. Raises `DataError` where there is no such file."""
+    """All faults of a conversation file. Raises `DataError` where there is no such file, or nothing in it."""
     found = Checked()
     seen: dict[str, int] = {}
     if not file.is_file():
@@ -300,7 +321,7 @@ def check_file(file: Path, schema: Schema) -> Checked:
         # A torn archive ends the reading, but not before the faults above it are told.
         found.faults.append({"line": 0, "conversation": None, "messages": [str(error).removeprefix(f"{file}: ")]})
     if not found.good and not found.faults:
-        found.faults.append({"line": 0, "conversation": None, "messages": ["the file holds no conversations"]})
+        raise DataError(f"{file}: the file holds no conversations")
     return found
 
 
@@ -360,6 +381,15 @@ def _check_out(out: Path, sources: list[str]) -> None:
         raise ConfigError(f"{out}: Parquet is read but not written; name a .jsonl, .jsonl.gz or .jsonl.zst file")
     if any(out.resolve() == Path(source).resolve() for source in sources):
         raise ConfigError(f"{out} is read and cannot be written to in the same run; give --out another name")
+
+
+def _other_kind(kind: Kind, sources: list[str]) -> str:
+    """A hint where a source that could not be read looks like another kind of data."""
+    for source in sources:
+        with contextlib.suppress(SteerLMError):
+            if (found := detect_kind(source)) != kind:
+                return f"; this looks like {found} data, which `steerlm data import {found}` reads"
+    return ""
 
 
 def _some(records: Iterator[dict[str, Any]], complaint: str) -> Iterator[dict[str, Any]]:

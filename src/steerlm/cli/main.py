@@ -63,10 +63,10 @@ def run(arguments: Sequence[str]) -> int:
     errors = Console(stderr=True, soft_wrap=True)
     try:
         asks_for_overview = not arguments or arguments[0].startswith("-")
-        result = build_app(asks_for_overview)(
-            list(arguments), exit_on_error=False, print_error=True, error_console=errors
-        )
-    except cyclopts.CycloptsError:
+        result = build_app(asks_for_overview)(list(arguments), exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as error:
+        command = " ".join(("steerlm", *(error.command_chain or ())))
+        errors.print(f"error: {error}\nsee {command} --help", markup=False, highlight=False, style="red")
         return 2
     except SteerLMError as error:
         errors.print(f"error: {error}", markup=False, highlight=False, style="red")

@@ -30,5 +30,5 @@ def detect_kind(path: str | Path) -> str:
             return kind
     raise DataError(
         f"{path}: cannot tell what kind of data this is from the keys {', '.join(sorted(keys))}; "
-        "convert it with `steerlm data import KIND`"
+        "bring it into our own form, which README.md shows, or that of HelpSteer (prompt, response, ratings)"
     )

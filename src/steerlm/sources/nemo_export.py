@@ -29,12 +29,12 @@ class ExportReport:
         return asdict(self)
 
     def __str__(self) -> str:
-        return (
-            f"wrote {self.records} records\n"
-            f"left out {self.single_messages} threads of a single message\n"
-            f"{self.unlabelled_responses} responses have no label\n"
-            f"{self.markers_broken} texts held a marker, which was broken up"
-        )
+        notes = {
+            f"left out {self.single_messages} threads of a single message": self.single_messages,
+            f"{self.unlabelled_responses} responses have no label": self.unlabelled_responses,
+            f"{self.markers_broken} texts held a marker, which was broken up": self.markers_broken,
+        }
+        return "\n".join([f"wrote {self.records} records", *(note for note, count in notes.items() if count)])
 
 
 def to_nemo_sft(

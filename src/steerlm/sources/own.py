@@ -26,7 +26,8 @@ def read_own(
             if isinstance(name, str) and name in seen:
                 faults.append(f"the id was already used at {seen[name]}; ids must be unique")
             if faults:
-                raise record.fault(f"conversation {name!r}: {'; '.join(faults)}")
+                about = f"conversation {name!r}: " if name else ""
+                raise record.fault(f"{about}{'; '.join(faults)}")
             conversation = Conversation.from_dict(record.data, schema)
             seen[conversation.id] = record.where
         if conversation is not None:

@@ -91,6 +91,14 @@ def test_import_writes_conversations_and_says_what_it_did(run: Run, rows: Path, 
     ]
 
 
+def test_import_of_another_kind_says_which(run: Run, rows: Path, tree: Path, tmp_path: Path) -> None:
+    for kind, source, found in (("oasst", rows, "helpsteer"), ("helpsteer", tree, "jsonl"), ("jsonl", rows, "helps")):
+        with pytest.raises(DataError, match=rf"line 1: .*; this looks like {found}.* data, which `steerlm data import"):
+            run("import", kind, source, "--out", tmp_path / "out.jsonl")
+    with pytest.raises(DataError, match=r"a directory, where a file is needed$"):
+        run("import", "oasst", tmp_path, "--out", tmp_path / "out.jsonl")
+
+
 def test_import_with_a_split_writes_two_files_that_hold_it_all(run: Run, rows: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out.jsonl.gz"
     said = json.loads(run("import", "helpsteer", rows, "--out", out, "--split", 0.25, "--seed", 3, "--json"))
@@ -240,6 +248,18 @@ def test_check_finds_every_fault_with_its_place(run: Run, tmp_path: Path, capsys
     assert [len(item["messages"]) for item in found["faults"]] == [2, 1, 1]
 
 
+def test_check_of_another_kind_of_data_says_it_a_few_times(
+    run: Run, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(DataError, match="80 faulty"):
+        run("check", rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[1] for line in lines[:5]] == ["1", "2", "3", "4", "5"]
+    assert "it has no messages, so it is no conversation; `steerlm data import`" in lines[0]
+    assert lines[5].startswith(f"{rows}: 75 more lines: it has no messages")
+    assert lines[6:] == ["0 good, 80 faulty"]
+
+
 def test_check_of_a_good_file(run: Run, tree: Path, tmp_path: Path) -> None:
     assert run("check", tree) == "2 good, 0 faulty\n"
     schema = tmp_path / "schema.yaml"
@@ -251,7 +271,8 @@ def test_check_of_a_good_file(run: Run, tree: Path, tmp_path: Path) -> None:
 def test_check_of_an_empty_and_of_a_torn_file(tmp_path: Path) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text("\n")
-    assert check_file(empty, STEERLM).faults[0]["messages"] == ["the file holds no conversations"]
+    with pytest.raises(DataError, match=r"empty.jsonl: the file holds no conversations"):
+        check_file(empty, STEERLM)
     torn = tmp_path / "torn.jsonl.gz"
     write_conversations(torn, [Conversation(f"c{n}", (Message("user", f"{n * n}" * 50),)) for n in range(200)])
     torn.write_bytes(torn.read_bytes()[:-200])

@@ -31,3 +31,23 @@ def test_help_of_lists_and_flags_is_short(capsys: pytest.CaptureFixture[str]) ->
     assert "--empty-stop" not in text
     assert "[default: False]" not in text
     assert "[default: 512]" in " ".join(text.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["data", "import"], "KIND requires an argument.\nsee steerlm data import --help"),
+        (["trian"], 'Unknown command "trian". Did you mean "train"?'),
+        (
+            ["data", "import", "foo", "x", "--out", "y"],
+            'Invalid value "foo" for KIND. Choose from: "oasst", "helpsteer"',
+        ),
+        (
+            ["generate", "m", "p", "--temprature", "1"],
+            "--temprature. Did you mean --temperature?\nsee steerlm generate",
+        ),
+    ],
+)
+def test_wrong_commands_say_what_is_right(capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:
+    assert run(arguments) == 2
+    assert says in capsys.readouterr().err
