@@ -165,6 +165,8 @@ def test_learning_reduces_the_loss_and_the_judge_beats_the_mean(run: Any) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # both within PyTorch's compiler
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("task", TRAIN)
 def test_compiling_changes_nothing(run: Any, task: str) -> None:
     """Compiled blocks fuse operations, which rounds otherwise, and no more."""

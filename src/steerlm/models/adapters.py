@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -184,19 +184,6 @@ def embedding_rows(network: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, Te
     weight = adapter.trainable_tokens_delta[_NAME]
     row_of = {token: row for row, token in enumerate(adapter.token_indices[_NAME])}
     return weight, torch.tensor([row_of[token] for token in tokens.tolist()], device=weight.device)
-
-
-def trainable_state(network: nn.Module) -> dict[str, Tensor]:
-    """What training changes, by name: all parameters, or adapters, heads and rows of added tokens alone."""
-    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
-    return {name: value for name, value in network.state_dict().items() if name in trained}
-
-
-def load_trainable_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put a `trainable_state` back. Raises `ModelError` where it is that of another network."""
-    if found := trainable_state(network).keys() ^ state.keys():
-        raise ModelError(f"the saved state is of another network: they differ in {_some(found)}")
-    network.load_state_dict(state, strict=False)
 
 
 def four_bit(device: torch.device) -> dict[str, Any]:

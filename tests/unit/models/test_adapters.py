@@ -24,12 +24,11 @@ from steerlm.models.adapters import (
     four_bit,
     freeze_layers,
     layer_range,
-    load_trainable_state,
-    trainable_state,
 )
 from steerlm.models.base import decoder_layers, identify, load_causal_lm, weights_digest
 from steerlm.models.directory import ModelInfo
 from steerlm.models.load import SteerModel, head_of, load_model, new_model, with_lora
+from steerlm.training.checkpoint import trained
 from steerlm.training.new_tokens import NewTokens
 from tiny import TOKENIZERS, llama, save_base, spread
 from tiny_lora import KINDS, logits, save_lora_base
@@ -178,31 +177,13 @@ def test_new_tokens_learn_as_they_do_without_an_adapter(base: Path, kind: str) -
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_state_of_a_training_is_what_is_trained(base: Path, kind: str) -> None:
+def test_checkpoints_hold_what_is_trained(base: Path, kind: str) -> None:
     model = adapted(kind, base)
-    shake(model.network)
-    expected = logits(model.network)
-    state = {name: value.clone() for name, value in trainable_state(model.network).items()}
-    assert state.keys() == trained_names(model.network)
-    other = adapted(kind, base)
-    load_trainable_state(other.network, state)
-    assert torch.equal(logits(other.network), expected)
-    with pytest.raises(ModelError, match="the saved state is of another network: they differ in "):
-        load_trainable_state(adapted(kind, base, frozen_layers="0:1").network, state)
-
-
-def test_the_state_of_a_whole_network_is_all_of_it(base: Path) -> None:
-    """Tied matrices once; frozen layers are left out."""
+    assert trained(model.network).keys() == trained_names(model.network)
     network = load_causal_lm(base)
-    state = {name: value.clone() for name, value in trainable_state(network).items()}
-    assert state.keys() == dict(network.named_parameters()).keys()
-    assert ("lm_head.weight" in state) == (not network.config.tie_word_embeddings)
-    expected = logits(network, new_tokens=0)
-    other = spread(load_causal_lm(base), seed=9)
-    load_trainable_state(other, state)
-    assert torch.equal(logits(other, new_tokens=0), expected)
+    assert trained(network).keys() == dict(network.named_parameters()).keys()
     freeze_layers(network, "0:1")
-    assert in_layers(set(trainable_state(network))) == {1, 2}
+    assert in_layers(set(trained(network))) == {1, 2}
 
 
 @pytest.mark.parametrize("kind", KINDS)
