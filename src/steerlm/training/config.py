@@ -186,6 +186,9 @@ class PolicySettings(TrainSettings):
 
     labels: LabelSource = "predicted"
     """Where label lines come from: the attribute model, or people first and the model for the rest."""
+    match_spread: bool = False
+    """Stretch predicted values to the spread that people's ratings of the same attribute have in the data. Predictions
+    lean to the mean, so that without this the ends of the scales are hardly ever trained."""
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability with which each attribute is left out of a label line, so that users may leave it unset."""
     level_tokens: bool = True

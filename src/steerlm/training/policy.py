@@ -8,7 +8,7 @@ a small model otherwise overlooks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -32,6 +32,18 @@ def labels_of(message: Message, source: LabelSource) -> dict[str, float]:
     return dict(message.predicted) if source == "predicted" else {**message.predicted, **message.ratings}
 
 
+def stretches(survey: Survey) -> dict[str, tuple[float, float, float]]:
+    """For each attribute that people rated and the attribute model predicted: the mean of the predictions, by what to
+    multiply their distance from it, and the mean of the ratings, so that both have the same mean and deviation.
+    """
+    found = {}
+    for name, predicted in survey.predictions.items():
+        rated = survey.ratings.get(name)
+        if rated and rated.deviation > 0 and predicted.deviation > 0:
+            found[name] = (predicted.mean, rated.deviation / predicted.deviation, rated.mean)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """Of one pack: the loss of its responses as sum and count, and the gap of each that has a foil, in nats."""
@@ -53,6 +65,7 @@ class PolicyTask:
 
     def __post_init__(self) -> None:
         self._others: list[dict[str, float]] = []
+        self._stretch: dict[str, tuple[float, float, float]] = {}
         self._bare = 0
 
     def remember(self, survey: Survey) -> None:
@@ -60,6 +73,8 @@ class PolicyTask:
 
         Raises `DataError` where no response carries labels.
         """
+        if self.settings.match_spread:
+            self._stretch = stretches(survey)
         self._others = [values for message in survey.sample if (values := self._labels(message))]
         self._bare = survey.responses - (survey.predicted if self.settings.labels == "predicted" else survey.labelled)
         if self._bare == survey.responses:
@@ -94,7 +109,11 @@ class PolicyTask:
 
     def _labels(self, message: Message) -> dict[str, float]:
         """Held-out data may carry labels of attributes that the data to train on, and so the model, has not."""
-        return self.model.schema.known(labels_of(message, self.settings.labels))
+        predicted = dict(message.predicted)
+        for name, (middle, factor, target) in self._stretch.items():
+            if name in predicted:
+                predicted[name] = target + factor * (predicted[name] - middle)
+        return self.model.schema.known(labels_of(replace(message, predicted=predicted), self.settings.labels))
 
     def _foils(
         self, conversation: Conversation, labels: Mapping[int, Labels], random: Any

@@ -119,9 +119,9 @@ def schema_of_labels(settings: TrainSettings, schema: Schema, survey: Survey) ->
 
     Raises `DataError` where the settings weigh an attribute that no response is rated on.
     """
-    seen = set(survey.counts)
+    seen = set(survey.ratings)
     if isinstance(settings, PolicySettings):
-        seen = survey.predicted_names if settings.labels == "predicted" else seen | survey.predicted_names
+        seen = set(survey.predictions) if settings.labels == "predicted" else seen | set(survey.predictions)
     if not seen:
         return schema  # the task says what the data lack
     if isinstance(settings, AttributeSettings):

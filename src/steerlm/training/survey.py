@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Self
 
 from steerlm.conversation import Conversation, Message
 
 _SAMPLE = 10_000
 _SYSTEMS = 1_000
+
+
+@dataclass(slots=True)
+class Moments:
+    """Mean and standard deviation of numbers seen one by one."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def add(self, value: float) -> None:
+        self.count += 1
+        self.total += value
+        self.squares += value * value
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count
+
+    @property
+    def deviation(self) -> float:
+        return math.sqrt(max(0.0, self.squares / self.count - self.mean**2))
 
 
 class Survey:
@@ -23,10 +47,9 @@ class Survey:
         self.predicted = 0
         self.labelled = 0
         """Responses with a rating, with a prediction, with either."""
-        self.sums: Counter[str] = Counter()
-        self.counts: Counter[str] = Counter()
-        """Of the human ratings, by attribute."""
-        self.predicted_names: set[str] = set()
+        self.ratings: defaultdict[str, Moments] = defaultdict(Moments)
+        self.predictions: defaultdict[str, Moments] = defaultdict(Moments)
+        """By attribute."""
         self.sample: list[Message] = []
         """Responses with ratings or predictions, each as likely to be here as any other, without their texts."""
         self._systems: Counter[str] = Counter()
@@ -49,9 +72,9 @@ class Survey:
             self.responses += 1
             self.rated += bool(message.ratings)
             self.predicted += bool(message.predicted)
-            self.sums.update(message.ratings)
-            self.counts.update(message.ratings.keys())
-            self.predicted_names.update(message.predicted)
+            for values, moments in ((message.ratings, self.ratings), (message.predicted, self.predictions)):
+                for name, value in values.items():
+                    moments[name].add(value)
             if message.ratings or message.predicted:
                 self._draw(Message("assistant", "", None, message.ratings, message.predicted))
 
@@ -71,4 +94,4 @@ class Survey:
     @property
     def mean_ratings(self) -> Mapping[str, float]:
         """The mean human rating of each attribute that has any."""
-        return {name: self.sums[name] / count for name, count in self.counts.items()}
+        return {name: moments.mean for name, moments in self.ratings.items()}

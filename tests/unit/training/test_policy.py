@@ -280,3 +280,21 @@ def test_validation_figures(policy: SteerModel, conversations: Callable[..., lis
     assert figures["tokens"] == task_.terms(packs)["nll"].count
     assert figures["loss"] == pytest.approx(total / figures["tokens"], rel=1e-5)
     use_plain_attention(policy.network)
+
+
+def test_predictions_are_stretched_to_the_spread_of_ratings(policy: SteerModel) -> None:
+    """Ratings 0, 4 have mean 2 and deviation 2; predictions 1, 1.5, 2 have mean 1.5: the ends move out to 2 -+ 2.45."""
+    conversation = tree_of(
+        answer("a", {"humor": 1.0}, {"humor": 0.0}),
+        answer("b", {"humor": 1.5}),
+        answer("c", {"humor": 2.0, "quality": 1.0}, {"humor": 4.0}),
+    )
+    made = task(policy, [conversation], match_spread=True, labels="predicted")
+    lines = [line for _, line, _ in labels_in(policy, made.tree(conversation, 0))]
+    assert lines == ["humor:0", "humor:2", "quality:1,humor:4"]
+    plain = task(policy, [conversation], labels="predicted")
+    assert [line for _, line, _ in labels_in(policy, plain.tree(conversation, 0))] == [
+        "humor:1",
+        "humor:2",
+        "quality:1,humor:2",
+    ]
