@@ -35,8 +35,8 @@ from steerlm.parallel.load import blank_model
 from steerlm.parallel.local import local_part, read_rows, write_rows
 from steerlm.parallel.ranks import Ranks
 from steerlm.parallel.shard import Root, clip_grad_norm, shard
-from steerlm.parallel.state import load_state, save_state
 from steerlm.tokens import TokenTree
+from steerlm.training.checkpoint import Checkpoints, Progress
 from steerlm.training.new_tokens import NewTokens
 from strategies import random_conversation
 from tiny import PLAIN, SHAPE, spread
@@ -245,7 +245,7 @@ def save_in_process(cases: dict[str, Case], tensor_parallel: int, folder: Path) 
             give_gradients(model.network, step)
             optimizer.step()
         found[name] = _trained(root, optimizer)
-        save_state(root, optimizer, folder / f"{name}-checkpoint", ranks)
+        Checkpoints(folder / f"{name}-checkpoint", "a run", 1, ranks).save(root.network, optimizer, Progress(step=1))
         found[name]["fingerprint"] = save_sharded(model, folder / name, ranks, file_bytes=40_000).info.fingerprint
     ranks.close()
     return found
@@ -258,7 +258,8 @@ def resume_in_process(cases: dict[str, Case], tensor_parallel: int, folder: Path
     for name, case in cases.items():
         model, root = spread_out(case, ranks)
         optimizer = make_optimizer(root)
-        load_state(root, optimizer, folder / f"{name}-checkpoint", ranks)
+        checkpoints = Checkpoints(folder / f"{name}-checkpoint", "a run", 1, ranks)
+        assert checkpoints.resume(root.network, optimizer) == Progress(step=1)
         found[name] = _trained(root, optimizer)
         found[name]["rates"] = [group["lr"] for group in optimizer.param_groups]
         give_gradients(model.network, 2)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from steerlm.attributes import Schema
 from steerlm.conversation import Conversation
@@ -19,6 +19,7 @@ from steerlm.errors import DataError
 from steerlm.losses import LossSum, masked_squared_error
 from steerlm.models.load import SteerModel, head_of, hidden_states
 from steerlm.packing import Pack
+from steerlm.parallel.local import write_whole
 from steerlm.tokens import TokenTree
 from steerlm.training.config import AttributeSettings
 from steerlm.training.metrics import agreement_by_attribute
@@ -62,9 +63,10 @@ class AttributeTask:
         seen = passes((self.tree(conversations[int(index)], 0) for index in np.sort(chosen)), self._states)
         states, rated, groups = zip(*seen, strict=True)
         names = [name for pack in groups for name in pack]
-        fits = start_ridge(
-            head_of(self.model.network), torch.cat(states), torch.from_numpy(np.concatenate(rated)), names
-        )
+        head = head_of(self.model.network)
+        fitted = nn.Linear(head.in_features, head.out_features, bias=False)
+        fits = start_ridge(fitted, torch.cat(states), torch.from_numpy(np.concatenate(rated)), names)
+        write_whole(head.weight, fitted.weight.to(self.model.device))
         return {"ridge": {self.model.schema.names[column]: asdict(fit) for column, fit in fits.items()}}
 
     def _states(self, batch: Batch) -> tuple[Tensor, NDArray[np.float64], list[str]]:
