@@ -61,7 +61,7 @@ class Growth:
 
     conversations, file_mb   the data
     startup_seconds          from the call to the first forward pass
-    startup_reads            how many times the bytes of the data file were read until then (0: not known here)
+    startup_read_mb          read from files until then: the data, the model and the tokenizer (0: not known here)
     tokens_per_second        of the steps after the first
     startup_mb, resident_mb  memory at the first forward pass, and after the last step
     peak_mb                  the most it ever was, with the saving of the model
@@ -71,7 +71,7 @@ class Growth:
     conversations: int
     file_mb: float
     startup_seconds: float
-    startup_reads: float
+    startup_read_mb: float
     tokens_per_second: float
     startup_mb: int
     resident_mb: int
@@ -157,13 +157,12 @@ def grow(settings: GrowthSettings, data: Path, count: int, base: Path, out: Path
         train_policy(training)
     seconds = time.perf_counter() - began
     steps = [record for _, record in read_records(out / "metrics.jsonl") if record["kind"] == "train"]
-    size = data.stat().st_size
     assert watch.began is not None
     return Growth(
         conversations=count,
-        file_mb=size / 2**20,
+        file_mb=data.stat().st_size / 2**20,
         startup_seconds=watch.began - began,
-        startup_reads=max(0, watch.startup_bytes - read) / size,
+        startup_read_mb=(watch.startup_bytes - read) / 2**20,
         tokens_per_second=sum(step["tokens"] for step in steps[1:]) / (watch.ends[-1] - watch.ends[0]),
         startup_mb=watch.startup_mb,
         resident_mb=watch.resident_mb,
@@ -196,14 +195,14 @@ def main(*, settings: Annotated[GrowthSettings | None, Parameter(name="*")] = No
 
 def _table(grown: list[Growth]) -> None:
     lines = Table("conversations", title="The same steps on more and more data")
-    for heading in ("file MB", "start-up s", "reads", "tokens/s", "MB at start", "MB after", "peak MB"):
+    for heading in ("file MB", "start-up s", "MB read", "tokens/s", "MB at start", "MB after", "peak MB"):
         lines.add_column(heading, justify="right")
     for item in grown:
         lines.add_row(
             f"{item.conversations:,}",
             f"{item.file_mb:.1f}",
             f"{item.startup_seconds:.1f}",
-            f"{item.startup_reads:.1f}",
+            f"{item.startup_read_mb:.1f}",
             f"{item.tokens_per_second:.0f}",
             f"{item.startup_mb:,}",
             f"{item.resident_mb:,}",

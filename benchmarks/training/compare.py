@@ -66,5 +66,6 @@ def _train(options: Options, prepared: Prepared, contender: Contender, folder: P
 
 def _rate(options: Options) -> dict[str, Any]:
     with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(resolve(options.base)))
+        config = AutoConfig.from_pretrained(resolve(options.base))
+        network = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return flops.product_rate(network, options.pack_tokens, options.precision)

@@ -25,7 +25,6 @@ from steerlm.models.load import head_of
 from steerlm.packing import Pack, lay_out
 from steerlm.tokens import TokenTree
 
-_SQUARE = 3072
 _TRIES = 5
 
 
@@ -66,12 +65,12 @@ def visible_pairs(pack: Pack) -> int:
     return pairs
 
 
-def product_rate(network: PreTrainedModel, rows: int, precision: str) -> dict[str, Any]:
-    """The fastest matrix products of this machine in operations a second: large squares, and the shapes of the model
-    with `rows` rows. `best` is the highest of all.
+def product_rate(network: PreTrainedModel, rows: int, precision: str, square: int = 3072) -> dict[str, Any]:
+    """The fastest matrix products of this machine in operations a second: that of squares, and those of the model's
+    shapes with `rows` rows. `best` is the highest of all.
     """
     shapes = {tuple(module.weight.shape) for module in network.modules() if isinstance(module, nn.Linear)}
-    sizes = [(_SQUARE, _SQUARE, _SQUARE), *((rows, wide, high) for high, wide in sorted(shapes))]
+    sizes = [(square, square, square), *((rows, wide, high) for high, wide in sorted(shapes))]
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     rates = {" x ".join(map(str, size)): _rate(*size, dtype) for size in dict.fromkeys(sizes)}
     return {"products": rates, "best": max(rates.values())}
@@ -80,7 +79,7 @@ def product_rate(network: PreTrainedModel, rows: int, precision: str) -> dict[st
 def _rate(m: int, k: int, n: int, dtype: torch.dtype) -> float:
     a, b, out = torch.randn(m, k, dtype=dtype), torch.randn(k, n, dtype=dtype), torch.empty(m, n, dtype=dtype)
     # Small products are timed several at a time, so that the clock and the call cost next to nothing.
-    calls = max(1, 10**10 // (2 * m * k * n))
+    calls = min(20, max(1, 10**10 // (2 * m * k * n)))
     best = float("inf")
     for _ in range(_TRIES + 1):
         began = time.perf_counter()

@@ -19,6 +19,6 @@ def test_growth_of_a_small_file(chatml_base: Path, tmp_path: Path) -> None:
     settings = GrowthSettings(steps=3, batch_tokens=256)
     result = grow(settings, tmp_path / "data.jsonl", 12, chatml_base, tmp_path / "model")
     assert result.conversations == 12
-    assert result.startup_reads >= 1
+    assert result.startup_read_mb > result.file_mb
     assert result.tokens_per_second > 0
     assert result.peak_mb >= result.resident_mb > 0
