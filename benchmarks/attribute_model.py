@@ -1,149 +1,180 @@
 """How well the attribute model's ridge head judges responses that it has not seen, on real data.
 
-    python benchmarks/attribute_model.py --data OASST.jsonl --data HELPSTEER.jsonl [--out DIR]
+    python -m benchmarks.attribute_model [--data FILE --data FILE] [--keep FOLDER]
 
-Without data it reads `oasst1/messages.jsonl` and `helpsteer/train.jsonl` under `$STEERLM_SHARED_DATA`. Ten-fold
-cross-validation over conversations: each is judged by a head fitted, penalties and all, to the other nine tenths of
-them. The backbone is the same in all folds, so that its states are computed once and kept in DIR/states.npz.
-Writes benchmarks/results/attribute_model.json: per attribute the errors beside those of the training mean, and the
-correlations, each with a 95% interval from drawing whole conversations.
+Ten-fold cross-validation over conversations: each is judged by a head fitted, penalties and all, to nine tenths of the
+others. The untrained backbone is the same in all folds, so that its states are computed once and kept in a file.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import math
 import os
+import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import cyclopts
 import numpy as np
 import torch
+from cyclopts import Parameter
 from numpy.typing import NDArray
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table
+from scipy import stats
 from torch import nn
 
+from benchmarks.measure import set_threads, surroundings
 from steerlm.attention import default_form, use_tree_attention
 from steerlm.attributes import STEERLM
 from steerlm.conversation import Conversation
+from steerlm.devices import pick_device, pick_precision
+from steerlm.errors import ConfigError, SteerLMError
 from steerlm.evaluation.bootstrap import Estimate, cluster_bootstrap
-from steerlm.files import sha256, write_json
+from steerlm.files import replacing, sha256, write_json
 from steerlm.models.load import new_model
-from steerlm.provenance import environment
+from steerlm.packing import fit, pack
 from steerlm.sources import import_conversations
 from steerlm.sources.detect import detect_kind
 from steerlm.training.attribute_model import rating_table, score_states
-from steerlm.training.loop import pick_device, pick_precision
-from steerlm.training.metrics import agreement
+from steerlm.training.config import Precision, Settings
 from steerlm.training.ridge import start_ridge
-from steerlm.training.task import Batch, make_packs
+from steerlm.training.task import Batch
 
 Floats = NDArray[np.float64]
-RESULT = Path(__file__).parent / "results" / "attribute_model.json"
-SHARED = ("oasst1/messages.jsonl", "helpsteer/train.jsonl")
-FOLDS = 10
+_SHARED = ("oasst1/messages.jsonl", "helpsteer/train.jsonl")
+_FOLDS = 10
+
+
+class JudgeSettings(Settings):
+    """Settings of the benchmark."""
+
+    data: tuple[Path, ...] = ()
+    """Rated data in any format that `steerlm data import` reads; without any, those in `$STEERLM_SHARED_DATA`."""
+    base: str = "smollm2"
+    """Base model: a Hugging Face id, a path, or smollm2."""
+    context: Annotated[int, Field(ge=16)] = 2048
+    """Longest path in tokens."""
+    precision: Precision = "auto"
+    """What the backbone computes in."""
+    threads: Annotated[int, Field(ge=1)] = os.cpu_count() or 1
+    """Cores to compute on."""
+    keep: Path = Path("runs/bench/attribute-model")
+    """Folder that keeps the backbone's states, for the next run on the same data."""
+    out: Path = Path(__file__).parent / "results" / "attribute_model.json"
+    """File of the results."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """All rated responses. Shapes: R responses, D hidden, A attributes.
+    """All rated responses. Shapes: R responses, C conversations, D hidden, A attributes.
 
-    states_RD        the backbone's states at their score positions
+    states_RD        the untrained backbone's states at their score positions
     rated_RA         human ratings, NaN where there is none
-    conversation_R   number of the conversation that each belongs to
-    names            ids of those conversations
+    conversation_R   index into `names_C` of each
+    names_C          ids of the conversations
+    tokens, seconds  what computing the states took, in processor time
     """
 
     states_RD: NDArray[np.float32]
     rated_RA: Floats
     conversation_R: NDArray[np.int64]
-    names: tuple[str, ...]
-    seconds: float
+    names_C: NDArray[np.str_]
     tokens: int
+    seconds: float
 
 
 def read(paths: Sequence[Path]) -> list[Conversation]:
-    """The rated conversations of files in any format that `steerlm data import` reads."""
+    """The rated conversations of the files."""
     found = [c for path in paths for c in import_conversations(detect_kind(path), path).conversations]
     return [c for c in found if any(message.ratings for message in c.messages)]
 
 
-def extract(conversations: Sequence[Conversation], base: str, context: int, precision: torch.dtype) -> Judged:
-    """Run the untrained backbone over all rated responses."""
+def compute_states(conversations: Sequence[Conversation], base: str, context: int, dtype: torch.dtype) -> Judged:
+    """Run the backbone over all rated responses."""
     model = new_model("attribute-model", base, STEERLM)
     model.network.to(pick_device("auto"))  # type: ignore[arg-type]
     model.network.eval()
     use_tree_attention(model.network, default_form(model.device))
     number = {c.id: index for index, c in enumerate(conversations)}
-    trees = [
+    trees = (
         model.renderer.tree(c, "score", weights={i: float(bool(c.messages[i].ratings)) for i in c.responses})
         for c in conversations
-    ]
-    packs = make_packs(trees, context, context)
+    )
+    packs = pack(fit(trees, context)[0], context)
     states, ratings, owners = [], [], []
-    began = time.perf_counter()
-    for index, pack in enumerate(packs):
-        with torch.no_grad(), torch.autocast(model.device.type, precision, enabled=precision != torch.float32):
-            states.append(score_states(model, Batch.of(pack, model.device)).float().cpu().numpy())
-        owners += [number[response.conversation] for response in pack.responses]
-        ratings += [conversations[number[r.conversation]].messages[r.message].ratings for r in pack.responses]
+    began = time.process_time()
+    for index, item in enumerate(packs):
+        with torch.no_grad(), torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+            states.append(score_states(model, Batch.of(item, model.device)).float().cpu().numpy())
+        for response in item.responses:
+            owners.append(number[response.conversation])
+            ratings.append(conversations[owners[-1]].messages[response.message].ratings)
         if index % 10 == 0:
-            print(f"{index + 1} of {len(packs)} packs, {time.perf_counter() - began:.0f} s", flush=True)
+            print(f"pack {index + 1} of {len(packs)}", file=sys.stderr, flush=True)
     return Judged(
         np.concatenate(states),
         rating_table(STEERLM, ratings),
         np.array(owners),
-        tuple(number),
-        time.perf_counter() - began,
-        sum(pack.size for pack in packs),
+        np.array(list(number)),
+        sum(item.size for item in packs),
+        time.process_time() - began,
     )
 
 
-def cached(file: Path, key: str, conversations: Sequence[Conversation], **how: Any) -> Judged:
-    """What `extract` yields, from `file` where that holds it for the same `key`."""
+def kept_states(file: Path, key: str, compute: Callable[[], Judged]) -> Judged:
+    """What `compute` gives, from `file` where that holds it for the same `key`."""
     if file.is_file():
         with np.load(file) as kept:
             if str(kept["key"]) == key:
-                fields = {name: kept[name] for name in ("states_RD", "rated_RA", "conversation_R")}
-                return Judged(
-                    **fields, names=tuple(kept["names"]), seconds=float(kept["seconds"]), tokens=int(kept["tokens"])
-                )
-    judged = extract(conversations, **how)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(file, key=key, **{**asdict(judged), "names": np.array(judged.names)})
+                return Judged(**{field.name: kept[field.name][()] for field in fields(Judged)})
+    judged = compute()
+    with replacing(file) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, key=key, **asdict(judged))
     return judged
 
 
 def folds(names: Sequence[str]) -> NDArray[np.int64]:
-    """The fold of each conversation: by the digest of its id, ten of equal size."""
-    ranks = np.argsort(np.argsort([hashlib.sha256(name.encode()).hexdigest() for name in names]))
-    return ranks % FOLDS
+    """The fold of each conversation, ten of equal size in the order of the digests of ids."""
+    digests = [hashlib.sha256(str(name).encode()).hexdigest() for name in names]
+    return np.argsort(np.argsort(digests)) % _FOLDS
 
 
 def cross_validate(judged: Judged) -> tuple[Floats, Floats]:
     """For every response the scores of the head that was fitted without its conversation, and the training means."""
-    fold_R = folds(judged.names)[judged.conversation_R]
+    fold_R = folds(judged.names_C)[judged.conversation_R]
     states_RD, rated_RA = torch.from_numpy(judged.states_RD).double(), torch.from_numpy(judged.rated_RA)
+    groups = judged.names_C[judged.conversation_R]
     predicted_RA, mean_RA = np.full((2, *judged.rated_RA.shape), np.nan)
-    for fold in range(FOLDS):
+    for fold in range(_FOLDS):
         kept_R, out_R = fold_R != fold, fold_R == fold
         head = nn.Linear(states_RD.shape[1], rated_RA.shape[1], bias=False).double()
-        groups = [judged.names[number] for number in judged.conversation_R[kept_R]]
-        start_ridge(head, states_RD[kept_R], rated_RA[kept_R], groups)
+        start_ridge(head, states_RD[kept_R], rated_RA[kept_R], groups[kept_R].tolist())
         predicted_RA[out_R] = head(states_RD[out_R]).detach().numpy()
-        mean_RA[out_R] = np.nanmean(judged.rated_RA[kept_R], axis=0)
-        print(f"fold {fold + 1} of {FOLDS}", flush=True)
+        known_A = ~np.isnan(judged.rated_RA[kept_R]).all(axis=0)
+        mean_RA[np.ix_(out_R, known_A)] = np.nanmean(judged.rated_RA[kept_R][:, known_A], axis=0)
     return predicted_RA, mean_RA
 
 
-def figures(judged: Judged, predicted_RA: Floats, mean_RA: Floats) -> dict[str, Any]:
-    """Per attribute: errors, those of the mean, their difference and the correlations, with intervals."""
+# Of predictions p, human ratings r and training means m.
+FIGURES: dict[str, Callable[[Floats, Floats, Floats], float]] = {
+    "mae": lambda p, r, m: float(np.abs(p - r).mean()),
+    "baseline_mae": lambda p, r, m: float(np.abs(m - r).mean()),
+    "mae_minus_baseline": lambda p, r, m: float((np.abs(p - r) - np.abs(m - r)).mean()),
+    "rmse": lambda p, r, m: float(np.sqrt(np.square(p - r).mean())),
+    "baseline_rmse": lambda p, r, m: float(np.sqrt(np.square(m - r).mean())),
+    "pearson": lambda p, r, m: float(stats.pearsonr(p, r).statistic) if np.ptp(p) > 0 < np.ptp(r) else np.nan,
+    "spearman": lambda p, r, m: float(stats.spearmanr(p, r).statistic) if np.ptp(p) > 0 < np.ptp(r) else np.nan,
+}
+
+
+def agreement(judged: Judged, predicted_RA: Floats, mean_RA: Floats, resamples: int = 2000) -> dict[str, Any]:
+    """Per attribute all figures, each with its interval from drawing whole conversations."""
     found = {}
     for column, attribute in enumerate(STEERLM):
         present_R = ~np.isnan(judged.rated_RA[:, column])
@@ -151,82 +182,64 @@ def figures(judged: Judged, predicted_RA: Floats, mean_RA: Floats) -> dict[str, 
             continue
         samples = [table[present_R, column] for table in (predicted_RA, judged.rated_RA, mean_RA)]
         clusters = judged.conversation_R[present_R]
-
-        def estimate(name: str, clusters: Any = clusters, samples: Any = samples) -> Estimate:
-            return cluster_bootstrap(lambda p, r, m: agreement(p, r, m)[name], clusters, *samples)
-
-        found[attribute.name] = {
-            "n": int(present_R.sum()),
-            "conversations": len(set(clusters)),
-            **{name: estimate(name)._asdict() for name in ("mae", "baseline_mae", "rmse", "pearson", "spearman")},
-            "mae_minus_baseline": cluster_bootstrap(
-                lambda p, r, m: float((np.abs(p - r) - np.abs(m - r)).mean()), clusters, *samples
-            )._asdict(),
+        estimates = {
+            name: cluster_bootstrap(figure, clusters, *samples, resamples=resamples)._asdict()
+            for name, figure in FIGURES.items()
         }
+        found[attribute.name] = {"n": int(present_R.sum()), "conversations": len(set(clusters)), **estimates}
     return found
 
 
-def show(found: dict[str, Any]) -> None:
-    """The figures as a table."""
-    table = Table(box=None)
-    for name in ("attribute", "n", "MAE", "of the mean", "difference", "Pearson", "Spearman"):
-        table.add_column(name)
-    for name, row in found.items():
-        shown = [Estimate(**row[key]) for key in ("mae", "baseline_mae", "mae_minus_baseline", "pearson", "spearman")]
-        table.add_row(name, str(row["n"]), *(str(item) if math.isfinite(item.value) else "-" for item in shown))
-    Console(width=160).print(table)
-
-
-def main() -> None:
-    """Measure, show, and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", action="append", type=Path, help="rated data; may be repeated")
-    parser.add_argument("--base", default="smollm2", help="base model: a Hugging Face id, a path, or smollm2")
-    parser.add_argument("--context", type=int, default=2048, help="longest path in tokens")
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/attribute-model-benchmark"), help="where states are kept"
-    )
-    parser.add_argument("--result", type=Path, default=RESULT, help="JSON file to write")
-    arguments = parser.parse_args()
-    paths = arguments.data
-    if not paths:
-        if "STEERLM_SHARED_DATA" not in os.environ:
-            parser.error("name the data with --data, or set STEERLM_SHARED_DATA")
-        paths = [Path(os.environ["STEERLM_SHARED_DATA"]) / name for name in SHARED]
-    conversations = read(paths)
-    precision = pick_precision(arguments.precision, pick_device("auto"))
-    how = {"base": arguments.base, "context": arguments.context, "precision": str(precision).removeprefix("torch.")}
+def main(*, settings: Annotated[JudgeSettings | None, Parameter(name="*")] = None) -> None:
+    """Judge held-out responses in ten folds; print a table, write the result."""
+    settings = settings or JudgeSettings()
+    set_threads(settings.threads)
+    paths = settings.data or [Path(os.environ.get("STEERLM_SHARED_DATA", "")) / name for name in _SHARED]
+    if not settings.data and "STEERLM_SHARED_DATA" not in os.environ:
+        raise ConfigError("no data; name files with --data, or the folder of real data in STEERLM_SHARED_DATA")
+    dtype = pick_precision(settings.precision, pick_device("auto"))
     data = {path.name: sha256(path) for path in paths}
-    key = json.dumps([how, data, environment()["libraries"]])
-    judged = cached(
-        arguments.out / "states.npz",
-        key,
-        conversations,
-        base=arguments.base,
-        context=arguments.context,
-        precision=precision,
+    how = {"base": settings.base, "context": settings.context, "precision": str(dtype).removeprefix("torch.")}
+    judged = kept_states(
+        settings.keep / "states.npz",
+        json.dumps([how, data]),
+        lambda: compute_states(read(paths), settings.base, settings.context, dtype),
     )
-    began = time.perf_counter()
-    found = figures(judged, *cross_validate(judged))
-    show(found)
-    write_json(
-        arguments.result,
-        {
-            "attributes": found,
-            "responses": len(judged.states_RD),
-            "conversations": len(judged.names),
-            "folds": FOLDS,
-            "intervals": "95%, bootstrap over conversations",
-            **how,
-            "data": data,
-            "tokens": judged.tokens,
-            "seconds": {"states": judged.seconds, "folds and intervals": time.perf_counter() - began},
-            **environment(),
-        },
-    )
-    print(f"written to {arguments.result}")
+    began = time.process_time()
+    found = agreement(judged, *cross_validate(judged))
+    record = {
+        "attributes": found,
+        "responses": len(judged.states_RD),
+        "conversations": len(judged.names_C),
+        "folds": _FOLDS,
+        "intervals": "95%, percentiles of 2000 draws of whole conversations",
+        **how,
+        "data": data,
+        "tokens": int(judged.tokens),
+        "processor_seconds": {"states": float(judged.seconds), "folds and intervals": time.process_time() - began},
+        **surroundings(),
+    }
+    write_json(settings.out, record)
+    _table(found)
+
+
+def _table(found: dict[str, Any]) -> None:
+    lines = Table("attribute", "n", title="Held-out responses, against people's ratings", title_justify="left")
+    shown = ("mae", "baseline_mae", "mae_minus_baseline", "rmse", "pearson", "spearman")
+    for name in shown:
+        lines.add_column(name.replace("_", " "), justify="right")
+    for name, row in found.items():
+        lines.add_row(name, str(row["n"]), *(str(Estimate(**row[key])) for key in shown))
+    Console(width=170).print(lines)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        cyclopts.App(
+            name="python -m benchmarks.attribute_model",
+            default_command=main,
+            default_parameter=Parameter(negative=()),
+            result_action="return_value",
+        )()
+    except SteerLMError as error:
+        sys.exit(f"error: {error}")

@@ -58,6 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
+def _in_words(error: cyclopts.CycloptsError) -> str:
+    """What is wrong with a command line; of settings, each with its flag, without what pydantic adds."""
+    from pydantic import ValidationError
+
+    if not isinstance(error.__cause__, ValidationError):
+        return str(error)
+    faults = ((".".join(str(part) for part in item["loc"]), item["msg"]) for item in error.__cause__.errors())
+    return "; ".join(f"--{name.replace('_', '-')}: {message}" for name, message in faults)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run a command; returns the exit code."""
     errors = Console(stderr=True, soft_wrap=True)
@@ -66,7 +76,7 @@ def run(arguments: Sequence[str]) -> int:
         result = build_app(asks_for_overview)(list(arguments), exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
         command = " ".join(("steerlm", *(error.command_chain or ())))
-        errors.print(f"error: {error}\nsee {command} --help", markup=False, highlight=False, style="red")
+        errors.print(f"error: {_in_words(error)}\nsee {command} --help", markup=False, highlight=False, style="red")
         return 2
     except SteerLMError as error:
         errors.print(f"error: {error}", markup=False, highlight=False, style="red")

@@ -241,6 +241,7 @@ def checked(kind: type[S], values: dict[str, Any], where: str) -> S:
         lines = []
         for item in error.errors():
             name = ".".join(str(part) for part in item["loc"])
-            hint = f"; known settings: {', '.join(kind.model_fields)}" if item["type"] == "extra_forbidden" else ""
-            lines.append(f"{name}: {item['msg']}{hint}" if name else item["msg"])
+            lines.append(f"{name}: {item['msg']}" if name else item["msg"])
+        if any(item["type"] == "extra_forbidden" for item in error.errors()):
+            lines.append(f"known settings: {', '.join(kind.model_fields)}")
         raise ConfigError(f"{where}: " + "; ".join(lines)) from error

@@ -46,6 +46,8 @@ def test_help_of_lists_and_flags_is_short(capsys: pytest.CaptureFixture[str]) ->
             ["generate", "m", "p", "--temprature", "1"],
             "--temprature. Did you mean --temperature?\nsee steerlm generate",
         ),
+        (["train", "policy", "--learning-rate", "-1"], "error: --learning-rate: Input should be greater than 0\nsee "),
+        (["annotate", "x", "--model", "m", "--out", "o", "--context", "3", "--precision", "x"], "--precision"),
     ],
 )
 def test_wrong_commands_say_what_is_right(capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:

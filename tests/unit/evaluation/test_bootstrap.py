@@ -1,0 +1,54 @@
+"""Bootstrap intervals against what statistics says they should be."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from steerlm.evaluation.bootstrap import bootstrap, cluster_bootstrap
+
+
+def mean(sample: np.ndarray) -> float:
+    return float(sample.mean())
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
+    sample = np.random.default_rng(0).normal(3, 2, 400)
+    error = 1.96 * sample.std() / math.sqrt(400)
+    found = bootstrap(mean, sample)
+    assert found.value == sample.mean()
+    assert found.low == pytest.approx(sample.mean() - error, abs=0.1 * error)
+    assert found.high == pytest.approx(sample.mean() + error, abs=0.1 * error)
+
+
+def test_samples_are_paired() -> None:
+    sample = np.random.default_rng(0).normal(size=50)
+    assert bootstrap(lambda a, b: float((a - b).mean()), sample + 1, sample) == pytest.approx((1, 1, 1))
+
+
+def test_draws_without_a_value_are_left_out() -> None:
+    found = bootstrap(lambda a: float(a.mean()) if a.mean() > 0 else math.nan, np.array([0.0, 1.0]))
+    assert found == (0.5, 0.5, 1.0)
+    assert all(math.isnan(value) for value in bootstrap(lambda a: math.nan, np.zeros(3)))
+
+
+def test_equal_entries_of_a_cluster_count_once() -> None:
+    """Each of 60 values ten times: the interval is that of 60 values, not of 600, whatever the order of entries."""
+    values = np.random.default_rng(1).normal(size=60)
+    order = np.random.default_rng(2).permutation(600)
+    clusters = np.repeat([f"c{k}" for k in range(60)], 10)[order]
+    found = cluster_bootstrap(mean, clusters, np.repeat(values, 10)[order])
+    expected = bootstrap(mean, values)
+    width, naive = found.high - found.low, np.ptp(bootstrap(mean, np.repeat(values, 10))[1:])
+    assert found.value == pytest.approx(expected.value)
+    assert width == pytest.approx(expected.high - expected.low, rel=0.1)
+    assert width > 2.5 * naive
+
+
+def test_a_cluster_comes_whole() -> None:
+    """Clusters of 1 and of 3: draws are of both, of one twice, or of the other twice, hence 4, 2 or 6 entries."""
+    sizes = set()
+    cluster_bootstrap(lambda a: float(sizes.add(len(a)) or 0.0), [7, 5, 5, 5], np.arange(4.0))  # type: ignore[func-returns-value]
+    assert sizes == {2, 4, 6}
