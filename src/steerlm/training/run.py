@@ -23,6 +23,7 @@ from steerlm.parallel.ranks import Ranks
 from steerlm.parallel.shard import Root, shard
 from steerlm.provenance import environment
 from steerlm.training.attribute_model import AttributeTask
+from steerlm.training.checkpoint import Checkpoints
 from steerlm.training.config import AttributeSettings, PolicySettings, TrainSettings
 from steerlm.training.corpus import TrainingData, training_data
 from steerlm.training.loop import train
@@ -75,8 +76,8 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
         key = run_key(settings, data, schema)
         if resume != "never" and is_finished(settings, key, kind):
             return _finished(settings.out, kind, ranks)
-        if resume == "must" and not list((settings.out / "checkpoints").glob("step-*")):
-            raise TrainingError(f"{settings.out} holds no checkpoint to go on from; leave out --resume must")
+        if resume == "must" and Checkpoints(settings.out / "checkpoints", key, 1, ranks).newest() is None:
+            raise TrainingError(f"{settings.out} holds no whole checkpoint to go on from; leave out --resume must")
         torch.manual_seed(settings.seed)
         model, root = make_model(kind, settings, schema, data.survey.commonest_system, ranks)
         task = make_task(model, settings)
