@@ -38,6 +38,7 @@ def build_app(summaries: bool = False) -> cyclopts.App:
         help="Train language models that their users steer by attributes, and talk to them.",
         help_epilogue="A tour: steerlm quickstart; steerlm chat runs/quickstart/policy",
         result_action="return_value",
+        suppress_keyboard_interrupt=False,  # `run` tells what to do after one
     )
     for name, (place, summary) in COMMANDS.items():
         app.command(f"steerlm.cli.{place}", name=name, **({"help": summary} if summaries else {}))
