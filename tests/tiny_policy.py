@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
+import yaml
 
+from steerlm.cli.main import run
 from steerlm.training.config import PolicySettings
 from steerlm.training.run import train_policy
 
@@ -30,3 +33,13 @@ def policy_settings(folder: Path, out: str) -> PolicySettings:
 def train_process(folder: Path, out: str) -> None:
     torch.set_num_threads(1)
     train_policy(policy_settings(folder, out))
+
+
+def train_command(folder: Path, out: str) -> None:
+    """The same as a command, whose stderr goes to a file."""
+    torch.set_num_threads(1)
+    recipe = folder / f"{out}.yaml"
+    recipe.write_text(yaml.safe_dump(policy_settings(folder, out).model_dump(mode="json", exclude_unset=True)))
+    with (folder / f"{out}.stderr").open("w", encoding="utf-8") as sys.stderr:
+        code = run(["train", "policy", str(recipe)])
+    sys.exit(code)

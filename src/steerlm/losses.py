@@ -121,7 +121,7 @@ class _LinearWeightedNLL(torch.autograd.Function):
         total = hidden_ND.new_zeros((), dtype=torch.float32)
         for part in _chunks(len(targets_N), chunk):
             logp_CV, nll_C = head.log_probabilities(part)
-            total += nll_C @ weights_N[part]
+            total += (nll_C * weights_N[part]).sum()  # autocast would round a product of vectors
             head.add_gradients(part, logp_CV, weights_N[part])
         ctx.gradients = (head.hidden_grad_ND, head.weight_grad_VD)
         return total

@@ -4,69 +4,37 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from steerlm.conversation import Conversation
+from make_trajectory import TRAJECTORY, trajectories
+from processes import launch
+from steerlm.conversation import Conversation, Message
 from steerlm.errors import TrainingError
 from steerlm.files import write_conversations
 from steerlm.training import loop
-from steerlm.training.config import AttributeSettings, PolicySettings
-from steerlm.training.run import train_attribute_model, train_policy
-from tiny import TOKENIZERS, save_base
-from tiny_judge import random_tree
-
-SHARED: dict[str, Any] = {
-    "context": 96,
-    "pack_tokens": 1024,
-    "batch_tokens": 400,
-    "epochs": 1.5,
-    "learning_rate": 3e-3,
-    "warmup_steps": 2,
-    "precision": "fp32",
-    "validate_every": 4,
-    "checkpoint_every": 3,
-    "validation_fraction": 0.3,
-}
-# What a log line says of the machine rather than of the training.
-MACHINE = ("seconds", "tokens_per_second", "memory_mb")
-TRAIN = {"attributes": (AttributeSettings, train_attribute_model), "policy": (PolicySettings, train_policy)}
-
-
-def rated_trees(count: int) -> list[Conversation]:
-    generator = random.Random(3)
-    trees = [random_tree(generator, f"tree-{index}", generator.randint(2, 9)) for index in range(count)]
-    assert any(message.ratings for tree in trees for message in tree.messages)
-    return trees
+from tiny_judge import WORDS
+from tiny_runs import TRAIN, Steps, logged, prepare, stop_on_ranks, train, train_on_ranks
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Any:
     """Train on the same data and base; returns the logged steps (without times) and the weights."""
-    base = save_base(tmp_path / "base", TOKENIZERS["chatml"]())
-    write_conversations(tmp_path / "data.jsonl", rated_trees(40))
+    prepare(tmp_path)
 
-    def train(task: str, name: str, **changes: Any) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
-        kind, function = TRAIN[task]
-        # A ridge head would be solved from the states, which enlarges their rounding errors at once.
-        policy = {"labels": "ratings-first", "contrast": 0.5, "label_dropout": 0.2}
-        extra = policy if task == "policy" else {"head": "random"}
-        out = tmp_path / name
-        settings = kind(
-            **{**SHARED, **extra, "data": [tmp_path / "data.jsonl"], "base": str(base), "out": out, **changes}
-        )
-        model = function(settings)
-        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        steps = [{key: value for key, value in line.items() if key not in MACHINE} for line in lines]
-        return steps, {key: value.clone() for key, value in model.network.state_dict().items()}
+    def train_it(task: str, name: str, **changes: Any) -> tuple[Steps, dict[str, torch.Tensor]]:
+        weights = train(tmp_path, task, name, **changes)
+        return logged(tmp_path / name), weights
 
-    return train
+    return train_it
 
 
-def trajectory(steps: list[dict[str, Any]], key: str) -> torch.Tensor:
+def trajectory(steps: Steps, key: str) -> torch.Tensor:
     return torch.tensor([line[key] for line in steps if line["kind"] == "train"], dtype=torch.float64)
 
 
@@ -81,6 +49,81 @@ def test_pack_size_changes_nothing(run: Any, task: str) -> None:
     assert all(line["packs"] == 1 for line in large if line["kind"] == "train")
     for key in ("loss", "gradient_norm"):
         torch.testing.assert_close(trajectory(small, key), trajectory(large, key), rtol=2e-4, atol=1e-6)
+
+
+def assert_same(found: Steps, wanted: Steps, rtol: float) -> None:
+    for key in ("loss", "gradient_norm"):
+        torch.testing.assert_close(trajectory(found, key), trajectory(wanted, key), rtol=rtol, atol=1e-6)
+
+
+@pytest.mark.parametrize("task", TRAIN)
+def test_one_pack_of_eight_conversations_is_eight_packs_of_one(run: Any, tmp_path: Path, task: str) -> None:
+    """Conversations of about the same size, so that two never share a small pack. Sums of float32 in another order,
+    whose differences four steps of AdamW carry on, agree to 2e-4.
+    """
+    generator = random.Random(0)
+
+    def text(count: int) -> str:
+        return " ".join(generator.choices(WORDS, k=count))
+
+    talks = [
+        Conversation(
+            f"talk-{k}",
+            (Message("user", text(5)), Message("assistant", text(30), 0, {"quality": float(k % 5), "humor": 1.0})),
+        )
+        for k in range(16)
+    ]
+    write_conversations(tmp_path / "data.jsonl", talks)
+    shared = {"batch_conversations": 8, "epochs": 2, "validation_fraction": 0.0, "contrast": 0.0}
+    shared = shared if task == "policy" else {k: v for k, v in shared.items() if k != "contrast"}
+    eight, _ = run(task, "eight", context=300, pack_tokens=2400, **shared)
+    sizes = [line["tokens"] / 8 for line in eight if line["kind"] == "train"]
+    room = int(1.4 * max(sizes))
+    one, _ = run(task, "one", context=room, pack_tokens=room, **shared)
+    assert [line["packs"] for line in eight if line["kind"] == "train"] == [1] * 4
+    assert [line["packs"] for line in one if line["kind"] == "train"] == [8] * 4
+    assert trajectory(one, "tokens").tolist() == trajectory(eight, "tokens").tolist()
+    assert_same(one, eight, rtol=2e-4)
+
+
+@pytest.mark.parametrize("task", TRAIN)
+def test_the_number_of_ranks_changes_nothing(run: Any, tmp_path: Path, task: str) -> None:
+    changes = {"pack_tokens": 192}
+    alone, _ = run(task, "alone", **changes)
+    launch(2, train_on_ranks, tmp_path, task, "two", changes)
+    two = logged(tmp_path / "two")
+    assert trajectory(two, "tokens").min() > 0
+    assert len(two) == len(alone)
+    assert_same(two, alone, rtol=1e-4)
+
+
+def test_stopped_on_two_ranks_and_resumed_on_one_and_on_four(run: Any, tmp_path: Path) -> None:
+    """SIGTERM to one process stops both, after a step whose checkpoint would not have been due."""
+    changes = {"pack_tokens": 192}
+    whole, _ = run("policy", "whole", **changes)
+    told = launch(2, stop_on_ranks, tmp_path, "policy", "stopped", changes, 4)
+    for said in told:
+        assert said.startswith("15: stopped after step 4, saved in ")
+        assert said.endswith("step-00000004; run the same command again to go on")
+    assert [line["step"] for line in logged(tmp_path / "stopped") if line["kind"] == "train"] == [1, 2, 3, 4]
+    for name in ("one", "four"):
+        shutil.copytree(tmp_path / "stopped", tmp_path / name)
+    one, _ = run("policy", "one", **changes)
+    launch(4, train_on_ranks, tmp_path, "policy", "four", changes)
+    for found in (one, logged(tmp_path / "four")):
+        assert len(found) == len(whole)
+        assert_same(found, whole, rtol=1e-4)
+
+
+def test_the_trajectory_of_training_is_the_one_that_was_written_down(tmp_path: Path) -> None:
+    """Across changes of the code and versions of PyTorch: `make_trajectory.py` says how to write it anew."""
+    wanted = json.loads(TRAJECTORY.read_text())
+    found = trajectories(prepare(tmp_path))
+    assert found.keys() == wanted.keys()
+    for task, steps in wanted.items():
+        assert len(found[task]) == len(steps) >= 5
+        for ours, theirs in zip(found[task], steps, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 @pytest.mark.parametrize("task", TRAIN)
@@ -155,6 +198,32 @@ def test_finished_run_is_kept_and_another_is_refused(run: Any, monkeypatch: pyte
 def test_non_finite_loss_stops_with_its_conversations(run: Any) -> None:
     with pytest.raises(TrainingError, match=r"step \d+: loss (nan|inf).*tree-\d+"):
         run("policy", "hot", learning_rate=1e12, min_learning_rate=1e12, clip=1e12, epochs=20)
+
+
+@pytest.mark.parametrize(
+    ("number", "last"), [(4, r"the last good checkpoint is .*step-00000003"), (1, "there is no checkpoint yet")]
+)
+def test_a_non_finite_gradient_stops_with_its_conversations_and_the_last_checkpoint(
+    run: Any, monkeypatch: pytest.MonkeyPatch, number: int, last: str
+) -> None:
+    clip, taken = loop.clip_grad_norm, loop._Run._step
+    given: list[Any] = []
+
+    def step(self: Any, ready: Any, *arguments: Any) -> Any:
+        given.append(ready)
+        return taken(self, ready, *arguments)
+
+    monkeypatch.setattr(loop._Run, "_step", step)
+    monkeypatch.setattr(
+        loop, "clip_grad_norm", lambda *arguments: clip(*arguments) if len(given) <= number else float("inf")
+    )
+    with pytest.raises(
+        TrainingError, match=rf"step {number + 1}: gradient norm inf.*; {last}\. Lower learning_"
+    ) as caught:
+        run("policy", "hot")
+    names = {response.conversation for pack in given[-1].packs for response in pack.responses}
+    assert set(re.findall(r"tree-\d+", str(caught.value).split(";")[0])) == names
+    assert names
 
 
 def test_learning_reduces_the_loss_and_the_judge_beats_the_mean(run: Any) -> None:

@@ -6,8 +6,16 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional
 
-from steerlm.losses import contrast, masked_squared_error, token_nll, weighted_nll
+from steerlm.losses import (
+    contrast,
+    linear_nll,
+    linear_weighted_nll,
+    masked_squared_error,
+    token_nll,
+    weighted_nll,
+)
 
 NAN = math.nan
 
@@ -98,3 +106,93 @@ def test_contrast_raises_the_own_likelihood_and_lowers_the_other() -> None:
     assert own_R.grad is not None
     assert other_R.grad is not None
     assert (own_R.grad.item(), other_R.grad.item()) == (-0.25, 0.25)
+
+
+HIDDEN, VOCABULARY, TOKENS = 6, 11, 7
+
+
+def head(count: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Hidden states [N, D], a weight [V, D] and targets [N]."""
+    generator = torch.Generator().manual_seed(count)
+    hidden_ND = torch.randn(count, HIDDEN, generator=generator, dtype=torch.float64)
+    weight_VD = torch.randn(VOCABULARY, HIDDEN, generator=generator, dtype=torch.float64)
+    targets_N = torch.randint(VOCABULARY, (count,), generator=generator)
+    return hidden_ND.to(dtype).requires_grad_(), weight_VD.to(dtype).requires_grad_(), targets_N
+
+
+@pytest.mark.parametrize("chunk", [1, 3, TOKENS, 2 * TOKENS])
+@pytest.mark.parametrize("count", [TOKENS, 0])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_loss_without_all_logits_is_that_of_all_logits(chunk: int, count: int, weighted: bool) -> None:
+    """Values and gradients against PyTorch's cross entropy in float64; ours makes its sums in float32."""
+    hidden_ND, weight_VD, targets_N = head(count)
+    scale_N = torch.linspace(0.0, 2.0, count)
+    nll_N = functional.cross_entropy(hidden_ND @ weight_VD.T, targets_N, reduction="none")
+    expected = torch.autograd.grad(3 * (nll_N * scale_N).sum(), (hidden_ND, weight_VD))
+
+    hidden_ND, weight_VD = (tensor.detach().float().requires_grad_() for tensor in (hidden_ND, weight_VD))
+    if weighted:
+        loss = linear_weighted_nll(hidden_ND, weight_VD, targets_N, scale_N, chunk)
+        assert loss.count.item() == scale_N.sum().item()
+        total = loss.total
+    else:
+        found_N = linear_nll(hidden_ND, weight_VD, targets_N, chunk)
+        torch.testing.assert_close(found_N.double(), nll_N.detach(), rtol=1e-6, atol=1e-6)
+        total = (found_N * scale_N).sum()
+    assert total.dtype == torch.float32
+    assert total.item() == pytest.approx((nll_N * scale_N).sum().item(), rel=1e-6)
+    found = torch.autograd.grad(3 * total, (hidden_ND, weight_VD))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("trained", ["hidden", "weight", "neither"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradients_are_made_for_what_is_trained_alone(trained: str, weighted: bool) -> None:
+    hidden_ND, weight_VD, targets_N = head(TOKENS, torch.float32)
+    nll_N = functional.cross_entropy(hidden_ND @ weight_VD.T, targets_N, reduction="sum")
+    expected = dict(zip(("hidden", "weight"), torch.autograd.grad(nll_N, (hidden_ND, weight_VD)), strict=True))
+    hidden_ND.requires_grad_(trained == "hidden")
+    weight_VD.requires_grad_(trained == "weight")
+    if weighted:
+        total = linear_weighted_nll(hidden_ND, weight_VD, targets_N, torch.ones(TOKENS), 3).total
+    else:
+        total = linear_nll(hidden_ND, weight_VD, targets_N, 3).sum()
+    assert total.requires_grad == (trained != "neither")
+    if total.requires_grad:
+        total.backward()
+    for name, tensor in (("hidden", hidden_ND), ("weight", weight_VD)):
+        if name == trained:
+            assert tensor.grad is not None
+            torch.testing.assert_close(tensor.grad, expected[name])
+        else:
+            assert tensor.grad is None
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_under_autocast_products_are_in_bfloat16_as_those_of_all_logits(weighted: bool) -> None:
+    """To bfloat16's 8 bits; gradients come in the type of the parameters."""
+    generator = torch.Generator().manual_seed(0)
+    hidden_ND = torch.randn(64, HIDDEN, generator=generator).requires_grad_()
+    weight_VD = torch.randn(VOCABULARY, HIDDEN, generator=generator).requires_grad_()
+    targets_N = torch.randint(VOCABULARY, (64,), generator=generator)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = functional.cross_entropy(functional.linear(hidden_ND, weight_VD), targets_N, reduction="sum")
+        if weighted:
+            found = linear_weighted_nll(hidden_ND, weight_VD, targets_N, torch.ones(64), 10).total
+        else:
+            found = linear_nll(hidden_ND, weight_VD, targets_N, 10).sum()
+    exact = functional.cross_entropy(hidden_ND @ weight_VD.T, targets_N, reduction="sum")
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert found.item() != pytest.approx(exact.item(), rel=1e-6)
+    theirs = torch.autograd.grad(expected, (hidden_ND, weight_VD))
+    for ours, other in zip(torch.autograd.grad(found, (hidden_ND, weight_VD)), theirs, strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, other, rtol=2e-2, atol=2e-2 * other.abs().max().item())
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+def test_chunks_do_not_change_the_result_beyond_rounding(chunk: int) -> None:
+    hidden_ND, weight_VD, targets_N = head(50, torch.float32)
+    whole_N = linear_nll(hidden_ND, weight_VD, targets_N, 50)
+    torch.testing.assert_close(linear_nll(hidden_ND, weight_VD, targets_N, chunk), whole_N, rtol=1e-6, atol=1e-6)

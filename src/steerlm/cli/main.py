@@ -40,6 +40,7 @@ def build_app(summaries: bool = False) -> cyclopts.App:
         result_action="return_value",
         # No --empty-stop beside --stop.
         default_parameter=cyclopts.Parameter(negative_iterable=(), show_default=shown_default),
+        suppress_keyboard_interrupt=False,  # `run` tells what to do after one
     )
     for name, (place, summary) in COMMANDS.items():
         app.command(f"steerlm.cli.{place}", name=name, **({"help": summary} if summaries else {}))

@@ -72,18 +72,24 @@ class Checkpoints:
         self.keep = keep
         self.ranks = ranks
 
-    def latest(self) -> Path | None:
-        """The newest checkpoint, whole or not."""
-        found = self._found()
-        return found[-1] if found else None
+    def path(self, step: int) -> Path:
+        """Where the state after `step` steps is kept."""
+        return self.directory / f"step-{step:08d}"
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint that is whole; a damaged one is passed over with a warning."""
+        return self.ranks.on_main(self._newest_whole)
 
     def save(self, network: nn.Module, optimizer: Optimizer, progress: Progress) -> Path:
         """Write the state after `progress.step` steps, then let go of the oldest beyond `keep`."""
-        path = self.directory / f"step-{progress.step:08d}"
+        path = self.path(progress.step)
         self._write(path, {"network": trained(network), "optimizer": optimizer_state(network, optimizer)}, progress)
         if self.ranks.is_main:
-            for old in self._found()[: -self.keep]:
-                shutil.rmtree(old, ignore_errors=True)
+            found = self._found()
+            until = found.index(path) + 1
+            # Those of later steps are damaged: resuming passed them over.
+            for other in found[: max(0, until - self.keep)] + found[until:]:
+                shutil.rmtree(other, ignore_errors=True)
         return path
 
     def resume(self, network: nn.Module, optimizer: Optimizer) -> Progress | None:
@@ -91,7 +97,7 @@ class Checkpoints:
 
         Raises `TrainingError` where it belongs to another run.
         """
-        path = self.ranks.on_main(self._newest_whole)
+        path = self.newest()
         if path is None:
             return None
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))

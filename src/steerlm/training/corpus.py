@@ -71,7 +71,7 @@ class Library:
             self._file.append(number)
             self._start.append(start)
             self._length.append(len(raw))
-            self._name.append(int.from_bytes(hashlib.blake2b(conversation.id.encode(), digest_size=8).digest()))
+            self._name.append(_name_digest(conversation.id))
             watch(len(self) - 1, conversation)
         stream.flush()
         if len(self) == before:
@@ -102,12 +102,19 @@ class Library:
         stream = self._streams[self._file[number]]
         raw = os.pread(stream.fileno(), self._length[number], self._start[number])
         try:
-            return Conversation.from_dict(json.loads(raw), self.schema)
+            conversation = Conversation.from_dict(json.loads(raw), self.schema)
+            if _name_digest(conversation.id) != self._name[number]:
+                raise DataError(f"there is conversation {conversation.id!r}")
         except (ValueError, DataError) as error:
             raise DataError(
                 f"{self.path_of(number)}: changed while it was in use: at byte {self._start[number]} there was "
-                "a conversation before; leave data alone while a training runs, and start it again"
+                "another conversation before; leave data alone while a training runs, and start it again"
             ) from error
+        return conversation
+
+
+def _name_digest(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
 
 
 class Corpus(Sequence[Conversation]):

@@ -14,7 +14,7 @@ from steerlm.parallel.ranks import Ranks
 from steerlm.tokens import TokenTree
 from steerlm.training.config import PolicySettings, TrainSettings
 from steerlm.training.corpus import TrainingData, training_data
-from steerlm.training.loop import steps_of
+from steerlm.training.loop import require_positions, steps_of
 from steerlm.training.run import make_task, schema_of_labels
 from steerlm.training.task import Task
 
@@ -43,15 +43,20 @@ class DryRun:
 
 
 def dry_run(settings: TrainSettings) -> DryRun:
-    """Read and render the data of one epoch. Raises what the training itself would raise for bad data."""
+    """Read and render the data of one epoch. Raises what the training itself would raise for bad data
+    and settings.
+    """
     settings.require_consistent()
     schema = settings.schema_of_attributes
+    if isinstance(settings, PolicySettings):
+        schema = schema.with_defaults(settings.defaults)
     with training_data(settings, schema) as data:
         kind: Kind = "policy" if isinstance(settings, PolicySettings) else "attribute-model"
         as_tokens = isinstance(settings, PolicySettings) and settings.level_tokens
         schema = schema_of_labels(settings, schema, data.survey)
         what = (kind, settings.base, schema, settings.dialect, as_tokens, "", settings.marker_tokens)
         task = make_task(blank_model(*what).model, settings)
+        require_positions(task.model.network, settings)
         task.remember(data.survey)
         return _counted(task, settings, data)
 

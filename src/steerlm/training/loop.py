@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from steerlm.attention import default_form, use_plain_attention, use_tree_attention
 from steerlm.devices import pick_precision
@@ -76,6 +77,13 @@ def train(
     return _Run(task, root, settings, data, checkpoints, ranks).run()
 
 
+def require_positions(network: PreTrainedModel, settings: TrainSettings) -> None:
+    """Raise `ConfigError` where the base model has fewer positions than the context."""
+    positions = getattr(network.config, "max_position_embeddings", settings.context)
+    if settings.context > positions:
+        raise ConfigError(f"context={settings.context} is beyond the base model's {positions} positions; lower it")
+
+
 def steps_of(
     task: Task, settings: TrainSettings, data: TrainingData, epochs: float, start: Position | None = None
 ) -> Iterator[Step[Fitted]]:
@@ -109,9 +117,7 @@ class _Run:
         self.ranks = ranks
         self.device = ranks.device
         self.network = task.model.network
-        positions = getattr(self.network.config, "max_position_embeddings", settings.context)
-        if settings.context > positions:
-            raise ConfigError(f"context={settings.context} is beyond the base model's {positions} positions; lower it")
+        require_positions(self.network, settings)
         self.dtype = pick_precision(settings.precision, self.device)
         form = default_form(self.device) if settings.attention == "auto" else settings.attention
         use_tree_attention(self.network, form)
@@ -122,7 +128,7 @@ class _Run:
     def run(self) -> SteerModel:
         settings = self.settings
         progress = self.checkpoints.resume(self.network, self.optimizer)
-        self.saved = self.checkpoints.latest()
+        self.saved = self.checkpoints.path(progress.step) if progress else None
         main = self.ranks.is_main
         path = settings.out / "metrics.jsonl" if main else None
         log = MetricsLog(path, progress.step if progress else None, settings.track)

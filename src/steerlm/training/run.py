@@ -26,6 +26,7 @@ from steerlm.parallel.ranks import Ranks
 from steerlm.parallel.shard import Root, shard
 from steerlm.provenance import environment
 from steerlm.training.attribute_model import AttributeTask
+from steerlm.training.checkpoint import Checkpoints
 from steerlm.training.config import AttributeSettings, PolicySettings, TrainSettings
 from steerlm.training.corpus import TrainingData, training_data
 from steerlm.training.loop import train
@@ -84,8 +85,8 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
         key = run_key(settings, data, schema)
         if resume != "never" and is_finished(settings, key, kind):
             return _finished(settings.out, kind, ranks)
-        if resume == "must" and not list((settings.out / "checkpoints").glob("step-*")):
-            raise TrainingError(f"{settings.out} holds no checkpoint to go on from; leave out --resume must")
+        if resume == "must" and Checkpoints(settings.out / "checkpoints", key, 1, ranks).newest() is None:
+            raise TrainingError(f"{settings.out} holds no whole checkpoint to go on from; leave out --resume must")
         if ranks.is_main and (missing := [name for name in whole.names if name not in schema]):
             note = f"no label of {', '.join(missing)} in the data; the {kind} will not know what is never labelled"
             Console(stderr=True, soft_wrap=True).print(note, highlight=False)

@@ -1,0 +1,94 @@
+"""Tiny trainings of both kinds, in a module of its own so that processes started elsewhere can import it."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from steerlm.conversation import Conversation
+from steerlm.errors import StoppedError
+from steerlm.files import write_conversations
+from steerlm.training import loop
+from steerlm.training.config import AttributeSettings, PolicySettings
+from steerlm.training.run import train_attribute_model, train_policy
+from tiny import TOKENIZERS, save_base
+from tiny_judge import random_tree
+
+SHARED: dict[str, Any] = {
+    "context": 96,
+    "pack_tokens": 1024,
+    "batch_tokens": 400,
+    "epochs": 1.5,
+    "learning_rate": 3e-3,
+    "warmup_steps": 2,
+    "precision": "fp32",
+    "validate_every": 4,
+    "checkpoint_every": 3,
+    "validation_fraction": 0.3,
+}
+# What a log line says of the machine rather than of the training.
+MACHINE = ("seconds", "tokens_per_second", "memory_mb")
+TRAIN = {"attributes": (AttributeSettings, train_attribute_model), "policy": (PolicySettings, train_policy)}
+Steps = list[dict[str, Any]]
+
+
+def rated_trees(count: int) -> list[Conversation]:
+    generator = random.Random(3)
+    trees = [random_tree(generator, f"tree-{index}", generator.randint(2, 9)) for index in range(count)]
+    assert any(message.ratings for tree in trees for message in tree.messages)
+    return trees
+
+
+def prepare(folder: Path) -> Path:
+    """Make the base model and the data."""
+    save_base(folder / "base", TOKENIZERS["chatml"]())
+    write_conversations(folder / "data.jsonl", rated_trees(40))
+    return folder
+
+
+def train(folder: Path, task: str, name: str, **changes: Any) -> dict[str, Tensor]:
+    """Train in `folder / name`; returns the weights."""
+    kind, function = TRAIN[task]
+    # A ridge head would be solved from the states, which enlarges their rounding errors at once.
+    policy = {"labels": "ratings-first", "contrast": 0.5, "label_dropout": 0.2}
+    extra = policy if task == "policy" else {"head": "random"}
+    places = {"data": [folder / "data.jsonl"], "base": str(folder / "base"), "out": folder / name}
+    settings = kind(**{**SHARED, **extra, **places, **changes})
+    model = function(settings)  # type: ignore[operator]
+    return {key: value.clone() for key, value in model.network.state_dict().items()}
+
+
+def logged(out: Path) -> Steps:
+    """The lines of metrics.jsonl, without times."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in MACHINE} for line in lines]
+
+
+def train_on_ranks(folder: Path, task: str, name: str, changes: dict[str, Any]) -> None:
+    """The same as one of several processes."""
+    train(folder, task, name, **changes)
+
+
+def stop_on_ranks(folder: Path, task: str, name: str, changes: dict[str, Any], after: int) -> str:
+    """The last process gets SIGTERM in step `after`; returns what each of them says."""
+    taken = loop._Run._step
+
+    def step(self: Any, ready: Any, number: int, rate: float) -> Any:
+        figures = taken(self, ready, number, rate)
+        if number + 1 == after and self.ranks.rank == self.ranks.world - 1:
+            signal.raise_signal(signal.SIGTERM)
+        return figures
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Run, "_step", step)
+        try:
+            train(folder, task, name, **changes)
+        except StoppedError as error:
+            return f"{error.signal}: {error}"
+    return "not stopped"

@@ -1,0 +1,160 @@
+"""`steerlm train`: what a dry run tells of the real one, and how a run goes on or starts over."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steerlm.cli.main import run
+from steerlm.errors import ConfigError
+from steerlm.files import write_conversations
+from steerlm.training import loop
+from steerlm.training.config import AttributeSettings, PolicySettings
+from steerlm.training.dry_run import DryRun, dry_run
+from steerlm.training.run import train_attribute_model, train_policy
+from tiny import TOKENIZERS, save_base
+from tiny_judge import random_trees
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("train")
+    save_base(made / "base", TOKENIZERS["chatml"]())
+    write_conversations(made / "data.jsonl", random_trees(40, seed=5))
+    return made
+
+
+def values(folder: Path, **changes: Any) -> dict[str, Any]:
+    shared = {"data": [folder / "data.jsonl"], "base": str(folder / "base"), "precision": "fp32", "epochs": 1.0}
+    return {**shared, "context": 96, "pack_tokens": 192, "batch_tokens": 300, **changes}
+
+
+def lines(out: Path, kind: str) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in records if record["kind"] == kind]
+
+
+def assert_told(found: DryRun, out: Path) -> None:
+    """The dry run of one epoch against the log of the real training."""
+    steps = lines(out, "train")
+    assert found.steps == len(steps) > 1
+    assert found.packs == sum(step["packs"] for step in steps)
+    assert found.report.tokens == sum(step["tokens"] for step in steps)
+    assert found.fill == pytest.approx(found.report.tokens / (found.packs * 192))
+    assert found.conversations == lines(out, "start")[0]["conversations"]
+    assert found.conversations + found.held_out == 40
+
+
+def test_a_dry_run_of_a_policy_counts_what_the_training_does(folder: Path, tmp_path: Path) -> None:
+    settings = PolicySettings(**values(folder, out=tmp_path / "out", labels="ratings-first", contrast=0.5))
+    found = dry_run(settings)
+    assert not (tmp_path / "out").exists()
+    train_policy(settings)
+    assert_told(found, tmp_path / "out")
+    assert found.packs > found.steps
+    assert found.largest_pack <= 192
+    assert 0 < found.trained < found.report.tokens
+
+
+def test_a_dry_run_of_an_attribute_model_counts_what_the_training_does(folder: Path, tmp_path: Path) -> None:
+    settings = AttributeSettings(**values(folder, out=tmp_path / "out", head="random"))
+    found = dry_run(settings)
+    train_attribute_model(settings)
+    assert_told(found, tmp_path / "out")
+    assert found.trained == found.report.responses
+
+
+def test_steps_of_many_epochs_and_at_most_so_many(folder: Path, tmp_path: Path) -> None:
+    def steps(**changes: Any) -> int:
+        made = values(folder, out=tmp_path / "out", labels="ratings-first", batch_conversations=4, **changes)
+        return dry_run(PolicySettings(**made)).steps
+
+    one = steps()
+    assert steps(epochs=3.0) == 3 * one
+    assert steps(epochs=3.0, max_steps=2) == 2
+
+
+def test_a_dry_run_refuses_what_the_training_refuses(folder: Path, tmp_path: Path) -> None:
+    for changes, says in (
+        ({"context": 4096, "pack_tokens": 4096}, "context=4096 is beyond the base model's 2048 positions"),
+        ({"context": 96, "pack_tokens": 64}, "cannot hold a path of context=96"),
+    ):
+        settings = PolicySettings(**values(folder, out=tmp_path / "out", labels="ratings-first", **changes))
+        for function in (dry_run, train_policy):
+            with pytest.raises(ConfigError, match=says):
+                function(settings)
+
+
+@pytest.fixture
+def command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run `steerlm train policy` with the flags given; returns exit code, stdout, stderr in one line each."""
+
+    def train(*flags: str) -> tuple[int, str, str]:
+        shared = ["--data", str(folder / "data.jsonl"), "--base", str(folder / "base"), "--precision", "fp32"]
+        size = ["--context", "96", "--pack-tokens", "192", "--batch-tokens", "300", "--epochs", "1"]
+        labels = ["--labels", "ratings-first", "--checkpoint-every", "2"]
+        code = run(["train", "policy", *shared, *size, *labels, "--out", str(tmp_path / "out"), *flags])
+        told = capsys.readouterr()
+        return code, told.out, " ".join(told.err.split())
+
+    return train
+
+
+def test_dry_run_on_the_command_line(command: Any, folder: Path, tmp_path: Path) -> None:
+    code, out, _ = command("--dry-run")
+    assert code == 0
+    assert not (tmp_path / "out").exists()
+    found = dry_run(PolicySettings(**values(folder, out=tmp_path / "out", labels="ratings-first")))
+    assert re.search(rf"^steps +{found.steps} *$", out, re.MULTILINE)
+    assert re.search(rf"^conversations +{found.conversations} to train on, {found.held_out} held out *$", out, re.M)
+    assert f"{found.packs} an epoch" in out
+    assert f"{found.trained} tokens an epoch" in out
+
+
+def test_a_run_goes_on_or_starts_over(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = loop._Run._step
+    numbers: list[int] = []
+    dies_at = 3
+
+    def step(self: Any, ready: Any, number: int, rate: float) -> Any:
+        if number == dies_at:
+            raise KeyboardInterrupt
+        numbers.append(number)
+        return taken(self, ready, number, rate)
+
+    monkeypatch.setattr(loop._Run, "_step", step)
+
+    def train(*flags: str) -> tuple[int, list[int], str]:
+        numbers.clear()
+        code, _, told = command(*flags)
+        return code, list(numbers), told
+
+    code, steps, told = train("--resume", "must")
+    assert (code, steps) == (1, [])
+    assert "out holds no whole checkpoint to go on from; leave out --resume must" in told
+    code, steps, told = train()
+    assert (code, steps) == (130, [0, 1, 2])
+    assert "run the same command again to go on" in told
+    assert train("--resume", "never")[:2] == (130, [0, 1, 2])
+    dies_at = -1
+    code, steps, told = train("--resume", "must", "--learning-rate", "0.1")
+    assert (code, steps) == (1, [])
+    assert "belongs to a run with other settings or data" in told
+    code, steps, told = train("--resume", "must")
+    assert code == 0
+    assert steps[0] == 2
+    assert "saved policy" in told
+    last = steps[-1]
+    for resume in ("auto", "must"):
+        assert train("--resume", resume)[:2] == (0, [])
+    assert train("--resume", "never")[:2] == (0, list(range(last + 1)))
+
+
+def test_an_unknown_way_to_resume(command: Any) -> None:
+    code, _, told = command("--resume", "maybe")
+    assert code == 2
+    assert "maybe" in told

@@ -1,0 +1,251 @@
+"""Checkpoints: whole or absent, refused where another run's, and passed over where damaged."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+from steerlm.errors import TrainingError
+from steerlm.files import write_conversations
+from steerlm.packing import Report
+from steerlm.parallel.ranks import Ranks
+from steerlm.training import checkpoint, loop
+from steerlm.training.checkpoint import Checkpoints, Progress
+from steerlm.training.plan import Position
+from steerlm.training.run import train_policy
+from tiny import TOKENIZERS, save_base
+from tiny_judge import random_trees
+from tiny_policy import policy_settings
+
+
+class Training:
+    """A small network with its optimiser, some steps of training, and checkpoints of them."""
+
+    def __init__(self, directory: Path, seed: int = 0, key: str = "key", keep: int = 2) -> None:
+        torch.manual_seed(seed)
+        self.network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+        self.network[0].requires_grad_(False)
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(parameters, lr=0.1)
+        self.checkpoints = Checkpoints(directory, key, keep, Ranks.alone("cpu"))
+
+    def step(self) -> None:
+        self.optimizer.zero_grad()
+        self.network(torch.ones(1, 3)).square().sum().backward()
+        self.optimizer.step()
+
+    def save(self, step: int, **progress: Any) -> Path:
+        return self.checkpoints.save(self.network, self.optimizer, Progress(step, **progress))
+
+    def resume(self) -> Progress | None:
+        return self.checkpoints.resume(self.network, self.optimizer)
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_what_was_saved_comes_back_and_goes_on_the_same(tmp_path: Path) -> None:
+    saved = Training(tmp_path)
+    assert saved.resume() is None
+    saved.step()
+    report = Report(trees=3, tokens=40, dropped=1, dropped_where=["c, message 1"])
+    progress = {"position": Position(1, 7), "validated": 1, "best": 0.1 + 0.2, "report": report}
+    saved.save(1, best_figures={"step": 1, "loss": 2.5}, **progress)
+    resumed = Training(tmp_path, seed=1)
+    assert resumed.resume() == Progress(1, best_figures={"step": 1, "loss": 2.5}, **progress)
+    assert equal(
+        {k: v for k, v in resumed.state().items() if k[0] == "1"},
+        {k: v for k, v in saved.state().items() if k[0] == "1"},
+    )
+    resumed.network[0].load_state_dict(saved.network[0].state_dict())  # frozen: it comes from the base model
+    for training in (saved, resumed):
+        training.step()
+    assert equal(saved.state(), resumed.state())
+
+
+def test_only_what_is_trained_is_stored(tmp_path: Path) -> None:
+    training = Training(tmp_path)
+    training.step()
+    path = training.save(1)
+    stored = FileSystemReader(path).read_metadata().state_dict_metadata
+    trained = {"1.weight", "1.bias"}
+    moments = {f"optimizer.{name}.{what}" for name in trained for what in ("step", "exp_avg", "exp_avg_sq")}
+    assert set(stored) == {f"network.{name}" for name in trained} | moments
+
+
+def test_the_last_few_are_kept(tmp_path: Path) -> None:
+    training = Training(tmp_path, keep=3)
+    for step in (2, 4, 9, 10, 100):
+        training.save(step)
+    assert names(tmp_path) == ["step-00000009", "step-00000010", "step-00000100"]
+    (progress,) = (Training(tmp_path).resume(),)
+    assert progress is not None
+    assert progress.step == 100
+
+
+def test_those_of_another_run_are_refused(tmp_path: Path) -> None:
+    Training(tmp_path, key="one").save(1)
+    other = Training(tmp_path, key="two")
+    with pytest.raises(TrainingError, match=r"step-00000001 belongs to a run with other settings or data; choose"):
+        other.resume()
+    other.checkpoints.clear()
+    assert other.resume() is None
+
+
+@pytest.mark.parametrize("call", ["save", "write_json", "replace_directory"])
+def test_what_was_not_finished_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """However far writing got, the checkpoint before it is the newest, and what was begun is swept up."""
+    training = Training(tmp_path)
+    training.save(1)
+
+    def dies(*arguments: Any, **keywords: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, call, dies)
+    with pytest.raises(KeyboardInterrupt):
+        training.save(2)
+    monkeypatch.undo()
+    assert names(tmp_path) == [".step-00000002.partial", "step-00000001"]
+    progress = Training(tmp_path).resume()
+    assert progress is not None
+    assert progress.step == 1
+    assert names(tmp_path) == ["step-00000001"]
+
+
+def truncate(path: Path) -> None:
+    file = weights(path)
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    raw = bytearray(weights(path).read_bytes())
+    raw[len(raw) // 2] ^= 1
+    weights(path).write_bytes(raw)
+
+
+def weights(path: Path) -> Path:
+    return max(path.glob("*.distcp"), key=lambda file: file.stat().st_size)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "truncated file": (truncate, r"distcp has \d+ of \d+ bytes"),
+    "flipped bit": (flip, r"distcp does not have its digest"),
+    "missing file": (lambda path: weights(path).unlink(), r"distcp is missing"),
+    "missing manifest": (lambda path: (path / "manifest.json").unlink(), r"manifest\.json: .*No such file"),
+    "torn manifest": (
+        lambda path: (path / "manifest.json").write_text('{"format": 2, "files": {'),
+        r"manifest\.json: ",
+    ),
+    "manifest of something else": (lambda path: (path / "manifest.json").write_text("[]"), r"manifest\.json: "),
+    "other version": (lambda path: (path / "manifest.json").write_text('{"format": 1}'), "written by another version"),
+    "empty directory": (
+        lambda path: (shutil.rmtree(path), path.mkdir())[1],  # type: ignore[func-returns-value]
+        r"manifest\.json: .*No such file",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: str) -> None:
+    training = Training(tmp_path)
+    training.step()
+    training.save(1)
+    wanted = training.state()
+    training.step()
+    path = training.save(2)
+    harm, says = DAMAGES[damage]
+    harm(path)
+    with pytest.warns(UserWarning, match=rf"step-00000002 is damaged \(.*{says}.*\); going on from the one before it"):
+        progress = training.resume()
+    assert progress is not None
+    assert progress.step == 1
+    assert equal(training.state(), wanted)
+
+
+def test_a_damaged_one_does_not_outlive_a_good_one(tmp_path: Path) -> None:
+    """After a start from nothing, the checkpoints of the first steps are the ones to keep."""
+    training = Training(tmp_path, keep=2)
+    for step in (6, 8):
+        truncate(training.save(step))
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert training.resume() is None
+    training.save(2)
+    assert names(tmp_path) == ["step-00000002"]
+    training.save(4)
+    assert names(tmp_path) == ["step-00000002", "step-00000004"]
+
+
+def test_the_best_weights_are_kept_and_restored(tmp_path: Path) -> None:
+    training = Training(tmp_path)
+    training.checkpoints.load_best(training.network)
+    for _ in range(2):
+        training.step()
+        training.checkpoints.save_best(training.network)
+    best = training.state()
+    for step in (3, 4, 5):
+        training.step()
+        training.save(step)
+    assert names(tmp_path) == ["best", "step-00000004", "step-00000005"]
+    training.checkpoints.load_best(training.network)
+    assert equal(training.state(), best)
+    truncate(tmp_path / "best")
+    with pytest.raises(TrainingError, match=r"best, the best weights of the run, is damaged: .* bytes; train again"):
+        training.checkpoints.load_best(training.network)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
+    """A run that died after step 7, with checkpoints of steps 4 and 6, and the weights of a whole one."""
+    folder = tmp_path_factory.mktemp("stopped")
+    save_base(folder / "base", TOKENIZERS["chatml"]())
+    write_conversations(folder / "data.jsonl", random_trees(60, seed=5))
+    whole = train_policy(policy_settings(folder, "whole")).network.state_dict()
+    with pytest.MonkeyPatch.context() as patch:
+        taken = loop._Run._step
+
+        def step(self: Any, ready: Any, number: int, rate: float) -> Any:
+            if number == 7:
+                raise KeyboardInterrupt
+            return taken(self, ready, number, rate)
+
+        patch.setattr(loop._Run, "_step", step)
+        with pytest.raises(KeyboardInterrupt):
+            train_policy(policy_settings(folder, "out"))
+    assert names(folder / "out" / "checkpoints") == ["step-00000004", "step-00000006"]
+    return folder, whole
+
+
+@pytest.mark.parametrize("damage", ["truncated file", "flipped bit", "missing file", "missing manifest"])
+@pytest.mark.parametrize("harmed", [["step-00000006"], ["step-00000004", "step-00000006"]])
+def test_a_run_that_resumes_past_a_damaged_one_ends_with_the_same_weights(
+    stopped: tuple[Path, dict[str, Tensor]], damage: str, harmed: list[str]
+) -> None:
+    folder, whole = stopped
+    out = f"{damage} {len(harmed)}"
+    shutil.copytree(folder / "out", folder / out)
+    for name in harmed:
+        DAMAGES[damage][0](folder / out / "checkpoints" / name)
+    if len(harmed) == 2:
+        with (
+            pytest.warns(UserWarning, match="is damaged"),
+            pytest.raises(TrainingError, match="holds no whole checkpoint to go on from"),
+        ):
+            train_policy(policy_settings(folder, out), resume="must")
+    with pytest.warns(UserWarning, match="is damaged"):
+        model = train_policy(policy_settings(folder, out))
+    assert equal(model.network.state_dict(), whole)

@@ -1,0 +1,85 @@
+"""What dashboards are told. TensorBoard's files are read back; of the others, a stand-in notes the calls."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from steerlm.errors import ConfigError
+from steerlm.training.log import MetricsLog
+from steerlm.training.trackers import open_dashboards, scalars
+
+Calls = list[tuple[Any, ...]]
+START = {"step": 0, "kind": "start", "conversations": 7}
+TRAIN = {"step": 1, "kind": "train", "loss": 0.5, "tokens": 12}
+VALIDATION = {"step": 1, "kind": "validation", "loss": 0.25, "attributes": {"humor": {"mae": 1.5, "pearson": math.nan}}}
+
+
+def stand_in(name: str, monkeypatch: pytest.MonkeyPatch) -> Calls:
+    calls: Calls = []
+
+    class Run:
+        def log(self, figures: dict[str, float], step: int) -> None:
+            calls.append(("log", figures, step))
+
+        def finish(self) -> None:
+            calls.append(("finish",))
+
+    def init(**keywords: Any) -> Run:
+        calls.append(("init", keywords))
+        return Run()
+
+    module = ModuleType(name)
+    module.init = init  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, name, module)
+    return calls
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_run_is_told_each_step_and_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    calls = stand_in(name, monkeypatch)
+    log = MetricsLog(tmp_path / "mine" / "metrics.jsonl", None, [name])
+    log.write(TRAIN)
+    log.write(VALIDATION)
+    log.close()
+    (what, keywords), train, (_, validation, step), finish = calls
+    assert what == "init"
+    identity = {"id": "mine", "dir": str(tmp_path / "mine")} if name == "wandb" else {}
+    assert keywords == {"project": "steerlm", "name": "mine", "resume": "allow", **identity}
+    assert train == ("log", {"train/loss": 0.5, "train/tokens": 12.0}, 1)
+    assert validation["validation/attributes/humor/mae"] == 1.5
+    assert step == 1
+    assert finish == ("finish",)
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl", None, ["tensorboard"])
+    for record in (START, TRAIN, VALIDATION, {**TRAIN, "step": 2, "loss": 0.125}):
+        log.write(record)
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 0.5), (2, 0.125)]
+    assert [(event.step, event.value) for event in events.Scalars("validation/attributes/humor/mae")] == [(1, 1.5)]
+    assert [(event.step, event.value) for event in events.Scalars("start/conversations")] == [(0, 7.0)]
+
+
+@pytest.mark.parametrize(("name", "module"), [("wandb", "wandb"), ("tensorboard", "torch.utils.tensorboard")])
+def test_a_package_that_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError, match=rf"track={name} needs the package {name}; install it with `pip install"):
+        open_dashboards([name], tmp_path)
+
+
+def test_scalars_are_the_numbers_of_a_nested_record() -> None:
+    record = {"loss": 1, "name": "x", "done": True, "ridge": {"humor": {"penalty": 0.5, "kind": "y"}}, "none": None}
+    assert scalars(record, "train/") == {"train/loss": 1.0, "train/ridge/humor/penalty": 0.5}
+    assert scalars({}) == {}
