@@ -17,7 +17,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from steerlm.errors import ConfigError, ModelError
+from steerlm.errors import ConfigError
+from steerlm.models.base import decoder_layers
 from steerlm.parallel.ranks import Ranks
 
 T = TypeVar("T")
@@ -55,7 +56,7 @@ def shard(
 
     The weights may be on the meta device. Raises `ConfigError` where tensor parallelism does not fit the model.
     """
-    blocks = decoder_blocks(network)
+    _, blocks = decoder_layers(network)
     if ranks.mesh is not None and ranks.tensor_world > 1:
         _split_matrices(network, ranks)
     if activation_checkpointing:
@@ -88,7 +89,7 @@ def shard(
 
 def restore_blocks(network: PreTrainedModel) -> None:
     """Take away what activation checkpointing put into the blocks."""
-    for block in decoder_blocks(network):
+    for block in decoder_layers(network)[1]:
         vars(block).pop("forward", None)
 
 
@@ -96,15 +97,6 @@ def _release(root: Any, args: Any, output: Any) -> None:
     """FSDP keeps the root's weights for the backward pass; without one they would stay whole, and be no shards."""
     if not torch.is_grad_enabled():
         root.reshard()
-
-
-def decoder_blocks(network: PreTrainedModel) -> list[nn.Module]:
-    """The blocks that transformers says must not be torn apart: the layers of a decoder."""
-    names = set(network._no_split_modules or ())
-    blocks = [module for module in network.modules() if type(module).__name__ in names]
-    if not blocks:
-        raise ModelError(f"{type(network).__name__} does not name its decoder blocks; it cannot be sharded")
-    return blocks
 
 
 def _split_matrices(network: PreTrainedModel, ranks: Ranks) -> None:

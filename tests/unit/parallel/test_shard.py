@@ -22,10 +22,10 @@ from sharded import (
     train_plainly,
 )
 from steerlm.attributes import STEERLM
-from steerlm.errors import ConfigError, ModelError
+from steerlm.errors import ConfigError
 from steerlm.models.load import new_model
 from steerlm.parallel.ranks import Ranks
-from steerlm.parallel.shard import Root, decoder_blocks, shard, tensor_plan
+from steerlm.parallel.shard import Root, shard, tensor_plan
 from tiny import llama, qwen2, spread
 
 Found = dict[str, dict[str, Any]]
@@ -182,7 +182,7 @@ def test_what_cannot_be_split_is_refused(network: Any, parts: int, what: str) ->
         tensor_plan(network, parts)
 
 
-def test_models_without_a_plan_or_blocks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_without_a_plan_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     network = llama(64)
     monkeypatch.setattr(type(network.config), "base_model_tp_plan", {"layers.*.mlp": "moe_tp_experts"})
     with pytest.raises(ConfigError, match="in ways not known here \\(moe_tp_experts\\)"):
@@ -190,6 +190,3 @@ def test_models_without_a_plan_or_blocks_are_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(type(network.config), "base_model_tp_plan", None)
     with pytest.raises(ConfigError, match="no plan to split LlamaForCausalLM"):
         tensor_plan(network, 2)
-    network._no_split_modules = set()
-    with pytest.raises(ModelError, match="does not name its decoder blocks"):
-        decoder_blocks(network)
