@@ -91,6 +91,8 @@ class Options(Settings):
     """Make each word of a label line one token, for everyone."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-5
     """Learning rate, constant."""
+    compile: bool = False
+    """Compile the blocks of ours (see `steerlm train --compile`)."""
     peer_checkpointing: bool = False
     """Let the others recompute activations: less memory, more time."""
     check_conversations: Annotated[int, Field(ge=0)] = 3

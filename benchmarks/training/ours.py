@@ -101,6 +101,7 @@ def _common(options: Options) -> dict[str, Any]:
         "betas": BETAS,
         "clip": CLIP,
         "precision": options.precision,
+        "compile": options.compile,
         "seed": options.seed,
         "validate_every": _NEVER,
         "checkpoint_every": _NEVER,
