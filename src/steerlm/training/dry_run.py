@@ -15,6 +15,7 @@ from steerlm.tokens import TokenTree
 from steerlm.training.config import PolicySettings, TrainSettings
 from steerlm.training.corpus import TrainingData, training_data
 from steerlm.training.loop import require_positions, steps_of
+from steerlm.training.policy import weights_of_own
 from steerlm.training.run import make_task, schema_of_labels
 from steerlm.training.task import Task
 
@@ -72,7 +73,8 @@ def _counted(task: Task, settings: TrainSettings, data: TrainingData) -> DryRun:
         trees = [tree for fitted, _ in step.items for tree in fitted]
         for item in share_packs(trees, settings.pack_tokens, Ranks.alone()):
             packs += 1
-            trained += len(item.targets_N) if isinstance(settings, PolicySettings) else len(item.responses)
+            own = weights_of_own(item) > 0
+            trained += int(own.sum()) if isinstance(settings, PolicySettings) else len(item.responses)
             largest = max(largest, item.size)
     if not steps:
         raise DataError("no response of the data can be trained on: none has labels or ratings, or all are too long")

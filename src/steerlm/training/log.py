@@ -23,7 +23,7 @@ class MetricsLog:
 
     def __init__(self, path: Path | None, resume_at: int | None, track: Sequence[str] = ()) -> None:
         self._stream = None
-        self._dashboards = open_dashboards(track, path.parent) if path else []
+        self._dashboards = open_dashboards(track, path.parent, resume_at) if path else []
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)

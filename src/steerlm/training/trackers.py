@@ -21,8 +21,9 @@ class Dashboard(Protocol):
 
 
 class _TensorBoard:
-    def __init__(self, module: Any, folder: Path) -> None:
-        self._writer = module.SummaryWriter(folder / "tensorboard")
+    def __init__(self, module: Any, folder: Path, resume_at: int | None) -> None:
+        purge = None if resume_at is None else resume_at + 1
+        self._writer = module.SummaryWriter(folder / "tensorboard", purge_step=purge)
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         for name, value in figures.items():
@@ -35,7 +36,7 @@ class _TensorBoard:
 class _Run:
     """wandb and trackio have the same few functions. A resumed run goes on under its name."""
 
-    def __init__(self, module: Any, folder: Path) -> None:
+    def __init__(self, module: Any, folder: Path, resume_at: int | None) -> None:
         self._run = module.init(project="steerlm", name=folder.name, resume="allow", **_identity(module, folder))
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
@@ -49,15 +50,15 @@ def _identity(module: Any, folder: Path) -> dict[str, Any]:
     return {"id": folder.name, "dir": str(folder)} if module.__name__ == "wandb" else {}
 
 
-def open_dashboards(names: Sequence[str], folder: Path) -> list[Dashboard]:
-    """Start the dashboards for the run in `folder`. Raises `ConfigError` where one is not installed."""
+def open_dashboards(names: Sequence[str], folder: Path, resume_at: int | None = None) -> list[Dashboard]:
+    """Start the dashboards for the run in `folder`, which goes on after step `resume_at`. Raises `ConfigError` where one is not installed."""
     opened: list[Dashboard] = []
     for name in names:
         try:
             module = importlib.import_module(_MODULES[name])
         except ImportError as error:
             raise ConfigError(f"track={name} needs the package {name}; install it with `pip install {name}`") from error
-        opened.append((_TensorBoard if name == "tensorboard" else _Run)(module, folder))
+        opened.append((_TensorBoard if name == "tensorboard" else _Run)(module, folder, resume_at))
     return opened
 
 
