@@ -51,7 +51,10 @@ def _identity(module: Any, folder: Path) -> dict[str, Any]:
 
 
 def open_dashboards(names: Sequence[str], folder: Path, resume_at: int | None = None) -> list[Dashboard]:
-    """Start the dashboards for the run in `folder`, which goes on after step `resume_at`. Raises `ConfigError` where one is not installed."""
+    """Start the dashboards for the run in `folder`, which goes on after step `resume_at`.
+
+    Raises `ConfigError` where one is not installed.
+    """
     opened: list[Dashboard] = []
     for name in names:
         try:
