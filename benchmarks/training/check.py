@@ -11,8 +11,8 @@ from benchmarks.training import peers
 from benchmarks.training.options import Contender, Options, Prepared
 from benchmarks.training.ours import make_task
 from steerlm.attention import use_tree_attention
-from steerlm.attributes import STEERLM
 from steerlm.files import load_conversations
+from steerlm.models.directory import ModelInfo
 from steerlm.models.load import new_model
 from steerlm.packing import fit, pack
 from steerlm.training.survey import Survey
@@ -37,7 +37,8 @@ def summed_losses(options: Options, prepared: Prepared, folder: Path) -> dict[st
 
 
 def _ours(options: Options, prepared: Prepared, contender: Contender, names: list[str]) -> float:
-    model = new_model(prepared.kind, prepared.start, STEERLM, None, options.level_tokens)
+    schema = ModelInfo.load(prepared.start).schema
+    model = new_model(prepared.kind, prepared.start, schema, None, options.level_tokens)
     use_tree_attention(model.network, "segments")
     task = make_task(model, options, contender)
     if contender == "steerlm":

@@ -17,7 +17,7 @@ import torch
 from benchmarks.training.flops import model_flops
 from benchmarks.training.options import DATA, TASKS, Options, Prepared, Work
 from benchmarks.training.ours import make_task
-from steerlm.attributes import STEERLM
+from steerlm.attributes import STEERLM, Schema
 from steerlm.conversation import Conversation, Message
 from steerlm.errors import DataError
 from steerlm.files import read_records, sha256, write_conversations, write_jsonl
@@ -48,7 +48,10 @@ def prepare(options: Options, work: Work, folder: Path) -> Prepared:
     imported = import_conversations(detect_kind(source), source).conversations
     sampled = _sample([c for c in imported if _trained(c)], options.conversations, f"{options.seed}-{name}")
     torch.manual_seed(options.seed)
-    model = new_model(kind, options.base, STEERLM, None, options.level_tokens, Survey.of(sampled).commonest_system)
+    survey = Survey.of(sampled)
+    # Our training leaves out what nobody rated; so do the others.
+    schema = STEERLM.only(survey.ratings)
+    model = new_model(kind, options.base, schema, None, options.level_tokens, survey.commonest_system)
     model = model.save(folder / "start")
     task = make_task(model, options, "steerlm")
     report = Report(name, (source.name,), skip_faulty=False)
@@ -62,7 +65,7 @@ def prepare(options: Options, work: Work, folder: Path) -> Prepared:
     trees, fitting = fit([task.tree(c, 0) for c in conversations], options.context, options.pack_tokens)
     flat = make_task(model, options, "steerlm-threads")
     flat.remember(Survey.of(threads))
-    rows = [sequence(flat.tree(thread, 0), thread, kind) for thread in threads]
+    rows = [sequence(flat.tree(thread, 0), thread, kind, schema) for thread in threads]
     write_conversations(folder / "trees.jsonl", conversations)
     write_conversations(folder / "threads.jsonl", threads)
     write_jsonl(folder / "rows.jsonl", rows)
@@ -122,7 +125,7 @@ def flattened(conversation: Conversation, kind: Kind) -> Iterator[Conversation]:
         yield Conversation(f"{conversation.id}/{number}", tuple(messages), conversation.system, conversation.source)
 
 
-def sequence(tree: TokenTree, thread: Conversation, kind: Kind) -> dict[str, Any]:
+def sequence(tree: TokenTree, thread: Conversation, kind: Kind, schema: Schema) -> dict[str, Any]:
     """A thread as other trainers take it: `input_ids` [T] with, for the policy, `labels` [T], which are the token
     itself where it is trained; for the attribute model `labels` [A], the ratings. `IGNORED` is all else.
 
@@ -134,7 +137,7 @@ def sequence(tree: TokenTree, thread: Conversation, kind: Kind) -> dict[str, Any
     conversation = thread.id.rpartition("/")[0]
     if kind == "attribute-model":
         ratings = thread.messages[-1].ratings
-        labels: list[Any] = [float(ratings.get(name, IGNORED)) for name in STEERLM.names]
+        labels: list[Any] = [float(ratings.get(name, IGNORED)) for name in schema.names]
     else:
         labels = [IGNORED] * len(ids)
         start = 0

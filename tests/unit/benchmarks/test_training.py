@@ -69,7 +69,7 @@ def test_sequences_train_what_transformers_trains(policy: SteerModel) -> None:
     theirs = 0.0
     for thread in data.flattened(TREE, "policy"):
         weights = {index: float(bool(message.ratings)) for index, message in enumerate(thread.messages)}
-        row = data.sequence(policy.renderer.tree(thread, "policy", weights=weights), thread, "policy")
+        row = data.sequence(policy.renderer.tree(thread, "policy", weights=weights), thread, "policy", policy.schema)
         labels = torch.tensor([row["labels"]])
         trained = (labels != data.IGNORED).sum()
         theirs += plain(torch.tensor([row["input_ids"]]), labels=labels).loss.item() * trained.item()
