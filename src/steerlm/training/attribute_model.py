@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -59,8 +60,9 @@ class AttributeTask:
         """Start the head as a ridge regression on the backbone as it came, so that training refines a fair judge."""
         if self.settings.head == "random":
             return {}
-        chosen = np.random.default_rng(self.settings.seed).permutation(len(conversations))[:_RIDGE_CONVERSATIONS]
-        seen = passes((self.tree(conversations[int(index)], 0) for index in np.sort(chosen)), self._states)
+        seen = passes(islice(self._rated_trees(conversations), _RIDGE_CONVERSATIONS), self._states)
+        if not seen:
+            raise DataError("all rated responses are longer than the context; raise context and pack_tokens")
         states, rated, groups = zip(*seen, strict=True)
         names = [name for pack in groups for name in pack]
         head = head_of(self.model.network)
@@ -68,6 +70,13 @@ class AttributeTask:
         fits = start_ridge(fitted, torch.cat(states), torch.from_numpy(np.concatenate(rated)), names)
         write_whole(head.weight, fitted.weight.to(self.model.device))
         return {"ridge": {self.model.schema.names[column]: asdict(fit) for column, fit in fits.items()}}
+
+    def _rated_trees(self, conversations: Sequence[Conversation]) -> Iterator[TokenTree]:
+        """Of the conversations with ratings, in random order."""
+        for index in np.random.default_rng(self.settings.seed).permutation(len(conversations)):
+            tree = self.tree(conversations[int(index)], 0)
+            if tree.active:
+                yield tree
 
     def _states(self, batch: Batch) -> tuple[Tensor, NDArray[np.float64], list[str]]:
         names = [response.conversation for response in batch.pack.responses]

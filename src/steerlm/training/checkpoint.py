@@ -160,8 +160,6 @@ class Checkpoints:
         except CheckpointException as error:
             causes = list(error.failures.values())
             raise OSError(f"{path}: cannot write the checkpoint: {causes[0][0] if causes else error}") from error
-        except RuntimeError as error:  # how PyTorch reports a full disk
-            raise OSError(f"{path}: cannot write the checkpoint: {error}") from error
         self.ranks.on_main(finish)
 
     def _read(self, path: Path, state: dict[str, Any]) -> None:

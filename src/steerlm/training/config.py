@@ -172,7 +172,7 @@ class AttributeSettings(TrainSettings):
 
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
     """Peak learning rate; a ridge head is easily spoilt by large steps of the backbone."""
-    loss_weights: dict[str, float] = Field(default_factory=dict)
+    loss_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Weight of each attribute in the loss; 1 where none is given."""
     head: Literal["ridge", "random"] = "ridge"
     """Start the head as a ridge regression on the untrained backbone (penalties by cross-validation), or at random."""
@@ -187,8 +187,8 @@ class PolicySettings(TrainSettings):
     labels: LabelSource = "predicted"
     """Where label lines come from: the attribute model, or people first and the model for the rest."""
     match_spread: bool = False
-    """Stretch predicted values to the spread that people's ratings of the same attribute have in the data. Predictions
-    lean to the mean, so that without this the ends of the scales are hardly ever trained."""
+    """Stretch predicted values so that on responses with ratings they spread as the ratings do. Predictions lean to the
+    mean, so that without this the ends of the scales are hardly ever trained."""
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability with which each attribute is left out of a label line, so that users may leave it unset."""
     level_tokens: bool = True

@@ -62,18 +62,14 @@ class Ready:
 
 
 def train(
-    task: Task, root: Root, settings: TrainSettings, data: TrainingData, key: str, ranks: Ranks, fresh: bool = False
+    task: Task, root: Root, settings: TrainSettings, data: TrainingData, checkpoints: Checkpoints, ranks: Ranks
 ) -> SteerModel:
     """Run a task to its end, from its last checkpoint where there is one, and save the model to `settings.out`.
 
-    `root` holds the task's network, sharded over `ranks`. `key` tells this run from others that use the same
-    directory; `fresh` throws their checkpoints away.
+    `root` holds the task's network, sharded over `ranks`.
     Raises `DataError` where no response can be trained, `TrainingError` for a non-finite loss or a checkpoint of
     another run, and `StoppedError` after SIGTERM or SIGINT, with a checkpoint saved.
     """
-    checkpoints = Checkpoints(settings.out / "checkpoints", key, settings.keep_checkpoints, ranks)
-    if fresh:
-        checkpoints.clear()
     return _Run(task, root, settings, data, checkpoints, ranks).run()
 
 
@@ -150,6 +146,7 @@ class _Run:
         return self._finish(progress)
 
     def _start(self, log: MetricsLog) -> Progress:
+        self.checkpoints.clear()  # of a run that did not come to its first checkpoint
         self.new_tokens.straighten()
         figures = self.task.prepare(self.data.train, self._passes)
         survey = self.data.survey
@@ -159,11 +156,13 @@ class _Run:
 
     def _steps(self, progress: Progress, log: MetricsLog, display: Display, stop: StopRequest) -> Progress:
         settings = self.settings
+        if self._is_due(progress):  # stopped before it
+            progress = self._validate(progress, log, display)
         with Prefetch(self._ready(progress)) as prepared:
+            began = time.perf_counter()
             for ready in prepared:
                 if progress.step == settings.max_steps:
                     break
-                began = time.perf_counter()
                 done = fraction_done(progress.position, len(self.data.train), settings.epochs)
                 if settings.max_steps:
                     done = max(done, progress.step / settings.max_steps)
@@ -183,21 +182,12 @@ class _Run:
                     "tokens_per_second": figures["tokens"] / seconds,
                     "memory_mb": resident_mb(),
                 }
-                log.write(
-                    {
-                        "step": progress.step,
-                        "kind": "train",
-                        **figures,
-                        "learning_rate": rate,
-                        "seconds": seconds,
-                        **speed,
-                    }
-                )
+                log.write({"step": progress.step, "kind": "train", **figures, "learning_rate": rate, **speed})
                 seen = progress.position.epoch * len(self.data.train) + progress.position.at
                 display.step(seen, progress.step, figures["loss"], speed)
-                if progress.step % settings.validate_every == 0:
-                    progress = self._validate(progress, log, display)
                 stopping = self.ranks.any(stop.signal != 0)
+                if self._is_due(progress) and not stopping:
+                    progress = self._validate(progress, log, display)
                 if stopping or progress.step % settings.checkpoint_every == 0:
                     self.saved = self.checkpoints.save(self.network, self.optimizer, progress)
                 if stopping:
@@ -206,7 +196,11 @@ class _Run:
                         "run the same command again to go on",
                         stop.signal or signal.SIGTERM,  # another rank's
                     )
+                began = time.perf_counter()  # waiting for data is part of a step
         return progress
+
+    def _is_due(self, progress: Progress) -> bool:
+        return progress.validated < progress.step and progress.step % self.settings.validate_every == 0
 
     def _ready(self, progress: Progress) -> Iterator[Ready]:
         steps = steps_of(self.task, self.settings, self.data, self.settings.epochs, progress.position)
@@ -228,6 +222,7 @@ class _Run:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         sums = dict.fromkeys(terms, 0.0)
+        wrong: list[Pack] = []
         for item in ready.packs:
             losses = self._losses(item)
             parts = [
@@ -235,26 +230,33 @@ class _Run:
                 for name, loss in losses.items()
                 if terms[name].count
             ]
+            if not parts:  # nothing of this step counts, on no rank
+                continue
             objective = torch.stack(parts).sum()
             if not math.isfinite(objective.item()):
-                raise self._not_finite(number, f"loss {objective.item()}", [item])
+                wrong.append(item)
             objective.backward()  # type: ignore[no-untyped-call]
             for name, loss in losses.items():
                 sums[name] += loss.total.item()
+        # All ranks learn of it together: one that left alone would keep the others waiting.
+        if self.ranks.any(bool(wrong)):
+            raise self._not_finite(number, "the loss is not finite", wrong)
         norm = clip_grad_norm(self.network.parameters(), self.settings.clip, self.ranks)
         if not math.isfinite(norm):
             raise self._not_finite(number, f"gradient norm {norm}", ready.packs)
         with self.new_tokens.step():
             self.optimizer.step()
-        counted = self.ranks.sum(torch.tensor([*sums.values(), float(sum(item.size for item in ready.packs))]))
-        *totals, tokens = counted.double().tolist()
+        own = [item for item in ready.packs if not is_blank(item)]
+        counts = [float(sum(item.size for item in own)), float(len(own))]
+        counted = self.ranks.sum(torch.tensor([*sums.values(), *counts], dtype=torch.float64))
+        *totals, tokens, packs = counted.tolist()
         means = {name: total / terms[name].count for name, total in zip(sums, totals, strict=True) if terms[name].count}
         return {
             "loss": sum(terms[name].weight * mean for name, mean in means.items()),
             **means,
             "gradient_norm": norm,
             "tokens": int(tokens),
-            "packs": len(ready.packs) * self.ranks.data_world,
+            "packs": int(packs),
         }
 
     def _losses(self, pack: Pack) -> Mapping[str, LossSum]:
@@ -267,7 +269,8 @@ class _Run:
         return {name: replace(terms[name], count=count) for name, count in zip(terms, counts.tolist(), strict=True)}
 
     def _not_finite(self, number: int, what: str, packs: list[Pack]) -> TrainingError:
-        names = sorted({response.conversation for item in packs for response in item.responses})
+        own = [response.conversation for item in packs for response in item.responses]
+        names = sorted({name for share in self.ranks.gather(own) for name in share})
         shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
         last = f"the last good checkpoint is {self.saved}" if self.saved else "there is no checkpoint yet"
         return TrainingError(
@@ -308,7 +311,7 @@ class _Run:
         return replace(progress, best=value, best_figures={"step": progress.step, **figures})
 
     def _finish(self, progress: Progress) -> SteerModel:
-        if self.task.keep_best:
+        if self.task.keep_best and progress.best is not None:
             self.checkpoints.load_best(self.network)
         use_plain_attention(self.network)
         restore_blocks(self.network)

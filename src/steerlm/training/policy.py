@@ -33,15 +33,15 @@ def labels_of(message: Message, source: LabelSource) -> dict[str, float]:
 
 
 def stretches(survey: Survey) -> dict[str, tuple[float, float, float]]:
-    """For each attribute that people rated and the attribute model predicted: the mean of the predictions, by what to
-    multiply their distance from it, and the mean of the ratings, so that both have the same mean and deviation.
+    """For each attribute with responses that people rated and the attribute model judged: the mean of its predictions
+    there, by what to multiply their distance from it, and the mean of the ratings. So stretched, predictions have the
+    mean and the deviation of the ratings of the same responses.
     """
-    found = {}
-    for name, predicted in survey.predictions.items():
-        rated = survey.ratings.get(name)
-        if rated and rated.deviation > 0 and predicted.deviation > 0:
-            found[name] = (predicted.mean, rated.deviation / predicted.deviation, rated.mean)
-    return found
+    return {
+        name: (predicted.mean, rated.deviation / predicted.deviation, rated.mean)
+        for name, (rated, predicted) in survey.paired.items()
+        if rated.deviation > 0 and predicted.deviation > 0
+    }
 
 
 @dataclass(frozen=True, slots=True)

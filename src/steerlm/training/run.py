@@ -78,14 +78,18 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
     if isinstance(settings, PolicySettings):
         schema = schema.with_defaults(settings.defaults)
     ranks = Ranks.start(settings.device, settings.tensor_parallel)
-    _require_possible(settings, ranks)
     keep_freed_memory()
-    with contextlib.closing(ranks), training_data(settings, schema) as data:
+    with contextlib.closing(ranks), contextlib.ExitStack() as opened:
+        _require_possible(settings, ranks)
+        data = opened.enter_context(training_data(settings, schema))
         whole, schema = schema, schema_of_labels(settings, schema, data.survey)
-        key = run_key(settings, data, schema)
-        if resume != "never" and is_finished(settings, key, kind):
+        # Ranks may see other copies of the base; the main one's word counts.
+        key = ranks.on_main(lambda: run_key(settings, data, schema))
+        checkpoints = Checkpoints(settings.out / "checkpoints", key, settings.keep_checkpoints, ranks)
+        if resume != "never" and ranks.on_main(lambda: is_finished(settings, key, kind)):
+            checkpoints.clear()  # of a run that was killed just before it would have done so
             return _finished(settings.out, kind, ranks)
-        if resume == "must" and Checkpoints(settings.out / "checkpoints", key, 1, ranks).newest() is None:
+        if resume == "must" and checkpoints.newest() is None:
             raise TrainingError(f"{settings.out} holds no whole checkpoint to go on from; leave out --resume must")
         if ranks.is_main and (missing := [name for name in whole.names if name not in schema]):
             note = f"no label of {', '.join(missing)} in the data; the {kind} will not know what is never labelled"
@@ -94,7 +98,9 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
         model, root = make_model(kind, settings, schema, data.survey.commonest_system, ranks)
         task = make_task(model, settings)
         task.remember(data.survey)
-        return train(task, root, settings, data, key, ranks, fresh=resume == "never")
+        if resume == "never":
+            checkpoints.clear()
+        return train(task, root, settings, data, checkpoints, ranks)
 
 
 def _require_possible(settings: TrainSettings, ranks: Ranks) -> None:

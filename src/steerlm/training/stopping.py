@@ -11,7 +11,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """Notes the first SIGTERM or SIGINT while the block runs; a second one acts as it would have without us."""
+    """Notes SIGTERM and SIGINT while the block runs. A second Ctrl-C acts as it would have without us; further SIGTERMs
+    do not, as schedulers and torchrun send several.
+    """
 
     def __init__(self) -> None:
         self.signal = 0
@@ -28,8 +30,10 @@ class StopRequest:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        self._restore()
+        if self.signal and number == signal.SIGINT:
+            self._restore()
+            signal.raise_signal(number)
+        self.signal = self.signal or number
 
     def _restore(self) -> None:
         while self._before:

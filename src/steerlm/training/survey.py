@@ -50,6 +50,8 @@ class Survey:
         self.ratings: defaultdict[str, Moments] = defaultdict(Moments)
         self.predictions: defaultdict[str, Moments] = defaultdict(Moments)
         """By attribute."""
+        self.paired: defaultdict[str, tuple[Moments, Moments]] = defaultdict(lambda: (Moments(), Moments()))
+        """Ratings and predictions of the responses that have both, by attribute."""
         self.sample: list[Message] = []
         """Responses with ratings or predictions, each as likely to be here as any other, without their texts."""
         self._systems: Counter[str] = Counter()
@@ -75,6 +77,10 @@ class Survey:
             for values, moments in ((message.ratings, self.ratings), (message.predicted, self.predictions)):
                 for name, value in values.items():
                     moments[name].add(value)
+            for name in message.ratings.keys() & message.predicted.keys():
+                rated, predicted = self.paired[name]
+                rated.add(message.ratings[name])
+                predicted.add(message.predicted[name])
             if message.ratings or message.predicted:
                 self._draw(Message("assistant", "", None, message.ratings, message.predicted))
 

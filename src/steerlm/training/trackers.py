@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,7 +48,10 @@ class _Run:
 
 
 def _identity(module: Any, folder: Path) -> dict[str, Any]:
-    return {"id": folder.name, "dir": str(folder)} if module.__name__ == "wandb" else {}
+    if module.__name__ != "wandb":
+        return {}
+    place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+    return {"id": f"{folder.name}-{place}", "dir": str(folder)}
 
 
 def open_dashboards(names: Sequence[str], folder: Path, resume_at: int | None = None) -> list[Dashboard]:

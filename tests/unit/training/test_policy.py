@@ -283,7 +283,7 @@ def test_validation_figures(policy: SteerModel, conversations: Callable[..., lis
 
 
 def test_predictions_are_stretched_to_the_spread_of_ratings(policy: SteerModel) -> None:
-    """Ratings 0, 4 have mean 2 and deviation 2; predictions 1, 1.5, 2 have mean 1.5: the ends move out to 2 -+ 2.45."""
+    """Ratings 0 and 4 have mean 2 and deviation 2, predictions of the same responses 1.5 and 0.5: times 4 about 2."""
     conversation = tree_of(
         answer("a", {"humor": 1.0}, {"humor": 0.0}),
         answer("b", {"humor": 1.5}),
