@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -50,8 +51,10 @@ def test_a_run_is_told_each_step_and_its_end(tmp_path: Path, monkeypatch: pytest
     log.close()
     (what, keywords), train, (_, validation, step), finish = calls
     assert what == "init"
-    identity = {"id": "mine", "dir": str(tmp_path / "mine")} if name == "wandb" else {}
-    assert keywords == {"project": "steerlm", "name": "mine", "resume": "allow", **identity}
+    # Runs of the same name in other places are other runs.
+    assert re.fullmatch("mine-[0-9a-f]{8}", keywords.pop("id", "mine-00000000"))
+    place = {"dir": str(tmp_path / "mine")} if name == "wandb" else {}
+    assert keywords == {"project": "steerlm", "name": "mine", "resume": "allow", **place}
     assert train == ("log", {"train/loss": 0.5, "train/tokens": 12.0}, 1)
     assert validation["validation/attributes/humor/mae"] == 1.5
     assert step == 1
