@@ -17,6 +17,7 @@ from processes import launch
 from steerlm.conversation import Conversation, Message
 from steerlm.errors import TrainingError
 from steerlm.files import write_conversations
+from steerlm.models.load import load_model
 from steerlm.training import loop
 from tiny_judge import WORDS
 from tiny_runs import TRAIN, Steps, logged, prepare, stop_on_ranks, train, train_on_ranks
@@ -196,7 +197,7 @@ def test_finished_run_is_kept_and_another_is_refused(run: Any, monkeypatch: pyte
 
 
 def test_non_finite_loss_stops_with_its_conversations(run: Any) -> None:
-    with pytest.raises(TrainingError, match=r"step \d+: loss (nan|inf).*tree-\d+"):
+    with pytest.raises(TrainingError, match=r"step \d+: the loss is not finite.*tree-\d+"):
         run("policy", "hot", learning_rate=1e12, min_learning_rate=1e12, clip=1e12, epochs=20)
 
 
@@ -243,3 +244,12 @@ def test_compiling_changes_nothing(run: Any, task: str) -> None:
     compiled, _ = run(task, "compiled", epochs=0.3, compile=True)
     for key in ("loss", "gradient_norm"):
         torch.testing.assert_close(trajectory(compiled, key), trajectory(eager, key), rtol=2e-4, atol=1e-6)
+
+
+def test_the_best_weights_are_kept(run: Any) -> None:
+    """At a rate at which it gets worse again, what is saved is what was best on the way, and its figures are noted."""
+    steps, _ = run("policy", "out", best_by="loss", learning_rate=0.3, schedule="constant", validate_every=2)
+    seen = [(line["loss"], line["step"]) for line in steps if line["kind"] == "validation"]
+    assert min(seen)[1] != seen[-1][1]
+    metrics = load_model(run.folder / "out", "policy").info.metrics
+    assert (metrics["loss"], metrics["step"]) == min(seen)

@@ -38,11 +38,10 @@ class AttributeTask:
 
     model: SteerModel
     settings: AttributeSettings
-    better: str = "lower"
-    criterion: str = "loss"
-    keep_best: bool = True
+    higher_is_better: bool = False
 
     def __post_init__(self) -> None:
+        self.best_by: str | None = self.settings.best_by
         schema = self.model.schema
         schema_weights = dict.fromkeys(schema.names, 1.0)
         for name, weight in self.settings.loss_weights.items():

@@ -43,7 +43,8 @@ class Progress:
     step       optimiser steps taken
     position   the conversation at which the next step begins
     validated  the step of the last validation, -1 before the first
-    best       the criterion of the best weights so far, if any, with all their figures
+    best       the figure by which the best weights so far were chosen, where the best are kept
+    figures    of the validation of the weights that are to be saved: the best, or else the last
     report     what fitting did to the conversations of the first epoch so far
     """
 
@@ -51,7 +52,7 @@ class Progress:
     position: Position = field(default_factory=Position)
     validated: int = -1
     best: float | None = None
-    best_figures: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
     report: Report = field(default_factory=Report)
 
     @classmethod

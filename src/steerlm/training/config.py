@@ -172,6 +172,8 @@ class AttributeSettings(TrainSettings):
 
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
     """Peak learning rate; a ridge head is easily spoilt by large steps of the backbone."""
+    best_by: Literal["loss"] | None = "loss"
+    """Validation figure of whose best the weights are kept; with none, the last ones are."""
     loss_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Weight of each attribute in the loss; 1 where none is given."""
     head: Literal["ridge", "random"] = "ridge"
@@ -197,6 +199,8 @@ class PolicySettings(TrainSettings):
     """Weight of the contrastive term: a response is likelier under its own labels than under a sibling's."""
     contrast_sharpness: Annotated[float, Field(gt=0)] = 0.1
     """Slope of the contrastive term's logistic function, per nat of log-likelihood; steep ones drown in noise."""
+    best_by: Literal["loss", "gap", "gap_won"] | None = None
+    """Validation figure of whose best the weights are kept; without one, the last ones are."""
     defaults: dict[str, int] = Field(default_factory=dict)
     """Attribute values that the trained model asks for when a user sets none, over those of the schema."""
 

@@ -299,19 +299,26 @@ class _Run:
         measured = self._passes(map(self.task.held_out_tree, self.data.held_out), self.task.measure)
         figures = self.task.figures(measured)
         log.write({"step": progress.step, "kind": "validation", **figures})
-        value = figures[self.task.criterion]
         shown = "  ".join(f"{name} {figure:.4f}" for name, figure in figures.items() if isinstance(figure, float))
         if display:
             display.say(f"step {progress.step}: held out: {shown}")
-        better = progress.best is None or (value < progress.best) == (self.task.better == "lower")
-        if self.task.keep_best:
-            if not (better and math.isfinite(value)):
-                return progress
-            self.checkpoints.save_best(self.network)
-        return replace(progress, best=value, best_figures={"step": progress.step, **figures})
+        kept = {"step": progress.step, **figures}
+        if self.task.best_by is None:
+            return replace(progress, figures=kept)
+        if self.task.best_by not in figures:
+            raise ConfigError(
+                f"best_by={self.task.best_by}: no held-out response can be compared with another one's labels; "
+                "hold out more conversations, or choose best_by=loss"
+            )
+        value = figures[self.task.best_by]
+        is_better = progress.best is None or (value > progress.best) == self.task.higher_is_better
+        if not (is_better and math.isfinite(value)):
+            return progress
+        self.checkpoints.save_best(self.network)
+        return replace(progress, best=value, figures=kept)
 
     def _finish(self, progress: Progress) -> SteerModel:
-        if self.task.keep_best and progress.best is not None:
+        if progress.best is not None:
             self.checkpoints.load_best(self.network)
         use_plain_attention(self.network)
         restore_blocks(self.network)
@@ -326,7 +333,7 @@ class _Run:
             "learnt_from": str(progress.report),
             "settings": self.settings.model_dump(mode="json"),
         }
-        info = replace(model.info, provenance=provenance, metrics=progress.best_figures)
+        info = replace(model.info, provenance=provenance, metrics=progress.figures)
         saved = save_sharded(replace(model, info=info), self.settings.out, self.ranks)
         self.checkpoints.clear()
         return saved

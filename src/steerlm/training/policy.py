@@ -59,11 +59,10 @@ class PolicyTask:
 
     model: SteerModel
     settings: PolicySettings
-    better: str = "lower"
-    criterion: str = "loss"
-    keep_best: bool = False
 
     def __post_init__(self) -> None:
+        self.best_by: str | None = self.settings.best_by
+        self.higher_is_better = self.settings.best_by in ("gap", "gap_won")
         self._others: list[dict[str, float]] = []
         self._stretch: dict[str, tuple[float, float, float]] = {}
         self._bare = 0

@@ -58,12 +58,10 @@ class Task(Protocol):
     """A training task: how conversations become trees, what the loss is, how good the model is."""
 
     model: SteerModel
-    better: str
-    """Which direction of `criterion` is better: lower or higher."""
-    criterion: str
-    """The validation figure by which the best weights are chosen."""
-    keep_best: bool
-    """Whether the saved model is the best one seen, or the last."""
+    higher_is_better: bool
+    """Of the validation figure by which the best weights are chosen, if any."""
+    best_by: str | None
+    """The name of that figure; without one the saved model is the last one, not the best."""
 
     def remember(self, survey: Survey) -> None:
         """Told what the data to train on hold, before anything else and on resuming too.
@@ -90,4 +88,4 @@ class Task(Protocol):
         """What validation takes from one pack; it can be pickled."""
 
     def figures(self, measured: Sequence[Any]) -> dict[str, Any]:
-        """The figures of validation, `criterion` among them, from what was measured of all held-out packs."""
+        """The figures of validation from what was measured of all held-out packs."""

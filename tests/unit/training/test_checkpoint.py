@@ -65,9 +65,9 @@ def test_what_was_saved_comes_back_and_goes_on_the_same(tmp_path: Path) -> None:
     saved.step()
     report = Report(trees=3, tokens=40, dropped=1, dropped_where=["c, message 1"])
     progress = {"position": Position(1, 7), "validated": 1, "best": 0.1 + 0.2, "report": report}
-    saved.save(1, best_figures={"step": 1, "loss": 2.5}, **progress)
+    saved.save(1, figures={"step": 1, "loss": 2.5}, **progress)
     resumed = Training(tmp_path, seed=1)
-    assert resumed.resume() == Progress(1, best_figures={"step": 1, "loss": 2.5}, **progress)
+    assert resumed.resume() == Progress(1, figures={"step": 1, "loss": 2.5}, **progress)
     assert equal(
         {k: v for k, v in resumed.state().items() if k[0] == "1"},
         {k: v for k, v in saved.state().items() if k[0] == "1"},

@@ -298,3 +298,9 @@ def test_predictions_are_stretched_to_the_spread_of_ratings(policy: SteerModel) 
         "humor:2",
         "quality:1,humor:2",
     ]
+
+
+@pytest.mark.parametrize(("best_by", "higher"), [(None, False), ("loss", False), ("gap", True), ("gap_won", True)])
+def test_the_figure_by_which_weights_are_kept(policy: SteerModel, best_by: str | None, higher: bool) -> None:
+    made = task(policy, [tree_of(answer("a", {"humor": 1.0}))], best_by=best_by)
+    assert (made.best_by, made.higher_is_better) == (best_by, higher)
