@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,6 +21,8 @@ from transformers import (
 from steerlm.errors import ModelError
 from steerlm.models.base import decoder_layers, loading, quiet, resolve
 from steerlm.models.directory import Kind
+from steerlm.models.load import head_of, head_settings
+from steerlm.training.config import PolicySettings, TrainSettings
 
 # Public figures of models whose files are behind a licence, so that planning for them needs no download:
 # layers, hidden, feed-forward, heads, key-value heads (arXiv 2307.09288 and the models' published configurations).
@@ -30,20 +35,22 @@ _LLAMA2 = {
 
 @dataclass(frozen=True)
 class Parameters:
-    """How many there are. `blocks` decoder blocks have `block` each, of which `matrices` are in matrix products."""
+    """How many there are.
+
+    total, trainable     all, tied ones counted once, and those that are trained
+    embeddings, head     of the input tokens, and of the output where it has weights of its own
+    blocks               how many decoder blocks there are
+    matrices             in the blocks' matrix products
+    trained_matrices     those of them that are trained
+    """
 
     total: int
     trainable: int
     embeddings: int
     head: int
-    block: int
-    matrices: int
     blocks: int
-
-    @property
-    def outside(self) -> int:
-        """Those of no decoder block: embeddings, head (where it has weights of its own), last norm."""
-        return self.total - self.blocks * self.block
+    matrices: int
+    trained_matrices: int
 
 
 def find_config(base: str | Path) -> PretrainedConfig:
@@ -68,36 +75,43 @@ def find_config(base: str | Path) -> PretrainedConfig:
     return config
 
 
-def build(
-    config: PretrainedConfig, kind: Kind, attributes: int, dtype: torch.dtype = torch.float32
-) -> PreTrainedModel:
-    """A network of this architecture, on whatever device is the default: make that `meta`, or tensors fake."""
-    with loading(config.name_or_path or config.model_type), quiet():
-        network: PreTrainedModel
-        if kind == "policy":
-            network = AutoModelForCausalLM.from_config(config, dtype=dtype)
+def kind_of(settings: TrainSettings) -> Kind:
+    """What a training with these settings makes."""
+    return "policy" if isinstance(settings, PolicySettings) else "attribute-model"
+
+
+def build(config: PretrainedConfig, settings: TrainSettings) -> PreTrainedModel:
+    """The network to train, on whatever device is the default: make that `meta`, or it gets random weights."""
+    with loading(settings.base), quiet():
+        if kind_of(settings) == "policy":
+            network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         else:
-            config.num_labels = attributes
-            network = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
-    return network
+            config = copy.deepcopy(config)
+            for name, value in head_settings(settings.schema_of_attributes).items():
+                setattr(config, name, value)
+            network = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    return network  # type: ignore[no-any-return]
 
 
 def count_parameters(network: PreTrainedModel) -> Parameters:
-    """Count the parameters of a network, tied ones once."""
+    """Count the parameters of a network. Raises `ModelError` for a mixture of experts."""
     _, blocks = decoder_layers(network)
-    sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks]
-    if any(parameter.ndim > 2 for block in blocks for parameter in block.parameters()):
-        raise ModelError(f"{type(network).__name__} is a mixture of experts, which cannot be planned for")
+    if any(parameter.ndim > 2 for parameter in blocks.parameters()):
+        raise ModelError(f"{type(network).__name__} is a mixture of experts, for which no plan can be made")
+    matrices = [parameter for parameter in blocks.parameters() if parameter.ndim == 2]
     embeddings = network.get_input_embeddings().weight
     output = network.get_output_embeddings()  # type: ignore[no-untyped-call]
-    head = getattr(network, "score", output).weight
-    parameters = list(network.parameters())
+    head = (head_of(network) if output is None else output).weight
     return Parameters(
-        total=sum(parameter.numel() for parameter in parameters),
-        trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        total=_count(network.parameters()),
+        trainable=_count(parameter for parameter in network.parameters() if parameter.requires_grad),
         embeddings=embeddings.numel(),
         head=0 if head is embeddings else head.numel(),
-        block=max(sizes),
-        matrices=max(sum(p.numel() for p in block.parameters() if p.ndim == 2) for block in blocks),
         blocks=len(blocks),
+        matrices=_count(matrices),
+        trained_matrices=_count(parameter for parameter in matrices if parameter.requires_grad),
     )
+
+
+def _count(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)

@@ -1,0 +1,175 @@
+"""`steerlm plan`: whether a training fits on GPUs, what to change if not, how long it takes."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+from cyclopts.types import PositiveFloat, PositiveInt
+from rich.table import Table
+
+from steerlm.cli.data_views import stdout
+from steerlm.errors import ConfigError
+from steerlm.planning.architecture import kind_of
+from steerlm.planning.changes import Change
+from steerlm.planning.hardware import GIB, GPUS, Gpu, Hardware
+from steerlm.planning.plan import Plan, make_plan
+from steerlm.training.config import AttributeSettings, PolicySettings, load_settings, read_recipe
+
+
+class _Flags(PolicySettings, AttributeSettings):
+    """The flags of both trainings."""
+
+
+def plan_command(
+    recipe: str | None = None,
+    *,
+    gpus: PositiveInt = 1,
+    gpu: Gpu = "a100",
+    gpu_memory: PositiveFloat | None = None,
+    tflops: PositiveFloat | None = None,
+    utilisation: PositiveFloat = 0.4,
+    reserve: PositiveFloat = 4.0,
+    tokens_per_conversation: PositiveFloat | None = None,
+    kind: Literal["policy", "attributes"] | None = None,
+    json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
+    settings: Annotated[_Flags | None, Parameter(name="*")] = None,
+) -> None:
+    """Tell whether a training fits on GPUs, what to change if not, and how long it takes.
+
+    steerlm plan llama2-70b-policy --gpus 128 --gpu h100
+
+    Nothing is trained and no weights are read: the training step runs on tensors without contents while their bytes
+    are counted. All settings of `steerlm train` may be given over the recipe. Llama-2 models need no download.
+
+    Parameters
+    ----------
+    recipe
+        YAML file with settings, or the name of a recipe that comes with steerlm; flags go over it.
+    gpus
+        GPUs of all nodes together, one process each.
+    gpu
+        Kind of GPU, for its memory and rate: 80 GB cards of a100 and h100, the 141 GB card of h200.
+    gpu_memory
+        GiB of each GPU, where they are others.
+    tflops
+        Dense bfloat16 operations a second of each GPU, in 10^12, where they are others: a100 312, h100 and h200 989.
+    utilisation
+        Part of that rate that training reaches; 0.3 to 0.5 is usual, more with few GPUs and large matrices.
+    reserve
+        GiB of each GPU that CUDA, NCCL and gaps in the allocator's memory take.
+    tokens_per_conversation
+        Tokens of a conversation tree on average. Without it they are measured where the recipe's data are there, and
+        else taken to be those of Open Assistant: 1,755 for a policy, 1,428 for an attribute model.
+    kind
+        Which training the recipe is for, where its settings do not tell.
+    json_
+        Print the plan as JSON.
+    settings
+        Settings of the training, each with a flag of its own.
+    """
+    given = settings.model_dump(exclude_unset=True) if settings is not None else {}
+    rate, memory = GPUS[gpu]
+    hardware = Hardware(gpus, gpu_memory or memory, tflops or rate, utilisation, reserve)
+    merged = load_settings(_kind(kind, recipe, given), recipe, given)
+    plan = make_plan(merged, hardware, tokens_per_conversation)
+    if json_:
+        print(json.dumps(plan.to_dict(), indent=2))
+        return
+    console = stdout()
+    for table in plan_tables(plan):
+        console.print(table)
+    for line in verdict(plan):
+        console.print(line, soft_wrap=True)
+
+
+def _kind(name: str | None, recipe: str | None, given: dict[str, Any]) -> type[PolicySettings | AttributeSettings]:
+    kinds: dict[str, type[PolicySettings | AttributeSettings]] = {
+        "policy": PolicySettings,
+        "attributes": AttributeSettings,
+    }
+    if name is not None:
+        return kinds[name]
+    names = {*given, *(read_recipe(recipe) if recipe else ())}
+    policy, attributes = (set(kind.model_fields) for kind in kinds.values())
+    fitting = [kind for kind in kinds.values() if names <= set(kind.model_fields)]
+    if names & (policy ^ attributes) and len(fitting) == 1:
+        return fitting[0]
+    raise ConfigError(f"{recipe or 'settings'}: say which training this is for, with --kind policy or attributes")
+
+
+def plan_tables(plan: Plan) -> list[Table]:
+    """Parameters and memory; speed."""
+    settings, hardware, parameters, found = plan.settings, plan.hardware, plan.parameters, plan.footprint
+    data_ranks = hardware.gpus // settings.tensor_parallel
+    memory = _table(f"{kind_of(settings)} on {settings.base}, {hardware.gpus} GPUs of {hardware.memory:g} GiB")
+    memory.add_row("parameters", f"{parameters.total:,}", f"of them trained {parameters.trainable:,}")
+    memory.add_row("  embeddings", f"{parameters.embeddings:,}", f"head {parameters.head:,}")
+    memory.add_section()
+    spread = f"sharded over {data_ranks}" if data_ranks > 1 else "whole"
+    if settings.tensor_parallel > 1:
+        spread += f", matrices of the blocks split over {settings.tensor_parallel}"
+    again = "recomputed" if settings.gradient_checkpointing else "kept"
+    other = "kept" if settings.gradient_checkpointing else "recomputed"
+    phase = max(("forward", "loss", "backward", "end"), key=lambda name: getattr(found, name))
+    work = max(found.forward, found.loss, found.backward, found.end)
+    doing = {
+        "forward": "computing one block",
+        "loss": f"the loss, logits of {settings.loss_chunk} tokens at a time",
+        "backward": "gradients of one block",
+        "end": "gradients of embeddings and head",
+    }
+    for name, size, note in (
+        ("weights", found.weights, spread),
+        ("AdamW's moments", found.moments, "float32"),
+        ("gradients", found.gradients, "float32"),
+        ("gathered weights", found.gathered, "embeddings, head"),
+        ("activations", found.kept - found.gathered, f"{settings.pack_tokens} tokens, {again} in each block"),
+        ("work", work - found.kept, f"at the peak: {doing[phase]}"),
+    ):
+        memory.add_row(name, _gib(size), note)
+    memory.add_row("reserve", f"{hardware.reserve:.1f} GiB", "CUDA, NCCL, gaps")
+    otherwise = plan.otherwise.peak / GIB + hardware.reserve
+    memory.add_row("total", f"{plan.total:.1f} GiB", f"with activations {other}: {otherwise:.1f} GiB")
+    speed = _table(None)
+    found_speed = plan.speed
+    speed.add_row("operations a token", f"{found_speed.flops:.3g}", found_speed.formula)
+    speed.add_row("a conversation", f"{plan.workload.tokens:,.0f} tokens", plan.workload.source)
+    packs = f"{found_speed.passes} packs on each of {data_ranks} ranks that see different packs"
+    speed.add_row("a step", f"{found_speed.step_tokens:,} tokens", packs)
+    at = f"{hardware.utilisation:.0%} of {hardware.tflops:g} TFLOP/s, while {found_speed.busy:.0%} of the ranks' time is busy"
+    speed.add_row("speed", f"{found_speed.tokens_per_second:,.0f} tokens/s", f"at {at}")
+    if found_speed.hours is not None:
+        speed.add_row("training", f"{found_speed.hours:,.1f} hours", f"{found_speed.steps:,} steps")
+    return [memory, speed]
+
+
+def verdict(plan: Plan) -> list[str]:
+    """Whether it fits, and if not, what to do."""
+    room = f"{plan.total:.1f} of {plan.hardware.memory:g} GiB"
+    if plan.fits:
+        return [f"It fits: {room}."]
+    if not plan.changes:
+        return [f"It does not fit: {room}. Nothing that was tried makes it fit: take a smaller base model."]
+    first, *others = (_advice(change, plan) for change in plan.changes)
+    return [f"It does not fit: {room}. It does with {first}.", *(f"Or with {other}." for other in others)]
+
+
+def _advice(change: Change, plan: Plan) -> str:
+    flags = [f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in change.settings.items()]
+    if change.gpus != plan.hardware.gpus:
+        flags.insert(0, f"--gpus {change.gpus}")
+    return f"{' '.join(flags)} ({change.total:.1f} GiB)"
+
+
+def _table(title: str | None) -> Table:
+    table = Table(title=title, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column()
+    return table
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f} GiB"
