@@ -21,11 +21,10 @@ from steerlm.parallel.ranks import Ranks
 from steerlm.parallel.shard import Root, clip_grad_norm, shard
 from steerlm.planning.architecture import build, kind_of
 from steerlm.planning.rehearsal import one_run
-from steerlm.training.config import AttributeSettings, PolicySettings
+from steerlm.training.config import TrainSettings
 from steerlm.training.loop import make_optimizer
-from steerlm.training.policy import PolicyTask
-from steerlm.training.attribute_model import AttributeTask
-from steerlm.training.task import Batch, Task
+from steerlm.training.run import make_task
+from steerlm.training.task import Batch
 from tiny import llama, qwen2
 
 SHAPES: dict[str, Callable[[], PreTrainedModel]] = {
@@ -64,7 +63,7 @@ def branches(tokens: int) -> Pack:
     return replace(one_run(tokens), runs=runs, positions_T=positions)
 
 
-def real_peak(shape: str, settings: PolicySettings | AttributeSettings, pack: Pack, dtype: torch.dtype) -> int:
+def real_peak(shape: str, settings: TrainSettings, pack: Pack, dtype: torch.dtype) -> int:
     """The most bytes allocated from making the network to its second optimiser step, on this rank."""
     with closing(Ranks.start("cpu", settings.tensor_parallel)) as ranks:
         return peak_bytes(lambda: _train(config_of(shape), settings, pack, dtype, ranks))
@@ -72,7 +71,7 @@ def real_peak(shape: str, settings: PolicySettings | AttributeSettings, pack: Pa
 
 def _train(
     config: PretrainedConfig,
-    settings: PolicySettings | AttributeSettings,
+    settings: TrainSettings,
     pack: Pack,
     dtype: torch.dtype,
     ranks: Ranks,
@@ -89,7 +88,7 @@ def _train(
         local_part(weight.detach())[0].normal_(std=0.02)
     info = ModelInfo(kind_of(settings), settings.schema_of_attributes, "nemo")
     model = SteerModel(network, None, info)  # type: ignore[arg-type]
-    task: Task = PolicyTask(model, settings) if isinstance(settings, PolicySettings) else AttributeTask(model, settings)
+    task = make_task(model, settings)
     optimizer = make_optimizer(network, settings)
     batch = Batch.of(pack, torch.device("cpu"))
     for packs in (1, 2):

@@ -100,49 +100,63 @@ def _kind(name: str | None, recipe: str | None, given: dict[str, Any]) -> type[P
 
 
 def plan_tables(plan: Plan) -> list[Table]:
-    """Parameters and memory; speed."""
-    settings, hardware, parameters, found = plan.settings, plan.hardware, plan.parameters, plan.footprint
-    data_ranks = hardware.gpus // settings.tensor_parallel
-    memory = _table(f"{kind_of(settings)} on {settings.base}, {hardware.gpus} GPUs of {hardware.memory:g} GiB")
-    memory.add_row("parameters", f"{parameters.total:,}", f"of them trained {parameters.trainable:,}")
-    memory.add_row("  embeddings", f"{parameters.embeddings:,}", f"head {parameters.head:,}")
-    memory.add_section()
-    spread = f"sharded over {data_ranks}" if data_ranks > 1 else "whole"
+    """What it is, memory of one rank, speed."""
+    return [_parameters(plan), _memory(plan), _speed(plan)]
+
+
+def _parameters(plan: Plan) -> Table:
+    found, hardware = plan.parameters, plan.hardware
+    gpus = f"{hardware.gpus} GPUs" if hardware.gpus > 1 else "one GPU"
+    title = f"{kind_of(plan.settings)} on {plan.settings.base}, {gpus} of {hardware.memory:g} GiB"
+    table = _table(title)
+    table.add_row("parameters", f"{found.total:,}", f"{found.trainable:,} of them trained")
+    table.add_row("embeddings", f"{found.embeddings:,}", f"head {found.head:,}")
+    return table
+
+
+def _memory(plan: Plan) -> Table:
+    settings, found = plan.settings, plan.footprint
+    data_ranks = plan.hardware.gpus // settings.tensor_parallel
+    spread = f"1/{data_ranks} of them" if data_ranks > 1 else "all of them"
     if settings.tensor_parallel > 1:
-        spread += f", matrices of the blocks split over {settings.tensor_parallel}"
-    again = "recomputed" if settings.gradient_checkpointing else "kept"
-    other = "kept" if settings.gradient_checkpointing else "recomputed"
-    phase = max(("forward", "loss", "backward", "end"), key=lambda name: getattr(found, name))
-    work = max(found.forward, found.loss, found.backward, found.end)
-    doing = {
-        "forward": "computing one block",
-        "loss": f"the loss, logits of {settings.loss_chunk} tokens at a time",
-        "backward": "gradients of one block",
-        "end": "gradients of embeddings and head",
-    }
+        spread += f", and 1/{settings.tensor_parallel} of that in blocks"
+    now, other = ("recomputed", "kept") if settings.gradient_checkpointing else ("kept", "recomputed")
+    work, doing = max(
+        (found.forward, "one block computed"),
+        (found.loss, f"the loss, logits of {settings.loss_chunk} tokens at a time"),
+        (found.backward, "gradients of one block"),
+        (found.end, "gradients of embeddings and head"),
+    )
+    table = _table("memory of each GPU")
     for name, size, note in (
         ("weights", found.weights, spread),
         ("AdamW's moments", found.moments, "float32"),
         ("gradients", found.gradients, "float32"),
         ("gathered weights", found.gathered, "embeddings, head"),
-        ("activations", found.kept - found.gathered, f"{settings.pack_tokens} tokens, {again} in each block"),
-        ("work", work - found.kept, f"at the peak: {doing[phase]}"),
+        ("activations", found.kept - found.gathered, f"{settings.pack_tokens} tokens, {now} in each block"),
+        ("work", work - found.kept, f"at the peak: {doing}"),
     ):
-        memory.add_row(name, _gib(size), note)
-    memory.add_row("reserve", f"{hardware.reserve:.1f} GiB", "CUDA, NCCL, gaps")
-    otherwise = plan.otherwise.peak / GIB + hardware.reserve
-    memory.add_row("total", f"{plan.total:.1f} GiB", f"with activations {other}: {otherwise:.1f} GiB")
-    speed = _table(None)
-    found_speed = plan.speed
-    speed.add_row("operations a token", f"{found_speed.flops:.3g}", found_speed.formula)
-    speed.add_row("a conversation", f"{plan.workload.tokens:,.0f} tokens", plan.workload.source)
-    packs = f"{found_speed.passes} packs on each of {data_ranks} ranks that see different packs"
-    speed.add_row("a step", f"{found_speed.step_tokens:,} tokens", packs)
-    at = f"{hardware.utilisation:.0%} of {hardware.tflops:g} TFLOP/s, while {found_speed.busy:.0%} of the ranks' time is busy"
-    speed.add_row("speed", f"{found_speed.tokens_per_second:,.0f} tokens/s", f"at {at}")
-    if found_speed.hours is not None:
-        speed.add_row("training", f"{found_speed.hours:,.1f} hours", f"{found_speed.steps:,} steps")
-    return [memory, speed]
+        table.add_row(name, f"{size / GIB:.1f} GiB", note)
+    table.add_row("reserve", f"{plan.hardware.reserve:.1f} GiB", "CUDA, NCCL, gaps")
+    otherwise = plan.otherwise.peak / GIB + plan.hardware.reserve
+    table.add_row("total", f"{plan.total:.1f} GiB", f"with activations {other}: {otherwise:.1f} GiB")
+    return table
+
+
+def _speed(plan: Plan) -> Table:
+    found, hardware = plan.speed, plan.hardware
+    data_ranks = hardware.gpus // plan.settings.tensor_parallel
+    table = _table("speed")
+    terms = [f"{formula} = {operations / 1e9:.3g}" for formula, operations in found.work.items()]
+    table.add_row("a token", f"{found.flops / 1e9:,.3g} GFLOP", "\n".join(terms))
+    table.add_row("a conversation", f"{plan.workload.tokens:,.0f} tokens", plan.workload.source)
+    packs = f"{found.passes} packs" + (f" on each of {data_ranks} ranks" if data_ranks > 1 else "")
+    table.add_row("a step", f"{found.step_tokens:,} tokens", packs)
+    at = f"{hardware.utilisation:.0%} of {hardware.tflops:g} TFLOP/s, {found.busy:.0%} of the time"
+    table.add_row("all GPUs", f"{found.tokens_per_second:,.0f} tokens/s", at)
+    if found.hours is not None:
+        table.add_row("training", f"{found.hours:,.1f} hours", f"{found.steps:,} steps")
+    return table
 
 
 def verdict(plan: Plan) -> list[str]:
@@ -157,19 +171,15 @@ def verdict(plan: Plan) -> list[str]:
 
 
 def _advice(change: Change, plan: Plan) -> str:
-    flags = [f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in change.settings.items()]
-    if change.gpus != plan.hardware.gpus:
-        flags.insert(0, f"--gpus {change.gpus}")
+    flags = [f"--gpus {change.gpus}"] if change.gpus != plan.hardware.gpus else []
+    for name, value in change.settings.items():
+        flags.append(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}"))
     return f"{' '.join(flags)} ({change.total:.1f} GiB)"
 
 
-def _table(title: str | None) -> Table:
-    table = Table(title=title, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column()
-    table.add_column(justify="right")
+def _table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+    table.add_column(min_width=17)
+    table.add_column(justify="right", min_width=18)
     table.add_column()
     return table
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.1f} GiB"

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from steerlm.errors import ModelError
-from steerlm.models.base import decoder_layers, loading, quiet, resolve
+from steerlm.models.base import decoder_layers, embedding_weight, loading, quiet, resolve
 from steerlm.models.directory import Kind
 from steerlm.models.load import head_of, head_settings
 from steerlm.training.config import PolicySettings, TrainSettings
@@ -83,14 +83,12 @@ def kind_of(settings: TrainSettings) -> Kind:
 def build(config: PretrainedConfig, settings: TrainSettings) -> PreTrainedModel:
     """The network to train, on whatever device is the default: make that `meta`, or it gets random weights."""
     with loading(settings.base), quiet():
-        if kind_of(settings) == "policy":
-            network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        else:
-            config = copy.deepcopy(config)
-            for name, value in head_settings(settings.schema_of_attributes).items():
-                setattr(config, name, value)
-            network = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-    return network  # type: ignore[no-any-return]
+        if isinstance(settings, PolicySettings):
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call, no-any-return]
+        config = copy.deepcopy(config)
+        for name, value in head_settings(settings.schema_of_attributes).items():
+            setattr(config, name, value)
+        return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def count_parameters(network: PreTrainedModel) -> Parameters:
@@ -99,9 +97,9 @@ def count_parameters(network: PreTrainedModel) -> Parameters:
     if any(parameter.ndim > 2 for parameter in blocks.parameters()):
         raise ModelError(f"{type(network).__name__} is a mixture of experts, for which no plan can be made")
     matrices = [parameter for parameter in blocks.parameters() if parameter.ndim == 2]
-    embeddings = network.get_input_embeddings().weight
+    embeddings = embedding_weight(network)
     output = network.get_output_embeddings()  # type: ignore[no-untyped-call]
-    head = (head_of(network) if output is None else output).weight
+    head: Tensor = (head_of(network) if output is None else output).weight
     return Parameters(
         total=_count(network.parameters()),
         trainable=_count(parameter for parameter in network.parameters() if parameter.requires_grad),

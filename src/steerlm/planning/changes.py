@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 from steerlm.errors import ConfigError
 from steerlm.planning.footprint import Footprint
 from steerlm.planning.hardware import GIB, Hardware
-from steerlm.training.config import AttributeSettings, PolicySettings
+from steerlm.training.config import PolicySettings, TrainSettings
 
-S = TypeVar("S", PolicySettings, AttributeSettings)
 _LORA_RANK = 16
 _MOST_GPUS = 4096
 _MOST_PARTS = 8
@@ -29,13 +28,10 @@ class Change:
 
 
 def ways_to_fit(
-    settings: PolicySettings | AttributeSettings,
-    hardware: Hardware,
-    now: Footprint,
-    measure: Callable[[PolicySettings | AttributeSettings, int], Footprint],
+    settings: TrainSettings, hardware: Hardware, now: Footprint, measure: Callable[[TrainSettings, int], Footprint]
 ) -> list[Change]:
     """The first that fits of: recomputed activations, smaller packs, matrices split over more ranks, one after the
-    other and together. Where none does, more GPUs, and an adapter on the same ones.
+    other and together. Where none does, more GPUs; and an adapter, on one GPU, with the base in 4 bits if need be.
 
     `now` is the footprint as things stand, `measure` gives that of other settings and another number of GPUs.
     """
@@ -55,18 +51,21 @@ def ways_to_fit(
     leaner = {} if settings.gradient_checkpointing else {"gradient_checkpointing": True}
     found = []
     gpus = 2 * hardware.gpus
-    while gpus <= _MOST_GPUS:
+    while gpus <= _MOST_GPUS and settings.lora_rank is None:
         # What is alive all the time is shared by all; without room for that there is none for the rest.
         if now.steady * hardware.gpus / gpus < room and (change := tried(leaner, gpus)):
             found.append(change)
             break
         gpus *= 2
-    if settings.lora_rank is None and (change := tried({**leaner, "lora_rank": _LORA_RANK}, hardware.gpus)):
-        found.append(change)
+    if settings.quantize == "none":
+        rank = settings.lora_rank or _LORA_RANK
+        adapter = {**leaner, "lora_rank": rank} | ({"tensor_parallel": 1} if settings.tensor_parallel > 1 else {})
+        if change := tried(adapter, 1) or tried({**adapter, "quantize": "4bit"}, 1):
+            found.append(change)
     return found
 
 
-def _smaller(settings: PolicySettings | AttributeSettings, gpus: int) -> Iterator[dict[str, Any]]:
+def _smaller(settings: TrainSettings, gpus: int) -> Iterator[dict[str, Any]]:
     changes: dict[str, Any] = {}
     if not settings.gradient_checkpointing:
         changes = {"gradient_checkpointing": True}

@@ -13,8 +13,10 @@ from transformers import PretrainedConfig
 
 from steerlm.packing import Pack
 from steerlm.planning.rehearsal import Attention, pretended_ranks, rehearse
-from steerlm.training.config import AttributeSettings, PolicySettings
+from steerlm.training.config import TrainSettings
 
+_STEADY_ALONE = 2
+"""Blocks after which each adds the same; below an adapter's first block there may be nothing to train."""
 _STEADY = 3
 """Sharded blocks after which each adds the same: while one computes, the next is gathered and the last one reduced."""
 
@@ -57,7 +59,7 @@ class Footprint:
 
 def footprint(
     config: PretrainedConfig,
-    settings: PolicySettings | AttributeSettings,
+    settings: TrainSettings,
     pack: Pack,
     gpus: int = 1,
     dtype: torch.dtype = torch.bfloat16,
@@ -69,9 +71,9 @@ def footprint(
     """
     depth = config.get_text_config().num_hidden_layers
     # Frozen layers are not like the others.
-    few = 1 if gpus == 1 else _STEADY
+    few = _STEADY if gpus > 1 else _STEADY_ALONE
     depths = [depth] if settings.frozen_layers else sorted({min(depth, few), min(depth, few + 1)})
-    with pretended_ranks(gpus, settings.tensor_parallel) as ranks:
+    with pretended_ranks(settings, gpus) as ranks:
         first, *more = [rehearse(_cut(config, blocks), settings, pack, ranks, dtype, attention) for blocks in depths]
     each = {name: more[0][name] - first[name] if more else 0 for name in first}
     return Footprint(**{name: first[name] + (depth - depths[0]) * each[name] for name in first})

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from steerlm.planning.adapted import adapt
 from steerlm.planning.architecture import Parameters, build, count_parameters, find_config, kind_of
 from steerlm.planning.changes import Change, ways_to_fit
 from steerlm.planning.footprint import Footprint, footprint
@@ -14,7 +15,7 @@ from steerlm.planning.hardware import GIB, Hardware
 from steerlm.planning.rehearsal import one_run
 from steerlm.planning.speed import Speed, find_speed
 from steerlm.planning.workload import Workload, find_workload
-from steerlm.training.config import AttributeSettings, PolicySettings
+from steerlm.training.config import PolicySettings, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Plan:
     changes     where it does not fit, what makes it fit; empty if nothing was found
     """
 
-    settings: PolicySettings | AttributeSettings
+    settings: TrainSettings
     hardware: Hardware
     parameters: Parameters
     footprint: Footprint
@@ -58,13 +59,11 @@ class Plan:
             "fits": self.fits,
             "changes_that_fit": [asdict(change) for change in self.changes],
             "workload": {**workload, "trained": self.workload.trained, "seen": self.workload.seen},
-            "speed": asdict(self.speed),
+            "speed": {**asdict(self.speed), "flops_per_token": self.speed.flops},
         }
 
 
-def make_plan(
-    settings: PolicySettings | AttributeSettings, hardware: Hardware, tokens_per_conversation: float | None = None
-) -> Plan:
+def make_plan(settings: TrainSettings, hardware: Hardware, tokens_per_conversation: float | None = None) -> Plan:
     """Plan a training. `tokens_per_conversation` goes over what is measured or assumed of the data.
 
     Raises `ModelError` where the base model's configuration cannot be found, `ConfigError` where settings and
@@ -73,13 +72,16 @@ def make_plan(
     settings.require_consistent()
     config = find_config(settings.base)
 
-    def measure(settings: PolicySettings | AttributeSettings, gpus: int) -> Footprint:
+    def measure(settings: TrainSettings, gpus: int) -> Footprint:
         foils = isinstance(settings, PolicySettings) and settings.contrast > 0
         dtype = torch.float32 if settings.precision == "fp32" else torch.bfloat16
         return footprint(config, settings, one_run(settings.pack_tokens, foils), gpus, dtype)
 
     with torch.device("meta"):
-        parameters = count_parameters(build(config, settings))
+        network = build(config, settings)
+        # Matrices in 4 bits have as many weights as before, in other shapes.
+        adapt(network, settings.model_copy(update={"quantize": "none"}))
+        parameters = count_parameters(network)
     found = measure(settings, hardware.gpus)
     reversed_ = settings.model_copy(update={"gradient_checkpointing": not settings.gradient_checkpointing})
     otherwise = measure(reversed_, hardware.gpus)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -23,11 +22,11 @@ from steerlm.models.load import SteerModel
 from steerlm.packing import Pack, PackedResponse, Run
 from steerlm.parallel.ranks import Ranks
 from steerlm.parallel.shard import Root, shard
+from steerlm.planning.adapted import adapt
 from steerlm.planning.architecture import build, kind_of
 from steerlm.planning.tracker import LiveBytes
-from steerlm.training.attribute_model import AttributeTask
-from steerlm.training.config import AttributeSettings, PolicySettings
-from steerlm.training.policy import PolicyTask
+from steerlm.training.config import TrainSettings
+from steerlm.training.run import make_task
 from steerlm.training.task import Batch
 
 _FUSED = "steerlm_planned_fused"
@@ -36,9 +35,15 @@ Attention = Literal["fused"] | Form
 
 
 @contextlib.contextmanager
-def pretended_ranks(gpus: int, tensor_parallel: int) -> Iterator[Ranks]:
-    """The first of `gpus` ranks, whose exchanges return at once. Raises `ConfigError` where they cannot be divided."""
+def pretended_ranks(settings: TrainSettings, gpus: int) -> Iterator[Ranks]:
+    """The first of `gpus` ranks, whose exchanges return at once.
+
+    Raises `ConfigError` where the settings cannot be trained with on so many.
+    """
+    tensor_parallel = settings.tensor_parallel
     place = torch.device("cpu")
+    if settings.lora_rank is not None and gpus > 1:
+        raise ConfigError("an adapter is trained on one GPU; leave out lora_rank, or plan for one")
     if gpus % tensor_parallel:
         raise ConfigError(f"tensor_parallel={tensor_parallel} does not divide {gpus} GPUs; choose a divisor")
     if gpus == 1:
@@ -59,7 +64,7 @@ def pretended_ranks(gpus: int, tensor_parallel: int) -> Iterator[Ranks]:
 
 def rehearse(
     config: PretrainedConfig,
-    settings: PolicySettings | AttributeSettings,
+    settings: TrainSettings,
     pack: Pack,
     ranks: Ranks,
     dtype: torch.dtype,
@@ -68,6 +73,7 @@ def rehearse(
     """The fields of a `Footprint` of this network, made, sharded, and taken through a loss and its gradient."""
     with torch.device("meta"), quiet():
         network = build(config, settings)
+        adapt(network, settings)
     network.train()
     if attention == "fused":
         network.set_attn_implementation(_FUSED)
@@ -122,7 +128,7 @@ def _held(tensor: Tensor) -> Tensor:
 
 def _phases(
     root: Root,
-    settings: PolicySettings | AttributeSettings,
+    settings: TrainSettings,
     batch: Batch,
     live: LiveBytes,
     dtype: torch.dtype,
@@ -133,7 +139,7 @@ def _phases(
 
     def after_embeddings(module: nn.Module, inputs: Any, output: Tensor) -> None:
         if output.requires_grad:
-            output.register_hook(lambda gradient: marks.update(backward=live.peak()))
+            output.register_hook(lambda gradient: marks.update(backward=live.peak()))  # type: ignore[no-untyped-call]
 
     def before_last_block(module: nn.Module, inputs: Any) -> None:
         live.peak()
@@ -142,7 +148,8 @@ def _phases(
         # While the blocks are sharded again, what is no DTensor is a gathered weight.
         outside = [weight for weight in network.parameters() if sharded and not isinstance(weight, DTensor)]
         marks.update(gathered=sum(weight.nbytes for weight in outside), kept=live.now, forward=live.peak())
-        output.last_hidden_state.register_hook(lambda gradient: marks.update(loss=live.peak()))
+        states: Tensor = output.last_hidden_state
+        states.register_hook(lambda gradient: marks.update(loss=live.peak()))  # type: ignore[no-untyped-call]
 
     network.get_input_embeddings().register_forward_hook(after_embeddings)
     decoder_layers(network)[1][-1].register_forward_pre_hook(before_last_block)
@@ -154,12 +161,11 @@ def _phases(
     return {"backward": rest, **marks, "end": rest}
 
 
-def _loss(network: PreTrainedModel, settings: PolicySettings | AttributeSettings, batch: Batch) -> Tensor:
+def _loss(network: PreTrainedModel, settings: TrainSettings, batch: Batch) -> Tensor:
     # Rendering is done by the time that a loss is computed.
     info = ModelInfo(kind_of(settings), settings.schema_of_attributes, "nemo")
     model = SteerModel(network, renderer=cast(Any, None), info=info)
-    task = PolicyTask(model, settings) if isinstance(settings, PolicySettings) else AttributeTask(model, settings)
-    return torch.stack([loss.total for loss in task.losses(batch).values()]).sum()
+    return torch.stack([loss.total for loss in make_task(model, settings).losses(batch).values()]).sum()
 
 
 def _fused(

@@ -10,15 +10,14 @@ from steerlm.parallel.balance import share
 from steerlm.planning.architecture import Parameters
 from steerlm.planning.hardware import Hardware
 from steerlm.planning.workload import Workload
-from steerlm.training.config import AttributeSettings, PolicySettings
+from steerlm.training.config import PolicySettings, TrainSettings
 
 
 @dataclass(frozen=True)
 class Speed:
     """The pace of a training.
 
-    flops               operations a token, of the forward and the backward pass with all that is computed twice
-    formula             how they come about
+    work                operations a token by formula, of both passes with all that is computed twice
     step_tokens         tree tokens of one optimiser step
     passes              packs that each data rank computes in a step
     busy                share of the time in which ranks do not wait for the one with the largest pack
@@ -27,8 +26,7 @@ class Speed:
     hours               for these steps
     """
 
-    flops: float
-    formula: str
+    work: dict[str, float]
     step_tokens: int
     passes: int
     busy: float
@@ -36,16 +34,21 @@ class Speed:
     steps: int | None
     hours: float | None
 
+    @property
+    def flops(self) -> float:
+        """Operations a token."""
+        return sum(self.work.values())
+
 
 def find_speed(
     config: PretrainedConfig,
     parameters: Parameters,
-    settings: PolicySettings | AttributeSettings,
+    settings: TrainSettings,
     workload: Workload,
     hardware: Hardware,
 ) -> Speed:
     """The speed at the utilisation that `hardware` states; ranks that wait for others come on top."""
-    flops, formula = _flops(config, parameters, settings, workload)
+    work = _work(config, parameters, settings, workload)
     sizes = _cut_up(workload.step(settings), settings.pack_tokens)
     data_ranks = hardware.gpus // settings.tensor_parallel
     shares = share(sizes, settings.pack_tokens, data_ranks)
@@ -53,11 +56,10 @@ def find_speed(
     slowest = sum(max(sum(sizes[index] for index in pack) for pack in packs) for packs in zip(*shares, strict=True))
     tokens = sum(sizes)
     busy = tokens / (data_ranks * slowest)
-    rate = hardware.gpus * hardware.tflops * 1e12 * hardware.utilisation * busy / flops
+    rate = hardware.gpus * hardware.tflops * 1e12 * hardware.utilisation * busy / sum(work.values())
     steps = workload.steps(settings)
     return Speed(
-        flops=flops,
-        formula=formula,
+        work=work,
         step_tokens=tokens,
         passes=len(shares[0]),
         busy=busy,
@@ -67,29 +69,32 @@ def find_speed(
     )
 
 
-def _flops(
-    config: PretrainedConfig, parameters: Parameters, settings: PolicySettings | AttributeSettings, workload: Workload
-) -> tuple[float, str]:
+def _work(
+    config: PretrainedConfig, parameters: Parameters, settings: TrainSettings, workload: Workload
+) -> dict[str, float]:
     """Two operations a weight in the forward pass, two in the backward pass for the gradient of its input and, where
     it is trained, two for its own. Queries times keys and scores times values are four operations for each unit of
-    all heads, layer and token seen, and eight in the backward pass.
+    all heads, layer and token seen, and eight in the backward pass. Recomputing adds what the forward pass takes.
     """
     text = config.get_text_config()
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    width = text.num_attention_heads * head_size
+    width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
     again = int(settings.gradient_checkpointing)
-    frozen = parameters.matrices - parameters.trained_matrices
-    blocks = 2 * ((2 + again) * frozen + (3 + again) * parameters.trained_matrices)
-    attention = 4 * (3 + again) * parameters.blocks * width * workload.seen
-    flops = blocks + attention
-    formula = f"{blocks:.3g} for the blocks' matrices + {attention:.3g} for attention to {workload.seen:,.0f} tokens"
+    frozen, trained = parameters.matrices - parameters.trained_matrices, parameters.trained_matrices
+    work = {
+        f"{2 * (2 + again)} x {frozen:.4g} frozen weights": 2.0 * (2 + again) * frozen,
+        f"{2 * (3 + again)} x {trained:.4g} trained weights": 2.0 * (3 + again) * trained,
+        f"{4 * (3 + again)} x {parameters.blocks} layers x {width} x {workload.seen:.0f} seen": (
+            4.0 * (3 + again) * parameters.blocks * width * workload.seen
+        ),
+    }
     if isinstance(settings, PolicySettings):
-        # Logits, the gradients of states and of the matrix; with foils the logits are computed twice.
-        products = 4 if settings.contrast else 3
-        head = 2 * products * text.vocab_size * text.hidden_size * workload.trained
-        flops += head
-        formula += f" + {head:.3g} for the logits of {workload.trained:.0%} of the tokens"
-    return flops, formula
+        # Logits, the gradients of states and of the matrix where it is trained; with foils the logits twice.
+        each = 2 * (2 + (settings.lora_rank is None) + (settings.contrast > 0))
+        size = text.vocab_size * text.hidden_size
+        work[f"{each} x {text.vocab_size} x {text.hidden_size} x {workload.trained:.0%} of them"] = (
+            each * size * workload.trained
+        )
+    return {formula: operations for formula, operations in work.items() if operations}
 
 
 def _cut_up(sizes: list[int], budget: int) -> list[int]:

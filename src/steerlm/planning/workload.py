@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
 import numpy as np
 
-from steerlm.errors import ModelError
+from steerlm.errors import DataError, ModelError
 from steerlm.models.directory import Kind
 from steerlm.packing import fit, lay_out
 from steerlm.parallel.load import blank_model
 from steerlm.planning.architecture import kind_of
 from steerlm.tokens import TokenTree
-from steerlm.training.attribute_model import AttributeTask
-from steerlm.training.config import AttributeSettings, PolicySettings
-from steerlm.training.corpus import load_training_data
-from steerlm.training.policy import PolicyTask
-from steerlm.training.task import Task
+from steerlm.training.config import PolicySettings, TrainSettings
+from steerlm.training.corpus import training_data
+from steerlm.training.run import make_task, schema_of_labels
 
 _SAMPLE = 500
 _WHOLE = 1 << 40
@@ -52,16 +51,16 @@ class Workload:
         sizes = tuple(max(1, round(size * factor)) for size in self.sizes)
         return replace(self, sizes=sizes, seen=self.seen * factor, source=f"{tokens:,.0f} as given")
 
-    def step(self, settings: PolicySettings | AttributeSettings) -> list[int]:
+    def step(self, settings: TrainSettings) -> list[int]:
         """Sizes of the conversations of one optimiser step."""
         count = settings.batch_conversations or max(1, round(settings.batch_tokens / self.tokens))
         return list(islice(cycle(self.sizes), count))
 
-    def steps(self, settings: PolicySettings | AttributeSettings) -> int | None:
+    def steps(self, settings: TrainSettings) -> int | None:
         """Optimiser steps of the whole training, where they can be told."""
         if self.conversations is None:
             return settings.max_steps
-        passed = round(self.conversations * settings.epochs / len(self.step(settings)))
+        passed: int = math.ceil(self.conversations * settings.epochs / len(self.step(settings)))
         return passed if settings.max_steps is None else min(passed, settings.max_steps)
 
 
@@ -77,7 +76,7 @@ _ASSUMED: dict[Kind, Workload] = {
 }
 
 
-def find_workload(settings: PolicySettings | AttributeSettings) -> Workload:
+def find_workload(settings: TrainSettings) -> Workload:
     """Measured on up to 500 conversations where the data are at hand; else that of Open Assistant."""
     assumed = _ASSUMED[kind_of(settings)]
     if not settings.data or not all(path.is_file() for path in settings.data):
@@ -88,17 +87,20 @@ def find_workload(settings: PolicySettings | AttributeSettings) -> Workload:
         return replace(assumed, source=f"{assumed.source}: {error}")
 
 
-def _measured(settings: PolicySettings | AttributeSettings) -> Workload:
-    schema = settings.schema_of_attributes
+def _measured(settings: TrainSettings) -> Workload:
+    schema, kind = settings.schema_of_attributes, kind_of(settings)
     as_tokens = isinstance(settings, PolicySettings) and settings.level_tokens
-    kind = kind_of(settings)
-    model = blank_model(kind, settings.base, schema, settings.dialect, as_tokens, "", settings.marker_tokens).model
-    data = load_training_data(settings, schema)
-    task: Task = PolicyTask(model, settings) if isinstance(settings, PolicySettings) else AttributeTask(model, settings)
-    task.remember(data.survey)
-    chosen = np.random.default_rng(settings.seed).permutation(len(data.train))[:_SAMPLE]
-    fitted = [_fitted(task.tree(data.train[int(index)], 0), settings.context) for index in np.sort(chosen)]
+    with training_data(settings, schema) as data:
+        schema = schema_of_labels(settings, schema, data.survey)
+        model = blank_model(kind, settings.base, schema, settings.dialect, as_tokens, "", settings.marker_tokens).model
+        task = make_task(model, settings)
+        task.remember(data.survey)
+        chosen = np.random.default_rng(settings.seed).permutation(len(data.train))[:_SAMPLE]
+        fitted = [_fitted(task.tree(data.train[int(index)], 0), settings.context) for index in np.sort(chosen)]
+        count = len(data.train)
     used = [trees for trees in fitted if trees]
+    if not used:
+        raise DataError("no response of the data can be trained on: none has labels or ratings, or all are too long")
     pack = lay_out([tree for trees in used for tree in trees])
     seen = 0
     for run in pack.runs:
@@ -109,7 +111,7 @@ def _measured(settings: PolicySettings | AttributeSettings) -> Workload:
         trained=len(pack.rows_N) / pack.size,
         seen=seen / pack.size,
         source=f"measured on {len(used)} conversations of the data",
-        conversations=round(len(data.train) * len(used) / len(fitted)),
+        conversations=round(count * len(used) / len(fitted)),
     )
 
 

@@ -90,12 +90,6 @@ class TrainSettings(Settings):
     """Largest gradient norm; larger gradients are scaled down."""
     precision: Precision = "auto"
     """fp32, bf16 (autocast, weights stay fp32), or auto: bf16 where the hardware computes it natively."""
-    lora_rank: Annotated[int, Field(ge=1)] | None = None
-    """TEMP."""
-    quantize: Literal["none", "4bit"] = "none"
-    """TEMP."""
-    frozen_layers: str | None = None
-    """TEMP."""
     loss_chunk: Annotated[int, Field(ge=1)] = 512
     """Trained tokens whose logits exist at a time; memory grows with it, results do not depend on it."""
     tensor_parallel: Annotated[int, Field(ge=1)] = 1

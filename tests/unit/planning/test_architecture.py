@@ -19,9 +19,7 @@ def counted(settings: TrainSettings) -> Parameters:
         return count_parameters(build(find_config(settings.base), settings))
 
 
-@pytest.mark.parametrize(
-    ("name", "total"), [("7b", 6_738_415_616), ("13b", 13_015_864_320), ("70b", 68_976_648_192)]
-)
+@pytest.mark.parametrize(("name", "total"), [("7b", 6_738_415_616), ("13b", 13_015_864_320), ("70b", 68_976_648_192)])
 def test_llama2_has_the_published_number_of_parameters(name: str, total: int) -> None:
     found = counted(PolicySettings(base=f"meta-llama/Llama-2-{name}-hf"))
     assert found.total == found.trainable == total

@@ -59,7 +59,7 @@ def test_each_of_two_processes_takes_what_was_planned(shape: str, kind: str, cha
 
 
 def test_llamas_activations_are_those_derived_by_hand() -> None:
-    """What a block keeps of each token in bfloat16, with D hidden, F feed-forward, H heads of size S, K key-value heads:
+    """Of each token a block keeps, with D hidden, F feed-forward, H heads of size S, K key-value heads, in bfloat16:
 
     each of two norms: the input in float32 (4 D), the inverse deviation (4), the normalised input (2 D) and the output
     that enters matrix products (2 D): 16 D + 8
@@ -108,4 +108,6 @@ def test_ranks_that_share_matrices_hold_the_rest_whole() -> None:
 @pytest.mark.parametrize(("gpus", "parts", "message"), [(6, 4, "does not divide 6 GPUs"), (8, 8, "key-value heads")])
 def test_ranks_that_cannot_be_divided(gpus: int, parts: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        footprint(config_of("grouped queries, head of its own"), PolicySettings(tensor_parallel=parts), one_run(64), gpus)
+        footprint(
+            config_of("grouped queries, head of its own"), PolicySettings(tensor_parallel=parts), one_run(64), gpus
+        )
