@@ -78,9 +78,12 @@ def plan_command(
         print(json.dumps(plan.to_dict(), indent=2))
         return
     console = stdout()
-    for table in plan_tables(plan):
+    cards = f"{gpus} GPUs" if gpus > 1 else "one GPU"
+    what = f"{kind_of(merged)} on {merged.base}, {cards} of {hardware.memory:g} GiB"
+    for heading, table in ((what, _parameters(plan)), ("memory of each GPU", _memory(plan)), ("speed", _speed(plan))):
+        console.print(heading, soft_wrap=True)
         console.print(table)
-    for line in verdict(plan):
+    for line in _verdict(plan):
         console.print(line, soft_wrap=True)
 
 
@@ -99,16 +102,9 @@ def _kind(name: str | None, recipe: str | None, given: dict[str, Any]) -> type[P
     raise ConfigError(f"{recipe or 'settings'}: say which training this is for, with --kind policy or attributes")
 
 
-def plan_tables(plan: Plan) -> list[Table]:
-    """What it is, memory of one rank, speed."""
-    return [_parameters(plan), _memory(plan), _speed(plan)]
-
-
 def _parameters(plan: Plan) -> Table:
-    found, hardware = plan.parameters, plan.hardware
-    gpus = f"{hardware.gpus} GPUs" if hardware.gpus > 1 else "one GPU"
-    title = f"{kind_of(plan.settings)} on {plan.settings.base}, {gpus} of {hardware.memory:g} GiB"
-    table = _table(title)
+    found = plan.parameters
+    table = _table()
     table.add_row("parameters", f"{found.total:,}", f"{found.trainable:,} of them trained")
     table.add_row("embeddings", f"{found.embeddings:,}", f"head {found.head:,}")
     return table
@@ -127,7 +123,7 @@ def _memory(plan: Plan) -> Table:
         (found.backward, "gradients of one block"),
         (found.end, "gradients of embeddings and head"),
     )
-    table = _table("memory of each GPU")
+    table = _table()
     for name, size, note in (
         ("weights", found.weights, spread),
         ("AdamW's moments", found.moments, "float32"),
@@ -146,7 +142,7 @@ def _memory(plan: Plan) -> Table:
 def _speed(plan: Plan) -> Table:
     found, hardware = plan.speed, plan.hardware
     data_ranks = hardware.gpus // plan.settings.tensor_parallel
-    table = _table("speed")
+    table = _table()
     terms = [f"{formula} = {operations / 1e9:.3g}" for formula, operations in found.work.items()]
     table.add_row("a token", f"{found.flops / 1e9:,.3g} GFLOP", "\n".join(terms))
     table.add_row("a conversation", f"{plan.workload.tokens:,.0f} tokens", plan.workload.source)
@@ -159,7 +155,7 @@ def _speed(plan: Plan) -> Table:
     return table
 
 
-def verdict(plan: Plan) -> list[str]:
+def _verdict(plan: Plan) -> list[str]:
     """Whether it fits, and if not, what to do."""
     room = f"{plan.total:.1f} of {plan.hardware.memory:g} GiB"
     if plan.fits:
@@ -177,8 +173,8 @@ def _advice(change: Change, plan: Plan) -> str:
     return f"{' '.join(flags)} ({change.total:.1f} GiB)"
 
 
-def _table(title: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+def _table() -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(min_width=17)
     table.add_column(justify="right", min_width=18)
     table.add_column()

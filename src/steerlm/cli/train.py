@@ -101,8 +101,8 @@ def _show_dry_run(settings: TrainSettings) -> None:
         "with loss": f"{found.trained} {'tokens' if policy else 'responses'} an epoch",
         "packs": f"{found.packs} an epoch, {found.fill:.1%} full, the largest of {found.largest_pack} tokens",
         "steps": f"{found.steps}",
-        "memory": f"{memory.peak / GIB:.1f} GiB in one process, {memory.steady / GIB:.1f} of them for weights, gradients "
-        "and AdamW, the rest for the largest pack",
+        "memory": f"{memory.peak / GIB:.1f} GiB in one process, of them {memory.steady / GIB:.1f} for weights, "
+        "gradients and AdamW, the rest for the largest pack",
     }
     for name, value in rows.items():
         table.add_row(name, value)

@@ -16,6 +16,7 @@ from steerlm.planning.rehearsal import one_run
 from steerlm.planning.speed import Speed, find_speed
 from steerlm.planning.workload import Workload, find_workload
 from steerlm.training.config import PolicySettings, TrainSettings
+from steerlm.training.loop import require_positions
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def make_plan(settings: TrainSettings, hardware: Hardware, tokens_per_conversati
 
     with torch.device("meta"):
         network = build(config, settings)
+        require_positions(network, settings)
         # Matrices in 4 bits have as many weights as before, in other shapes.
         adapt(network, settings.model_copy(update={"quantize": "none"}))
         parameters = count_parameters(network)

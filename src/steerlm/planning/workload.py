@@ -10,6 +10,7 @@ from itertools import cycle, islice
 import numpy as np
 
 from steerlm.errors import DataError, ModelError
+from steerlm.models.base import load_tokenizer
 from steerlm.models.directory import Kind
 from steerlm.packing import fit, lay_out
 from steerlm.parallel.load import blank_model
@@ -82,9 +83,10 @@ def find_workload(settings: TrainSettings) -> Workload:
     if not settings.data or not all(path.is_file() for path in settings.data):
         return assumed
     try:
-        return _measured(settings)
+        load_tokenizer(settings.base)
     except ModelError as error:
         return replace(assumed, source=f"{assumed.source}: {error}")
+    return _measured(settings)
 
 
 def _measured(settings: TrainSettings) -> Workload:
