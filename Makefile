@@ -48,11 +48,13 @@ real-data: setup  ## the whole method on Open Assistant and HelpSteer, from $$ST
 	$(BIN)/steerlm quickstart --recipe real-data --out runs/real-data \
 		--data $(STEERLM_SHARED_DATA)/oasst1/messages.jsonl --data $(STEERLM_SHARED_DATA)/helpsteer/train.jsonl
 
-docs: setup  ## write docs/cli.md anew from the commands' own help
+docs: setup  ## write docs/cli.md and the plans in docs/scaling.md anew
 	$(BIN)/python docs/make_cli.py
+	$(BIN)/python docs/make_plans.py
 
-docs-check: setup  ## fail where docs/cli.md is not what the commands say
+docs-check: setup  ## fail where these are not what the commands say
 	$(BIN)/python docs/make_cli.py --check
+	$(BIN)/python docs/make_plans.py --check
 
 clean:  ## remove the environment and caches (not runs/)
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

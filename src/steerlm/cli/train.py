@@ -10,6 +10,7 @@ from rich.table import Table
 
 from steerlm.cli.data_views import stdout, tree_view
 from steerlm.models.load import SteerModel
+from steerlm.planning.hardware import GIB
 from steerlm.training.config import AttributeSettings, PolicySettings, TrainSettings, load_settings
 from steerlm.training.dry_run import dry_run as count
 from steerlm.training.run import Resume, train_attribute_model, train_policy
@@ -92,7 +93,7 @@ def _done(model: SteerModel, settings: TrainSettings, then: str) -> None:
 
 def _show_dry_run(settings: TrainSettings) -> None:
     found = count(settings)
-    policy = isinstance(settings, PolicySettings)
+    policy, memory = isinstance(settings, PolicySettings), found.memory
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     rows = {
         "conversations": f"{found.conversations} to train on, {found.held_out} held out",
@@ -100,6 +101,8 @@ def _show_dry_run(settings: TrainSettings) -> None:
         "with loss": f"{found.trained} {'tokens' if policy else 'responses'} an epoch",
         "packs": f"{found.packs} an epoch, {found.fill:.1%} full, the largest of {found.largest_pack} tokens",
         "steps": f"{found.steps}",
+        "memory": f"{memory.peak / GIB:.1f} GiB in one process, of them {memory.steady / GIB:.1f} for weights, "
+        "gradients and AdamW, the rest for the largest pack",
     }
     for name, value in rows.items():
         table.add_row(name, value)

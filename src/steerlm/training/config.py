@@ -223,15 +223,19 @@ def load_settings(kind: type[S], recipe: str | Path | None, overrides: dict[str,
 
     Raises `ConfigError` naming every bad field.
     """
-    values: dict[str, Any] = {}
-    if recipe is not None:
-        try:
-            values = yaml.safe_load(find_recipe(recipe).read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-            raise ConfigError(f"{recipe}: cannot read the recipe: {error}") from error
-        if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-            raise ConfigError(f"{recipe}: expected a mapping of settings")
+    values = {} if recipe is None else read_recipe(recipe)
     return checked(kind, {**values, **overrides}, where=str(recipe) if recipe else "settings")
+
+
+def read_recipe(recipe: str | Path) -> dict[str, Any]:
+    """The settings in a YAML recipe, not yet judged. Raises `ConfigError` where it cannot be read."""
+    try:
+        values = yaml.safe_load(find_recipe(recipe).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"{recipe}: cannot read the recipe: {error}") from error
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise ConfigError(f"{recipe}: expected a mapping of settings")
+    return values
 
 
 def checked(kind: type[S], values: dict[str, Any], where: str) -> S:

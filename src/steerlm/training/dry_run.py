@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from steerlm.attention import default_form
+from steerlm.devices import pick_device, pick_precision
 from steerlm.errors import DataError
 from steerlm.models.directory import Kind
 from steerlm.models.load import SteerModel
-from steerlm.packing import Report
+from steerlm.packing import Pack, Report
 from steerlm.parallel.balance import share_packs
 from steerlm.parallel.load import blank_model
 from steerlm.parallel.ranks import Ranks
+from steerlm.planning.footprint import Footprint, footprint
 from steerlm.tokens import TokenTree
 from steerlm.training.config import PolicySettings, TrainSettings
 from steerlm.training.corpus import TrainingData, training_data
@@ -28,6 +31,7 @@ class DryRun:
     steps      optimiser steps of the whole training
     packs      forward passes of one epoch, and of their `pack_tokens` the share that is filled
     trained    tokens (policy) or responses (attribute model) of one epoch that the loss falls on
+    memory     what one process takes for the largest pack
     example    the first conversation as it is trained on
     """
 
@@ -40,6 +44,7 @@ class DryRun:
     fill: float
     trained: int
     largest_pack: int
+    memory: Footprint
     example: TokenTree
 
 
@@ -64,7 +69,8 @@ def dry_run(settings: TrainSettings) -> DryRun:
 
 def _counted(task: Task, settings: TrainSettings, data: TrainingData) -> DryRun:
     report = Report()
-    steps = packs = trained = largest = 0
+    steps = packs = trained = 0
+    largest: Pack | None = None
     part = min(1.0, settings.epochs)
     for step in steps_of(task, settings, data, epochs=part):
         steps += 1
@@ -75,8 +81,8 @@ def _counted(task: Task, settings: TrainSettings, data: TrainingData) -> DryRun:
             packs += 1
             own = weights_of_own(item) > 0
             trained += int(own.sum()) if isinstance(settings, PolicySettings) else len(item.responses)
-            largest = max(largest, item.size)
-    if not steps:
+            largest = item if largest is None or item.size > largest.size else largest
+    if largest is None:
         raise DataError("no response of the data can be trained on: none has labels or ratings, or all are too long")
     whole = round(steps * settings.epochs / part)
     return DryRun(
@@ -88,6 +94,16 @@ def _counted(task: Task, settings: TrainSettings, data: TrainingData) -> DryRun:
         packs=packs,
         fill=report.tokens / (packs * settings.pack_tokens),
         trained=trained,
-        largest_pack=largest,
+        largest_pack=largest.size,
+        memory=_memory(task, settings, largest),
         example=task.tree(data.train[0], 0),
     )
+
+
+def _memory(task: Task, settings: TrainSettings, largest: Pack) -> Footprint:
+    device = pick_device(settings.device)
+    form = default_form(device) if settings.attention == "auto" else settings.attention
+    dtype = pick_precision(settings.precision, device)
+    alone = settings.model_copy(update={"tensor_parallel": 1})
+    config = task.model.network.config
+    return footprint(config, alone, largest, dtype=dtype, attention="fused" if form == "flex" else form)

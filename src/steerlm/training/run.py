@@ -178,18 +178,24 @@ def make_model(
 
 def choose_trained(model: SteerModel, settings: TrainSettings) -> SteerModel:
     """Leave to be trained what the settings say: an adapter with what goes with it, or all but the frozen layers."""
-    if settings.lora_rank is not None:
-        lora = Lora(
-            rank=settings.lora_rank,
-            alpha=settings.lora_alpha,
-            dropout=settings.lora_dropout,
-            targets=tuple(settings.lora_targets),
-            variant=settings.lora_variant,
-        )
+    if lora := adapter_of(settings):
         return with_lora(model, settings.base, lora, settings.frozen_layers)
     if settings.frozen_layers is not None:
         freeze_layers(model.network, settings.frozen_layers, model.new_tokens)
     return model
+
+
+def adapter_of(settings: TrainSettings) -> Lora | None:
+    """The adapter that the settings ask for."""
+    if settings.lora_rank is None:
+        return None
+    return Lora(
+        rank=settings.lora_rank,
+        alpha=settings.lora_alpha,
+        dropout=settings.lora_dropout,
+        targets=tuple(settings.lora_targets),
+        variant=settings.lora_variant,
+    )
 
 
 def run_key(settings: TrainSettings, data: TrainingData, schema: Schema) -> str:

@@ -13,7 +13,7 @@ from steerlm.cli.main import build_app
 from steerlm.recipes import find_recipe
 
 ROOT = Path(__file__).parents[3]
-FILES = [ROOT / "README.md", ROOT / "DESIGN.md", ROOT / "docs" / "results.md", ROOT / "Makefile"]
+FILES = [ROOT / "README.md", ROOT / "DESIGN.md", *sorted((ROOT / "docs").glob("[!c]*.md")), ROOT / "Makefile"]
 FILES += sorted((ROOT / "src" / "steerlm" / "recipes").glob("*.yaml"))
 
 

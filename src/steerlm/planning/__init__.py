@@ -1,0 +1,1 @@
+"""What a training needs and how long it takes, told before any of it is run."""
