@@ -32,6 +32,7 @@ def run(tmp_path: Path) -> Any:
         weights = train(tmp_path, task, name, **changes)
         return logged(tmp_path / name), weights
 
+    train_it.folder = tmp_path  # type: ignore[attr-defined]
     return train_it
 
 

@@ -15,6 +15,7 @@ from steerlm.recipes import find_recipe
 
 Precision = Literal["auto", "fp32", "bf16"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
+Figure = Literal["loss", "gap", "gap_won"]
 LabelSource = Literal["predicted", "ratings-first"]
 
 
@@ -172,12 +173,19 @@ class AttributeSettings(TrainSettings):
 
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
     """Peak learning rate; a ridge head is easily spoilt by large steps of the backbone."""
-    best_by: Literal["loss"] | None = "loss"
+    best_by: Figure | None = "loss"
     """Validation figure of whose best the weights are kept; with none, the last ones are."""
     loss_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Weight of each attribute in the loss; 1 where none is given."""
     head: Literal["ridge", "random"] = "ridge"
     """Start the head as a ridge regression on the untrained backbone (penalties by cross-validation), or at random."""
+
+    def contradictions(self) -> list[str]:
+        """As for all trainings, and: only a policy is compared with itself under other labels."""
+        found = super().contradictions()
+        if self.best_by in ("gap", "gap_won"):
+            found.append(f"best_by={self.best_by} is a figure of policies; choose loss")
+        return found
 
 
 class PolicySettings(TrainSettings):
@@ -199,7 +207,7 @@ class PolicySettings(TrainSettings):
     """Weight of the contrastive term: a response is likelier under its own labels than under a sibling's."""
     contrast_sharpness: Annotated[float, Field(gt=0)] = 0.1
     """Slope of the contrastive term's logistic function, per nat of log-likelihood; steep ones drown in noise."""
-    best_by: Literal["loss", "gap", "gap_won"] | None = None
+    best_by: Figure | None = None
     """Validation figure of whose best the weights are kept; without one, the last ones are."""
     defaults: dict[str, int] = Field(default_factory=dict)
     """Attribute values that the trained model asks for when a user sets none, over those of the schema."""
