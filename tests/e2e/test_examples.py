@@ -32,7 +32,9 @@ def test_minimal_example(tmp_path: Path) -> None:
 def test_recipes_are_valid(name: str) -> None:
     values = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     kinds: list[Any] = (
-        [QuickstartSettings] if "steering" in values else [PolicySettings if "policy" in name else AttributeSettings]
+        [QuickstartSettings]
+        if "steering" in values
+        else [AttributeSettings if "attribute-model" in name else PolicySettings]
     )
     settings = load_settings(kinds[0], name, {})
     if isinstance(settings, QuickstartSettings):
