@@ -257,11 +257,6 @@ def pack(trees: Sequence[TokenTree], budget: int) -> list[Pack]:
     return [lay_out([trees[index] for index in sorted(members)]) for members in first_fit(sizes, budget)]
 
 
-def fill_rate(packs: Sequence[Pack], budget: int) -> float:
-    """Which share of the packs' room is filled with tokens; 1 where there are none."""
-    return sum(pack.size for pack in packs) / (len(packs) * budget) if packs else 1.0
-
-
 def require_fitting(trees: Sequence[TokenTree], sizes: Sequence[int], budget: int) -> None:
     """Raise `ConfigError` for the first tree that no pack can hold."""
     for tree, size in zip(trees, sizes, strict=True):

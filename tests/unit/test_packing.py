@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from steerlm.errors import ConfigError
-from steerlm.packing import Run, fill_rate, fit, lay_out, pack
+from steerlm.packing import Run, fit, lay_out, pack
 from steerlm.tokens import Segment, Span, TokenTree
 
 
@@ -225,9 +225,3 @@ def test_first_fit_by_decreasing_size() -> None:
     trees = [TokenTree(f"{size}", (response([0] * size, -1, 0),)) for size in (3, 5, 4, 6, 2)]
     packs = pack(trees, 10)
     assert [[item.conversation for item in made.responses] for made in packs] == [["4", "6"], ["3", "5", "2"]]
-
-
-def test_fill_rate() -> None:
-    packs = [lay_out([TREE]), lay_out([TREE, TREE])]
-    assert fill_rate(packs, 40) == (20 + 40) / 80
-    assert fill_rate([], 40) == 1.0

@@ -56,16 +56,6 @@ def resolve(name: str | Path) -> str:
 Spellings = dict[int, list[int]]
 
 
-def add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> tuple[int, ...]:
-    """Add special tokens whose embeddings start as the mean of what they were spelled with before.
-
-    Returns their ids; tokens that are in the vocabulary already are left alone.
-    """
-    spelled = name_tokens(model, tokenizer, tokens)
-    start_rows(model, spelled)
-    return tuple(spelled)
-
-
 def name_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> Spellings:
     """Give new special tokens their ids and the model rows for them, without a value yet.
 

@@ -8,12 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from steerlm.errors import ModelError
-from steerlm.models.base import add_tokens, cache_dir, load_causal_lm, load_tokenizer, quiet, resolve
+from steerlm.models.base import cache_dir, load_causal_lm, load_tokenizer, name_tokens, quiet, resolve, start_rows
 from tiny import TOKENIZERS, llama, qwen2, save_base, spread
+
+
+def add_tokens(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> tuple[int, ...]:
+    spelled = name_tokens(network, tokenizer, tokens)
+    start_rows(network, spelled)
+    return tuple(spelled)
 
 
 def spelled_mean(weight: torch.Tensor, ids: list[int]) -> torch.Tensor:
