@@ -17,6 +17,7 @@ from steerlm.attributes import STEERLM
 from steerlm.checkpoints.huggingface import export_hf
 from steerlm.models.adapters import Lora, Variant
 from steerlm.models.base import load_causal_lm, quiet
+from steerlm.models.directory import ModelInfo
 from steerlm.models.load import SteerModel, load_model, new_model, with_lora
 from tiny_lora import KINDS, logits, save_lora_base, train_lora, without_adapter
 
@@ -48,7 +49,8 @@ def base_network(kind: str, folder: Path) -> PreTrainedModel:
     if kind == "policy":
         network = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
     else:
-        network = AutoModelForSequenceClassification.from_pretrained(folder / "base", num_labels=len(STEERLM.names))
+        labels = len(ModelInfo.load(folder / "out").schema)
+        network = AutoModelForSequenceClassification.from_pretrained(folder / "base", num_labels=labels)
         network.config.pad_token_id = 0
     network.resize_token_embeddings(len(AutoTokenizer.from_pretrained(folder / "out")))
     return network.eval()

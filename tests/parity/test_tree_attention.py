@@ -181,7 +181,7 @@ def test_likelihoods_of_helpsteer(real_data: Path) -> None:
     with torch.no_grad():
         for item in pack(fitted, 1800):
             batch = Batch.of(item, torch.device("cpu"))
-            sums_R = likelihoods(response_nll(steerable, batch), batch)
+            sums_R = likelihoods(response_nll(steerable, batch, 512), batch)
             keys = [(response.conversation, response.message) for response in item.responses]
             found.update(zip(keys, sums_R.tolist(), strict=True))
         use_plain_attention(model)
