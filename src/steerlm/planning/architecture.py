@@ -92,10 +92,12 @@ def build(config: PretrainedConfig, settings: TrainSettings) -> PreTrainedModel:
 
 
 def count_parameters(network: PreTrainedModel) -> Parameters:
-    """Count the parameters of a network. Raises `ModelError` for a mixture of experts."""
+    """Count the parameters of a network. Raises `ModelError` for experts and recurrent layers."""
     _, blocks = decoder_layers(network)
     if any(parameter.ndim > 2 for parameter in blocks.parameters()):
-        raise ModelError(f"{type(network).__name__} is a mixture of experts, for which no plan can be made")
+        raise ModelError(
+            f"{type(network).__name__} has experts or recurrent layers in its blocks; plans are for plain decoders"
+        )
     matrices = [parameter for parameter in blocks.parameters() if parameter.ndim == 2]
     embeddings = embedding_weight(network)
     output = network.get_output_embeddings()  # type: ignore[no-untyped-call]

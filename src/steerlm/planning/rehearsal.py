@@ -75,10 +75,9 @@ def rehearse(
         network = build(config, settings)
         adapt(network, settings)
     network.train()
+    use_tree_attention(network, "flex" if attention == "fused" else attention)
     if attention == "fused":
         network.set_attn_implementation(_FUSED)
-    else:
-        use_tree_attention(network, attention)
     root = Root(network)
     shard(network, root, ranks, dtype, settings.gradient_checkpointing)
     with FakeTensorMode(allow_non_fake_inputs=True), quiet():

@@ -18,9 +18,12 @@ FILES += sorted((ROOT / "src" / "steerlm" / "recipes").glob("*.yaml"))
 
 
 def shown_commands(text: str) -> list[str]:
-    """The lines of a document that begin with `steerlm`, be it in a code block, a comment or a recipe of make."""
+    """The lines of a document that begin with `steerlm`, be it in a code block, a comment or a recipe of make, or that
+    launch it as a module.
+    """
     whole = text.replace("\\\n", " ")
-    return [match[1] for match in re.finditer(r"^(?:#|\t\$\(BIN\)/)? *(steerlm [a-z].*)$", whole, re.MULTILINE)]
+    lines = re.finditer(r"^(?:#|\t\$\(BIN\)/|.* -m)? *(steerlm [a-z][^'\n]*)'?$", whole, re.MULTILINE)
+    return [match[1] for match in lines]
 
 
 COMMANDS = [(file.name, command) for file in FILES for command in shown_commands(file.read_text(encoding="utf-8"))]

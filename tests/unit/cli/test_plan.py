@@ -96,6 +96,15 @@ def test_what_cannot_be_planned(words: str, says: str, capsys: pytest.CaptureFix
     assert says in capsys.readouterr().err
 
 
+def test_a_model_that_cannot_be_trained_is_not_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Llama's layers with an attention that is no plain one would mix the branches of a tree."""
+    config = llama(100).config
+    config.layer_types = ["full_attention", "chunked_attention"]
+    config.save_pretrained(tmp_path)
+    assert run(["plan", "--kind", "policy", "--base", str(tmp_path)]) == 2
+    assert "would mix the branches of a tree" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("recipe", TRAINED)
 def test_our_recipes_fit_on_what_they_are_for(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     """One node of eight 80 GB cards, one such card for an adapter, 16 nodes for all weights of 70B."""

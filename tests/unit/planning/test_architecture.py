@@ -54,5 +54,5 @@ def test_a_model_that_is_nowhere(tmp_path: Path) -> None:
 def test_a_mixture_of_experts_is_refused(tmp_path: Path) -> None:
     small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     MixtralConfig(vocab_size=100, num_key_value_heads=2, num_local_experts=4, **small).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="mixture of experts"):
+    with pytest.raises(ModelError, match="experts or recurrent layers"):
         counted(PolicySettings(base=str(tmp_path)))
