@@ -202,10 +202,13 @@ class Runner:
 
     def _piece(self, item: _Live, made: Token) -> Piece:
         item.made += 1
-        number, token, *rest = (item.number, made.token, made.logprob, made.cached)
-        if token in self._renderer.stop_ids:
-            return Piece(number, token, item.text.finish(), "stop", *rest)
-        shown = item.text.push(token)
-        is_last = item.made >= item.request.sampling.max_tokens
-        finish: Finish | None = "stop" if item.text.stopped else "length" if is_last else None
-        return Piece(number, token, shown + (item.text.finish() if finish == "length" else ""), finish, *rest)
+        finish: Finish | None = None
+        if made.token in self._renderer.stop_ids:
+            text, finish = item.text.finish(), "stop"
+        else:
+            text = item.text.push(made.token)
+            if item.text.stopped:
+                finish = "stop"
+            elif item.made >= item.request.sampling.max_tokens:
+                text, finish = text + item.text.finish(), "length"
+        return Piece(item.number, made.token, text, finish, made.logprob, made.cached)

@@ -20,7 +20,7 @@ Ids = npt.NDArray[np.int64]
 _ROOM = 64
 
 
-class GrowingLayer(DynamicLayer):
+class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """A layer of a batch with room for tokens to come, so that a step copies its own tokens only.
 
     It keeps all tokens where a layer attends to the last few: the network's mask sees to that, and a row can be cut
@@ -28,7 +28,7 @@ class GrowingLayer(DynamicLayer):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._buffers: tuple[Tensor, Tensor]
 
     def hold(self, keys: Tensor, values: Tensor, used: int) -> None:
@@ -45,10 +45,11 @@ class GrowingLayer(DynamicLayer):
         if not self.is_initialized:
             self.hold(_larger(key_states, end), _larger(value_states, end), 0)
         elif self._buffers[0].shape[-2] < end:
-            self.hold(_larger(self.keys, end), _larger(self.values, end), used)
-        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[:, :, used:end] = new
-        self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
+            keys, values = self._buffers
+            self.hold(_larger(keys[:, :, :used], end), _larger(values[:, :, :used], end), used)
+        keys, values = self._buffers
+        keys[:, :, used:end], values[:, :, used:end] = key_states, value_states
+        self.keys, self.values = keys[:, :, :end], values[:, :, :end]
         return self.keys, self.values
 
 
@@ -66,23 +67,25 @@ def stack(rows: Sequence[States]) -> Cache:
     width = max(length(states) for states in rows)
     for index in range(max(map(len, rows))):
         layer = GrowingLayer()
-        layer.hold(*(_aligned([states and states[index][side] for states in rows], width) for side in (0, 1)), width)
+        known = [states[index] if states else None for states in rows]
+        keys = _aligned([pair and pair[0] for pair in known], width)
+        layer.hold(keys, _aligned([pair and pair[1] for pair in known], width), width)
         cache.layers.append(layer)
     return cache
 
 
-def _aligned(rows: Sequence[Tensor | tuple[()]], width: int) -> Tensor:
-    some = next(row for row in rows if isinstance(row, Tensor))
+def _aligned(rows: Sequence[Tensor | None], width: int) -> Tensor:
+    some = next(row for row in rows if row is not None)
     buffer = some.new_zeros((len(rows), some.shape[0], width + _ROOM, some.shape[-1]))
     for number, row in enumerate(rows):
-        if isinstance(row, Tensor):
+        if row is not None:
             buffer[number, :, width - row.shape[-2] : width] = row
     return buffer
 
 
 def row_states(cache: Cache, row: int, start: int, end: int) -> States:
     """A row's part of a batch, as a view."""
-    layers = cast(list[GrowingLayer], cache.layers)
+    layers = cast(list[Any], cache.layers)
     return tuple((layer.keys[row, :, start:end], layer.values[row, :, start:end]) for layer in layers)
 
 

@@ -19,6 +19,7 @@ from steerlm.engines.prefixes import Part, share
 from steerlm.engines.runner import Runner, Token
 from steerlm.engines.states import States, StateStore, row_states, stack
 from steerlm.errors import ModelError
+from steerlm.models.base import embedding_weight
 from steerlm.models.load import SteerModel
 
 
@@ -55,7 +56,7 @@ class TorchCore:
                 f"{type(model.network).__name__} does not only attend, which the torch engine asks of a model"
             )
         self.context = int(getattr(config, "max_position_embeddings", 1 << 30))
-        self.vocabulary = int(model.network.get_input_embeddings().weight.shape[0])
+        self.vocabulary = embedding_weight(model.network).shape[0]
         self._network = model.network
         self._device = model.device
         self._stop_ids = model.renderer.stop_ids
@@ -83,7 +84,9 @@ class TorchCore:
 
     def drop(self, key: int) -> None:
         answer = self._known.pop(key, None)
-        for row, part in enumerate(answer.parts if answer else []):
+        if answer is None:
+            return
+        for row, part in enumerate(answer.parts):
             if answer.place is None:
                 self._store.put(part.ids[: part.done], part.states)
             else:
