@@ -93,15 +93,17 @@ def _add_sentencepiece(writer: Any, renderer: Renderer, form: dict[str, Any], ro
     writer.add_token_list(tokens)
     writer.add_token_scores(scores)
     writer.add_token_types(found)
+    writer.add_token_merges([" ".join(merge) for merge in merges])  # llama.cpp needs none; transformers, OpenVINO do
     writer.add_add_space_prefix(_space_follows_special(renderer))
-    pieces = {piece for piece in vocabulary if piece not in types}
+    added = renderer.tokenizer.added_tokens_encoder
+    pieces = {piece for piece in vocabulary if piece not in types and piece not in added}
     joins = {
         (piece[:cut], piece[cut:])
         for piece in pieces
         for cut in range(1, len(piece))
         if piece[:cut] in pieces and piece[cut:] in pieces
     }
-    if joins != set(merges):
+    if joins != {merge for merge in merges if "".join(merge) in pieces}:
         warnings.append("this tokenizer joins only some of the pieces that other programs join: tokens may differ")
 
 
