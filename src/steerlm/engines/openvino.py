@@ -10,12 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from steerlm.engines.base import Request
 from steerlm.engines.blocks import BLOCK, Pool, Table, blocks_for
-from steerlm.engines.choosing import Chooser, choose
+from steerlm.engines.choosing import Chooser, Scores
 from steerlm.engines.openvino_network import PagedNetwork, Progress, Row, prepared
 from steerlm.engines.prefixes import Known, Part, share
 from steerlm.engines.runner import Runner, Token
@@ -32,7 +29,7 @@ class _Answer:
     chooser: Chooser
     need: int
     """Blocks that it may come to fill."""
-    scores: list[Tensor | None]
+    scores: list[Scores | None]
 
     @property
     def begun(self) -> bool:
@@ -150,25 +147,22 @@ class OpenVinoCore:
         table.grow(tokens)
 
     def _compute(self, work: dict[Part[Table], Row]) -> list[Token]:
-        scores = iter(torch.from_numpy(self._network.run(list(work.values()))))
+        scores = iter(self._network.run(list(work.values())))
         found = {part: next(scores) for part, row in work.items() if row.wanted}
         for answer in self._answers.values():
             answer.scores = [found.get(part, old) for part, old in zip(answer.parts, answer.scores, strict=True)]
-        ready = [answer for answer in self._answers.values() if all(row is not None for row in answer.scores)]
-        tokens = self._chosen(ready) if ready else []
-        for answer in self._answers.values():
-            # What is not ready has one of its two rows, in memory that the next step writes to.
-            kept = [None if row is None or answer in ready else row.clone() for row in answer.scores]
-            answer.scores = kept
-        return tokens
+        return [self._chosen(answer) for answer in self._answers.values() if self._is_ready(answer)]
 
-    def _chosen(self, ready: Sequence[_Answer]) -> list[Token]:
-        scores_RV = torch.stack([row for answer in ready for row in answer.scores if row is not None])
-        found = choose(scores_RV, [answer.chooser for answer in ready])
-        return [
-            Token(answer.key, token, logprob, answer.parts[0].cached)
-            for answer, (token, logprob) in zip(ready, found, strict=True)
-        ]
+    def _is_ready(self, answer: _Answer) -> bool:
+        ready = all(row is not None for row in answer.scores)
+        if not ready:  # one of two rows, in memory that the next step writes to
+            answer.scores = [None if row is None else row.copy() for row in answer.scores]
+        return ready
+
+    def _chosen(self, answer: _Answer) -> Token:
+        token, logprob = answer.chooser.choose([row for row in answer.scores if row is not None])
+        answer.scores = [None] * len(answer.parts)
+        return Token(answer.key, token, logprob, answer.parts[0].cached)
 
 
 def _need(request: Request) -> int:
