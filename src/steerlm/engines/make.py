@@ -12,6 +12,7 @@ from steerlm.errors import ConfigError, ModelError
 from steerlm.models.prompting import Prompting
 
 if TYPE_CHECKING:
+    from steerlm.engines.openvino_network import Precision
     from steerlm.engines.upstream import UpstreamSettings
 
 EngineName = Literal["auto", "openvino", "torch", "upstream"]
@@ -23,13 +24,14 @@ def make_engine(
     prompting: Prompting,
     name: EngineName = "auto",
     device: str = "auto",
+    precision: Precision = "f32",
     upstream: UpstreamSettings | None = None,
     say: Say = lambda _: None,
 ) -> Engine:
     """The engine called `name` for the policy in a directory, of which `prompting` was loaded.
 
     `auto` is OpenVINO where it is installed, the device is the CPU and the model of a kind that it reads; else torch.
-    `say` is told what takes its time, and why it is not OpenVINO that was taken.
+    `precision` is OpenVINO's, see there. `say` is told what takes its time, and why it is not OpenVINO that was taken.
     Raises `ConfigError` for an engine that is not installed or does not go with the device, `ModelError` for a model
     that it cannot use.
     """
@@ -48,7 +50,7 @@ def make_engine(
         raise ConfigError("engine openvino is not installed: pip install 'steerlm[serve]', or use --engine torch")
     if name == "openvino" or (name == "auto" and chosen.type == "cpu" and _has_openvino()):
         try:
-            return _openvino(Path(directory), prompting, say)
+            return _openvino(Path(directory), prompting, precision, say)
         except ModelError as error:
             if name == "openvino":
                 raise ModelError(f"{error}; --engine torch takes every model") from error
@@ -63,11 +65,11 @@ def _has_openvino() -> bool:
     return importlib.util.find_spec("openvino_genai") is not None
 
 
-def _openvino(directory: Path, prompting: Prompting, say: Say) -> Engine:
+def _openvino(directory: Path, prompting: Prompting, precision: Precision, say: Say) -> Engine:
     from steerlm.engines.openvino import OpenVinoEngine
 
     def progress(done: int, total: int) -> None:
         if done == 1:
             say("converting the model for OpenVINO, once, some ten seconds")
 
-    return OpenVinoEngine(directory, prompting, progress=progress)
+    return OpenVinoEngine(directory, prompting, precision=precision, progress=progress)

@@ -1,4 +1,4 @@
-"""Generation with OpenVINO on the CPU: 8-bit weights, prompts in pieces beside the answers under way, shared blocks.
+"""Generation with OpenVINO on the CPU: prompts in pieces beside the answers under way, memory in shared blocks.
 
 Every step computes one token of each answer under way and, as far as its budget goes, tokens of prompts, all in one
 pass: rows stand one after another, without padding.
@@ -13,7 +13,7 @@ from pathlib import Path
 from steerlm.engines.base import Request
 from steerlm.engines.blocks import BLOCK, Pool, Table, blocks_for
 from steerlm.engines.choosing import Chooser, Scores
-from steerlm.engines.openvino_network import PagedNetwork, Progress, Row, prepared
+from steerlm.engines.openvino_network import PagedNetwork, Precision, Progress, Row, prepared
 from steerlm.engines.prefixes import Known, Part, share
 from steerlm.engines.runner import Runner, Token
 from steerlm.errors import ConfigError
@@ -177,6 +177,7 @@ class OpenVinoEngine(Runner):
     max_batch     rows computed together; further requests wait
     cache_bytes   most memory for keys and values, which is also what remembers earlier conversations
     chunk         most tokens of a step, of which answers under way take one each and prompts the rest
+    precision     f32 for answers that do not depend on the load, bf16 for more of them at a time
     """
 
     def __init__(
@@ -186,9 +187,10 @@ class OpenVinoEngine(Runner):
         max_batch: int = 64,
         cache_bytes: int = 2 << 30,
         chunk: int = 256,
+        precision: Precision = "f32",
         progress: Progress | None = None,
     ) -> None:
         directory = Path(directory)
         renderer = (prompting or load_prompting(directory)).renderer
-        network = PagedNetwork(prepared(directory, progress), cache_bytes)
+        network = PagedNetwork(prepared(directory, precision, progress), cache_bytes, precision)
         super().__init__(OpenVinoCore(network, renderer.stop_ids, max_batch, chunk), renderer)
