@@ -176,7 +176,8 @@ class OpenVinoEngine(Runner):
 
     max_batch     rows computed together; further requests wait
     cache_bytes   most memory for keys and values, which is also what remembers earlier conversations
-    chunk         most tokens of a step, of which answers under way take one each and prompts the rest
+    chunk         most tokens of a step, of which answers under way take one each and prompts the rest; by default what
+                  takes about a third of a second with a small model
     precision     f32 for answers that do not depend on the load, bf16 for more of them at a time
     """
 
@@ -186,11 +187,12 @@ class OpenVinoEngine(Runner):
         prompting: Prompting | None = None,
         max_batch: int = 64,
         cache_bytes: int = 2 << 30,
-        chunk: int = 256,
+        chunk: int | None = None,
         precision: Precision = "f32",
         progress: Progress | None = None,
     ) -> None:
         directory = Path(directory)
         renderer = (prompting or load_prompting(directory)).renderer
         network = PagedNetwork(prepared(directory, precision, progress), cache_bytes, precision)
-        super().__init__(OpenVinoCore(network, renderer.stop_ids, max_batch, chunk), renderer)
+        size = chunk or (256 if precision == "f32" else 512)
+        super().__init__(OpenVinoCore(network, renderer.stop_ids, max_batch, size), renderer)
