@@ -143,7 +143,7 @@ def judge_command(
 @mt_bench_app.command(name="score")
 def score_command(
     *files: Path,
-    bench: _Bench = None,
+    bench: str | None = None,
     duplicates: Duplicates = "all",
     recorded: _Flag = False,
     out: Path | None = None,
@@ -161,7 +161,7 @@ def score_command(
     files
         Files of single or pairwise judgments.
     bench
-        Read categories from a benchmark, instead of from MT-Bench's question numbers.
+        Read categories from a benchmark (as for judging), instead of from MT-Bench's question numbers.
     duplicates
         Whether all rated judgments of a turn count, as in FastChat's tables, or the last.
     recorded
@@ -173,7 +173,7 @@ def score_command(
     """
     if not files:
         raise ConfigError("name the judgment files to score")
-    loaded = load_benchmark(bench, judging=False) if bench and bench.bench else None
+    loaded = load_benchmark(BenchSettings(bench=bench), judging=False) if bench else None
     singles, pairs = read_judgments(files)
     if not singles and not pairs:
         raise DataError(f"{files[0]}: no judgments in it")

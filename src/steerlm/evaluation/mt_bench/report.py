@@ -40,7 +40,7 @@ class Report:
             "win_rates": [rate.to_dict() for rate in self.win_rates],
             "position_bias": [bias.to_dict() for bias in self.biases],
             "provenance": {
-                "files": {path.name: sha256(path) for path in self.files},
+                "files": {str(path): sha256(path) for path in self.files},
                 "rules": self.rules,
                 **environment(),
             },

@@ -161,9 +161,7 @@ def test_a_wrong_key_stops_at_once(bench: Benchmark, tmp_path: Path) -> None:
         assert len(server.requests) <= 2
 
 
-def test_the_key_comes_from_the_environment(
-    bench: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_key_comes_from_the_environment(bench: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_answers(tmp_path, "m")
     monkeypatch.setenv("OPENAI_API_KEY", "of another server")
     with ChatServer(seven) as server:
@@ -279,9 +277,7 @@ def test_a_server_that_speaks_another_language(bench: Benchmark, tmp_path: Path)
 
 def test_wrong_references_are_flagged_in_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_bench(tmp_path / "data")
-    monkeypatch.setattr(
-        "steerlm.evaluation.mt_bench.questions.known_wrong", lambda number, turns: turns[0] == "r111.1"
-    )
+    monkeypatch.setattr("steerlm.evaluation.mt_bench.questions.known_wrong", lambda number, turns: turns[0] == "r111.1")
     better = write_rows(tmp_path / "better.jsonl", reference_rows(mark="better"))
     for name, chosen, note in (("flagged", None, "known-wrong"), ("mended", str(better), "replaced")):
         bench = load_benchmark(BenchSettings(bench=str(data), replace_wrong=chosen))

@@ -89,7 +89,8 @@ def test_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("place", [None, "nowhere"])
-def test_where_there_is_nothing_it_says_what_to_give(place: str | None) -> None:
+def test_where_there_is_nothing_it_says_what_to_give(place: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steerlm.evaluation.mt_bench.questions.PACKAGES", {})
     with pytest.raises(DataError, match="give --bench a FastChat checkout"):
         load_benchmark(BenchSettings(bench=place))
 
