@@ -83,7 +83,7 @@ def test_tables_from_judgment_files_alone(tmp_path: Path, capsys: pytest.Capture
     assert run(["eval", "mt-bench", "score", str(one), str(two)]) == 0
     text = capsys.readouterr().out
     assert "6.00" in text
-    assert "1 without a rating and left out; 159 of the benchmark missing; 1 duplicates" in text.replace("\n", "")
+    assert "1 without a rating, left out; 159 missing; 1 duplicates" in text.replace("\n", "")
     assert run(["eval", "mt-bench", "score", str(one), str(two), "--duplicates", "last", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["scores"][0]["total"]["value"] == 4
     out = tmp_path / "tables"

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from steerlm.errors import ConfigError
 from steerlm.evaluation.bootstrap import Estimate
+from steerlm.evaluation.mt_bench.layouts import TURNS
 from steerlm.evaluation.mt_bench.pairs import PositionBias, WinRate
 from steerlm.evaluation.mt_bench.questions import CATEGORIES
 from steerlm.evaluation.mt_bench.scores import Difference, Score
@@ -49,7 +50,8 @@ class Report:
     def tables(self) -> Iterator[Table]:
         """What there is to show, in order."""
         if self.scores:
-            yield _score_table(self.scores)
+            yield _total_table(self.scores)
+            yield _category_table(self.scores)
         if self.differences:
             yield _difference_table(self.differences)
         if self.win_rates:
@@ -59,20 +61,15 @@ class Report:
         """What a reader of the tables must know, one sentence each."""
         for score in self.scores:
             counts = score.counts
-            found = {
-                "without a rating and left out": counts.unrated,
-                "of the benchmark missing": counts.missing,
+            parts = {
+                "without a rating, left out": counts.unrated,
+                "missing": counts.missing,
                 "duplicates": counts.duplicates,
                 "whose recorded score is not what the text says": counts.differing,
+                f"with a reference answer known to be wrong (total without them {score.sound.value:.2f})": counts.doubtful,
             }
-            shown = [f"{number} {what}" for what, number in found.items() if number]
-            if counts.doubtful:
-                shown.append(
-                    f"{counts.doubtful} judged against reference answers known to be wrong "
-                    f"(total without them {score.sound.value:.2f})"
-                )
-            if shown:
-                yield f"{score.model} by {score.judge}, of {counts.rated} judgments: {'; '.join(shown)}"
+            if shown := [f"{number} {what}" for what, number in parts.items() if number]:
+                yield f"{score.model} by {score.judge}, {counts.rated} judgments: {'; '.join(shown)}"
         for bias in self.biases:
             yield (
                 f"{bias.judge}: both orders agree in {bias.consistent} comparisons, the first answer won both times in "
@@ -80,27 +77,48 @@ class Report:
             )
 
 
-def _score_table(scores: Sequence[Score]) -> Table:
-    extra = sorted({name for score in scores for name in score.categories} - set(CATEGORIES))
-    names = [*CATEGORIES, *extra]
-    table = Table("model", "judge", "total [95%]", "turn 1", "turn 2", *names, title="MT-Bench")
+def _table(title: str, *figures: str) -> Table:
+    """Figures keep their width on a narrow terminal; names are folded."""
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in ("model", "judge"):
+        table.add_column(name, overflow="fold")
+    for name in figures:
+        table.add_column(name, no_wrap=True, justify="right")
+    return table
+
+
+def _total_table(scores: Sequence[Score]) -> Table:
+    table = _table("MT-Bench", "total [95%]", *(f"turn {turn}" for turn in TURNS), "judgments")
     for score in scores:
-        turns = (_figure(score.turns[turn]) for turn in sorted(score.turns))
-        categories = (_figure(score.categories[name]) if name in score.categories else "" for name in names)
-        table.add_row(score.model, score.judge, _interval(score.total), *turns, *categories)
+        turns = (_figure(score.turns[turn]) for turn in TURNS)
+        table.add_row(score.model, score.judge, _interval(score.total), *turns, str(score.counts.rated))
+    return table
+
+
+def _category_table(scores: Sequence[Score]) -> Table:
+    """Without the judges, for which there is no room beside eight categories: rows are those of the table of totals."""
+    extra = sorted({name for score in scores for name in score.categories} - set(CATEGORIES))
+    table = Table(title="By category", title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table.add_column("model", overflow="fold")
+    names = [*CATEGORIES, *extra]
+    for name in names:
+        table.add_column(name, no_wrap=True, justify="right")
+    for score in scores:
+        table.add_row(
+            score.model, *(_figure(score.categories[name]) if name in score.categories else "" for name in names)
+        )
     return table
 
 
 def _difference_table(differences: Sequence[Difference]) -> Table:
-    table = Table("setting", "against", "judge", "points [95%]", "questions", title="What settings change")
+    table = _table("What settings change", "points [95%]", "questions")
     for item in differences:
-        table.add_row(item.model, item.against, item.judge, _interval(item.points, "+"), str(item.questions))
+        table.add_row(item.model, item.judge, _interval(item.points, "+"), str(item.questions))
     return table
 
 
 def _win_table(rates: Sequence[WinRate]) -> Table:
-    title = "Pairwise, both orders; a tie is half a win"
-    table = Table("model", "judge", "win rate [95%]", "won", "lost", "tied", title=title)
+    table = _table("Pairwise, in both orders; a tie is half a win", "win rate [95%]", "won", "lost", "tied")
     for rate in rates:
         counts = (str(number) for number in (rate.wins, rate.losses, rate.ties))
         table.add_row(rate.model, rate.judge, _interval(rate.rate), *counts)

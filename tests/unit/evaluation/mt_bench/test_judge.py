@@ -285,7 +285,7 @@ def test_wrong_references_are_flagged_in_the_rows(tmp_path: Path, monkeypatch: p
         with ChatServer(seven) as server:
             report = judge(bench, settings(server), tmp_path / name)
         notes = {item.question_id: item.row.get("reference") for item in singles(report.file)}
-        assert notes == {number: None for number in IDS.values()} | {
+        assert notes == dict.fromkeys(IDS.values()) | {
             101: "as published",
             111: note,
             121: "as published",

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from small_bench import answer_row, judgment_row, write_rows
 from steerlm.errors import DataError
 from steerlm.evaluation.mt_bench.layouts import file_name, read_answers, read_judgments
-from small_bench import answer_row, judgment_row, write_rows
 
 PAIR = {
     "question_id": 81,
@@ -63,7 +63,7 @@ def test_faults_have_a_place(tmp_path: Path, row: dict[str, Any], fault: str) ->
 
 def test_an_answer_without_choices(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "x.jsonl", [{"question_id": 81, "model_id": "m", "choices": []}])
-    with pytest.raises(DataError, match="line 1: .*no choice"):
+    with pytest.raises(DataError, match=r"line 1: .*no choice"):
         read_answers(path)
 
 

@@ -29,7 +29,7 @@ def compared(number: int, one: str, two: str, models: tuple[str, str] = ("a", "b
 
 
 def test_wins_losses_and_ties() -> None:
-    """a against b: a is named in both orders (won), b in both (lost), whoever is first (a tie), whoever is second (a
+    """A against b: a is named in both orders (won), b in both (lost), whoever is first (a tie), whoever is second (a
     tie), a tie said once with a win (a tie), a tie twice (a tie), and no verdict in one order (left out).
 
     a: 1 win, 1 loss, 4 ties: (1 + 2) / 6 = 0.5. Against c, a wins one more: (2 + 2) / 7.

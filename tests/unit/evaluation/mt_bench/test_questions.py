@@ -10,6 +10,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 
+from small_bench import IDS, answer_row, question_rows, reference_rows, write_bench, write_rows
 from steerlm.errors import DataError
 from steerlm.evaluation.mt_bench.questions import (
     CATEGORIES,
@@ -19,7 +20,6 @@ from steerlm.evaluation.mt_bench.questions import (
     standard_categories,
 )
 from steerlm.evaluation.mt_bench.settings import BenchSettings
-from small_bench import IDS, answer_row, question_rows, reference_rows, write_bench, write_rows
 
 
 def load(place: Path | str, **more: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -29,25 +30,32 @@ def report() -> Report:
     return Report(SCORES, [], [], [], [], {})
 
 
-def test_a_table_has_blanks_where_nothing_was_judged() -> None:
-    console = Console(file=io.StringIO(), width=200)
+def shown(width: int) -> list[list[str]]:
+    """The cells of all lines."""
+    console = Console(file=io.StringIO(), width=width)
     for table in report().tables():
         console.print(table)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "nan" not in text
-    [row] = [line for line in text.splitlines() if line.startswith("│ m ")]
-    cells = [cell.strip() for cell in row.strip("│").split("│")]
-    assert cells[:2] == ["m", "gpt-4"]
-    assert cells[2].startswith("5.33 [")
-    assert cells[3:] == ["8.00", "4.00", "8.00", "", "", "4.00", "", "", "", ""]
+    assert "…" not in text
+    return [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
+
+
+def test_tables_fit_a_narrow_terminal_and_have_blanks_where_nothing_was_judged() -> None:
+    lines = shown(80)
+    [total] = [line for line in lines if line[:2] == ["m", "gpt-4"]]
+    assert total[2].startswith("5.33 [")
+    assert total[3:] == ["8.00", "4.00", "3"]
+    [categories] = [line for line in lines if line[0] == "m" and line[1] != "gpt-4"]
+    assert categories == ["m", "8.00", "4.00"]
 
 
 def test_notes_tell_what_the_table_does_not() -> None:
     [note_n, note_m] = report().notes()
-    assert note_n == "n by gpt-4, of 1 judgments: 159 of the benchmark missing"
+    assert note_n == "n by gpt-4, 1 judgments: 159 missing"
     assert note_m == (
-        "m by gpt-4, of 3 judgments: 1 without a rating and left out; 158 of the benchmark missing; 1 duplicates; "
-        "2 judged against reference answers known to be wrong (total without them 8.00)"
+        "m by gpt-4, 3 judgments: 1 without a rating, left out; 158 missing; 1 duplicates; "
+        "2 with a reference answer known to be wrong (total without them 8.00)"
     )
 
 

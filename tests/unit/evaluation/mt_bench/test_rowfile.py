@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from small_bench import answer_row, write_rows
 from steerlm.errors import DataError
 from steerlm.evaluation.mt_bench.layouts import Answer
 from steerlm.evaluation.mt_bench.rowfile import RowFile
-from small_bench import answer_row, write_rows
 
 ROWS = [answer_row(number, "m", ["a", "b"]) for number in (83, 81, 82)]
 
@@ -64,8 +64,8 @@ def test_what_is_no_row_is_named(tmp_path: Path) -> None:
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
-    with RowFile(tmp_path / "m.jsonl", Answer.from_row):
-        with pytest.raises(DataError, match="another process is writing"):
-            RowFile(tmp_path / "m.jsonl", Answer.from_row)
+    path = tmp_path / "m.jsonl"
+    with RowFile(path, Answer.from_row), pytest.raises(DataError, match="another process is writing"):
+        RowFile(path, Answer.from_row)
     with RowFile(tmp_path / "m.jsonl", Answer.from_row):
         pass

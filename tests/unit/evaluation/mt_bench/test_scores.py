@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from small_bench import IDS, judgment_row
 from steerlm.evaluation.bootstrap import cluster_bootstrap
 from steerlm.evaluation.mt_bench.layouts import SingleJudgment
 from steerlm.evaluation.mt_bench.questions import CATEGORIES
 from steerlm.evaluation.mt_bench.scores import Counts, Score, difference, scores, steering_differences
-from small_bench import IDS, judgment_row
 
 
 def judged(*rows: dict[str, Any]) -> list[SingleJudgment]:
