@@ -61,12 +61,13 @@ class Report:
         """What a reader of the tables must know, one sentence each."""
         for score in self.scores:
             counts = score.counts
+            doubtful = f"with a reference answer known to be wrong (total without them {score.sound.value:.2f})"
             parts = {
                 "without a rating, left out": counts.unrated,
                 "missing": counts.missing,
                 "duplicates": counts.duplicates,
                 "whose recorded score is not what the text says": counts.differing,
-                f"with a reference answer known to be wrong (total without them {score.sound.value:.2f})": counts.doubtful,
+                doubtful: counts.doubtful,
             }
             if shown := [f"{number} {what}" for what, number in parts.items() if number]:
                 yield f"{score.model} by {score.judge}, {counts.rated} judgments: {'; '.join(shown)}"
