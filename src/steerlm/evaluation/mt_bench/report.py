@@ -155,6 +155,7 @@ def radar(scores: Sequence[Score], path: Path) -> None:
         # The first point again closes the line.
         axes.plot([*angles, angles[0]], [*values, values[0]], label=f"{label}: {score.total.value:.2f}", marker=".")
     axes.set_xticks(angles, CATEGORIES)
+    axes.tick_params(axis="x", pad=14)  # points; names at the sides would lie on the circle
     axes.set_ylim(0, HIGHEST)
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     with replacing(path) as temporary:
