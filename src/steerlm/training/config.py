@@ -6,23 +6,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from steerlm.attributes import STEERLM, Schema
 from steerlm.errors import ConfigError
 from steerlm.models.adapters import ALL_LINEAR, Variant
 from steerlm.recipes import find_recipe
+from steerlm.settings import Settings as Settings
 
 Precision = Literal["auto", "fp32", "bf16"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 Figure = Literal["loss", "gap", "gap_won"]
 LabelSource = Literal["predicted", "ratings-first"]
-
-
-class Settings(BaseModel):
-    """Base of all settings: frozen, unknown keys refused, every field described."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class TrainSettings(Settings):
