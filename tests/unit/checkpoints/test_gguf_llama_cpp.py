@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LlamaTokenizer, PreTrainedModel
 
 from steerlm.attributes import STEERLM
-from steerlm.checkpoints.gguf import export_gguf
+from steerlm.checkpoints.gguf import Quantization, export_gguf
 from steerlm.models.load import new_model
 from steerlm.sources.bundled import held_out_prompts
 from tiny import TOKENIZERS
@@ -113,14 +113,17 @@ def test_logits(tmp_path: Path, network: str, changes: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_log_probabilities_of_real_text(tmp_path: Path) -> None:
+    """With f16 they are nearly ours; with q8_0 llama.cpp rounds activations to 8 bits as well."""
     policy = new_model("policy", "smollm2", STEERLM).save(tmp_path / "policy")
-    export_gguf(tmp_path / "policy", tmp_path / "out.gguf")
-    text = "\n".join(held_out_prompts())
-    ids = policy.renderer.tokenizer(text)["input_ids"][:201]
+    ids = policy.renderer.tokenizer("\n".join(held_out_prompts()))["input_ids"][:201]
     assert len(ids) == 201
     following = torch.tensor(ids[1:])[:, None]
-    found, expected = (
-        each[:-1].log_softmax(dim=-1).gather(1, following)
-        for each in (LlamaCpp(tmp_path / "out.gguf").logits(ids), logits(policy.network, ids))
-    )
-    assert float((found - expected).abs().mean()) < 0.03
+    kinds: tuple[tuple[Quantization, float], ...] = (("f16", 0.005), ("q8_0", 0.1))
+    for quantization, most in kinds:
+        export_gguf(tmp_path / "policy", tmp_path / "out.gguf", quantization)
+        found, expected = (
+            each[:-1].log_softmax(dim=-1).gather(1, following)
+            for each in (LlamaCpp(tmp_path / "out.gguf").logits(ids), logits(policy.network, ids))
+        )
+        assert float((found - expected).abs().mean()) < most
+        assert abs(float((found - expected).mean())) < most / 5, "no text gets likelier or less likely"

@@ -92,12 +92,6 @@ def test_sentencepiece_has_its_own_scores_in_order(tmp_path: Path) -> None:
     joined = [token for token in range(size) if len(original.id_to_piece(token)) > 1 and kinds[token] == 1]
     assert sorted(joined, key=lambda token: -scores[token]) == sorted(joined, key=lambda k: -original.get_score(k))
     assert kinds[policy.renderer.tokenizer.convert_tokens_to_ids("<extra_id_0>")] == TokenType.CONTROL
-    with quiet():
-        theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="out.gguf")
-    # Only where a prompt begins with a marker: other text gets its dummy space here, and none by the file.
-    for text in (text for text in TEXTS if text.startswith("<extra_id_0>")):
-        ids = policy.renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert theirs(text, add_special_tokens=False)["input_ids"] == ids
 
 
 def test_a_dummy_space_after_every_special_token(tmp_path: Path) -> None:
