@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI
 
 from steerlm import __version__
 from steerlm.server.errors import ErrorBody, add_error_handlers
-from steerlm.server.routes import models
+from steerlm.server.openapi import document
+from steerlm.server.routes import chat, completions, models, responses, scores, sweep
+from steerlm.server.routes.chat_models import ChatChunk
+from steerlm.server.routes.responses_models import ResponseEvent
 from steerlm.server.state import ServerState
 
 _ABOUT = """An OpenAI-compatible API of a language model that its users steer: `attributes` in a request say how the
@@ -24,5 +29,13 @@ def create_app(state: ServerState) -> FastAPI:
     )
     app.state.server = state
     add_error_handlers(app)
-    app.include_router(models.router)
+    for routes in (chat, completions, responses, sweep, scores, models):
+        app.include_router(routes.router)
+
+    def openapi() -> dict[str, Any]:
+        if not app.openapi_schema:
+            app.openapi_schema = document(app, [ChatChunk, ResponseEvent])
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
     return app
