@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from threading import Thread
@@ -17,6 +17,7 @@ import uvicorn
 from steerlm.annotation.scorer import Scorer
 from steerlm.attributes import STEERLM
 from steerlm.engines import TorchEngine
+from steerlm.engines.base import Deliver, Engine, Request
 from steerlm.models.load import SteerModel, load_model, new_model
 from steerlm.server.app import create_app
 from steerlm.server.judge import Judge
@@ -33,6 +34,30 @@ LOCKED = OperatorPolicy.model_validate(
         "system": {"text": "Be kind.", "fixed": True},
     }
 )
+
+
+class Recorder:
+    """An engine that notes what it is asked for, and passes it on where there is another behind it."""
+
+    def __init__(self, behind: Engine | None = None, context: int = 2048) -> None:
+        self.context = behind.context if behind else context
+        self.requests: list[Request] = []
+        self.cancelled = 0
+        self._behind = behind
+
+    def submit(self, requests: Sequence[Request], deliver: Deliver) -> Callable[[], None]:
+        self.requests += requests
+        stop = self._behind.submit(requests, deliver) if self._behind else lambda: None
+
+        def cancel() -> None:
+            self.cancelled += 1
+            stop()
+
+        return cancel
+
+    def close(self) -> None:
+        if self._behind:
+            self._behind.close()
 
 
 def make_policy(directory: Path) -> SteerModel:
@@ -52,7 +77,8 @@ def make_judge(directory: Path) -> SteerModel:
 
 
 def make_state(policy: SteerModel, judge: Judge | None = None, **changes: Any) -> ServerState:
-    return ServerState(policy, TorchEngine(policy), "tiny", judge=judge, **changes)
+    engine = changes.pop("engine", None) or TorchEngine(policy)
+    return ServerState(policy, engine, "tiny", judge=judge, **changes)
 
 
 def judge_of(model: SteerModel) -> Judge:

@@ -57,14 +57,20 @@ class Judge:
             return
         try:
             found = self._scores([conversation for item in batch for conversation in item.conversations])
-        except Exception as error:  # those who wait must be told, whatever it was
+        except Exception:  # only those that cannot be scored are to fail
             for item in batch:
-                item.result.set_exception(error)
+                self._answer(item)
             return
         at = 0
         for item in batch:
             item.result.set_result(found[at : at + len(item.conversations)])
             at += len(item.conversations)
+
+    def _answer(self, item: _Waiting) -> None:
+        try:
+            item.result.set_result(self._scores(item.conversations))
+        except Exception as error:
+            item.result.set_exception(error)
 
     def _scores(self, conversations: Sequence[Conversation]) -> list[Scores]:
         scored = self._scorer.score(conversations)
