@@ -15,6 +15,7 @@ import torch
 import uvicorn
 
 from steerlm.annotation.scorer import Scorer
+from steerlm.annotation.settings import ScoreSettings
 from steerlm.attributes import STEERLM
 from steerlm.engines import TorchEngine
 from steerlm.engines.base import Deliver, Engine, Request
@@ -76,13 +77,13 @@ def make_judge(directory: Path) -> SteerModel:
     return model
 
 
-def make_state(policy: SteerModel, judge: Judge | None = None, **changes: Any) -> ServerState:
-    engine = changes.pop("engine", None) or TorchEngine(policy)
-    return ServerState(policy, engine, "tiny", judge=judge, **changes)
+def make_state(model: SteerModel, judge: Judge | None = None, **changes: Any) -> ServerState:
+    engine = changes.pop("engine", None) or TorchEngine(model)
+    return ServerState(model, engine, "tiny", judge=judge, **changes)
 
 
 def judge_of(model: SteerModel) -> Judge:
-    return Judge(Scorer(model), "judge")
+    return Judge(Scorer(model, ScoreSettings(precision="fp32")), "judge")
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from steerlm.engines.base import Request, Sampling
 from steerlm.server.dialogue import ChatMessage, Dialogue, read_messages
 from steerlm.server.errors import ApiError
-from steerlm.server.fields import GenerationFields, SteeringFields
+from steerlm.server.fields import GenerationFields, VerifiedFields
 from steerlm.server.generation import Answer, Prompt, check_answers, plan, read_sampling
 from steerlm.server.measuring import compared, measure, nearest
 from steerlm.server.rules import Verbosity
@@ -37,7 +37,7 @@ class ChatWork:
 
 def prepare_chat(
     state: ServerState,
-    steering_fields: SteeringFields,
+    steering_fields: VerifiedFields,
     generation: GenerationFields,
     messages: Sequence[ChatMessage],
     *,
@@ -51,7 +51,8 @@ def prepare_chat(
     sampling = read_sampling(state, generation, logprobs)
     check_answers(state, generation.n or 1)
     read = read_messages(state, messages, field, instructions)
-    steering = settle(state, steering_fields, [*sources_of(state, steering_fields, verbosity), *read.asked], preset)
+    sources = [*sources_of(state, steering_fields, verbosity), *read.asked]
+    steering = settle(state, steering_fields, sources, preset, steering_fields.verified)
     dialogue = read.under(state, steering.values)
     n = _draws(state, generation, steering, sampling)
     prompt = Prompt(prompt_of(state, dialogue, steering.values), guidance_of(state, dialogue, steering.guidance))

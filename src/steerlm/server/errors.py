@@ -100,7 +100,7 @@ def _in_words(fault: Mapping[str, Any]) -> str:
         return f"unknown field {fault['loc'][-1]!r}; remove it"
     if fault["type"] == "json_invalid":
         return f"the body is not valid JSON: {fault.get('ctx', {}).get('error', fault['msg'])}"
-    if fault["type"] == "missing" and len(fault["loc"]) == 1:
+    if len(fault["loc"]) == 1:
         return "the request needs a JSON object as its body, with content-type application/json"
     return str(fault["msg"]).removeprefix("Value error, ")
 

@@ -37,7 +37,7 @@ def only(*allowed: JsonValue) -> Any:
             raise ValueError("this server cannot do that; leave it out" + (f" or set it to {shown}" if shown else ""))
         return value
 
-    return Annotated[JsonValue, BeforeValidator(check), Field(description="Not supported.", deprecated=True)]
+    return Annotated[Any, BeforeValidator(check), Field(description="Not supported.")]
 
 
 Ignored = Annotated[
@@ -132,10 +132,15 @@ class SteeringFields(ApiModel):
     """The same values as clients of vLLM send them."""
     guidance: float | None = None
     """Push the answer away from that of the default setting by this factor; above 1 steers more strongly."""
-    verified: Annotated[int, Field(ge=1)] | None = None
-    """Draw so many answers, measure them, and return the one that is nearest to what was asked."""
     measure: bool | None = None
     """Report what the attribute model measures in the answers."""
+
+
+class VerifiedFields(SteeringFields):
+    """As above, for those parts of the API that can choose among answers."""
+
+    verified: Annotated[int, Field(ge=1)] | None = None
+    """Draw so many answers, measure them, and return the one that is nearest to what was asked."""
 
 
 class StreamOptions(ApiModel):

@@ -79,7 +79,13 @@ def sources_of(state: ServerState, fields: SteeringFields, verbosity: Verbosity 
     return found
 
 
-def settle(state: ServerState, fields: SteeringFields, sources: Iterable[Asked], preset: str | None) -> Steering:
+def settle(
+    state: ServerState,
+    fields: SteeringFields,
+    sources: Iterable[Asked],
+    preset: str | None,
+    verified: int | None = None,
+) -> Steering:
     """The steering of an answer. Raises `ApiError` for what contradicts itself or is not to be had."""
     sources = list(sources)
     values = state.rules.settle(sources, state.rules.preset(preset) if preset else None)
@@ -87,10 +93,8 @@ def settle(state: ServerState, fields: SteeringFields, sources: Iterable[Asked],
     if preset:
         named |= set(state.policy.presets[preset])
     _check_guidance(state, fields.guidance)
-    _check_judge(state, fields)
-    return Steering(
-        values, frozenset(named), preset, fields.guidance, fields.verified, bool(fields.measure or fields.verified)
-    )
+    _check_judge(state, verified, bool(fields.measure))
+    return Steering(values, frozenset(named), preset, fields.guidance, verified, bool(fields.measure or verified))
 
 
 def _check_guidance(state: ServerState, factor: float | None) -> None:
@@ -102,18 +106,18 @@ def _check_guidance(state: ServerState, factor: float | None) -> None:
         raise ApiError(f"guidance={factor} must lie between 0 and {state.limits.guidance:g}", param="guidance")
 
 
-def _check_judge(state: ServerState, fields: SteeringFields) -> None:
-    if fields.verified and not state.policy.verified:
+def _check_judge(state: ServerState, verified: int | None, measure: bool) -> None:
+    if verified and not state.policy.verified:
         raise forbidden("several answers may not be drawn", "verified", "verified")
-    if fields.verified and fields.verified > state.limits.verified:
-        raise ApiError(f"verified={fields.verified} must be at most {state.limits.verified}", param="verified")
-    for field in ("measure", "verified"):
-        if getattr(fields, field) and state.judge is None:
-            raise ApiError(
-                f"{field}: this server has no attribute model to measure with; start it with --attribute-model",
-                param=field,
-                code="no_attribute_model",
-            )
+    if verified and verified > state.limits.verified:
+        raise ApiError(f"verified={verified} must be at most {state.limits.verified}", param="verified")
+    if (measure or verified) and state.judge is None:
+        field = "measure" if measure else "verified"
+        raise ApiError(
+            f"{field}: this server has no attribute model to measure with; start it with --attribute-model",
+            param=field,
+            code="no_attribute_model",
+        )
 
 
 def prompt_of(state: ServerState, dialogue: Dialogue, values: Values) -> tuple[int, ...]:

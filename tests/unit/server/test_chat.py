@@ -129,7 +129,10 @@ def test_logprobs_are_those_of_the_network(post: Post, served_policy: SteerModel
     assert raw.decode("utf-8", errors="replace") == whole
     streamed = events(post(PATH, {**body, "stream": True}).text)
     parts = [chunk["choices"][0]["logprobs"]["content"] for chunk in streamed if chunk["choices"][0]["logprobs"]]
-    assert [entry for part in parts for entry in part] == content
+    again = [entry for part in parts for entry in part]
+    assert [entry["token"] for entry in again] == [entry["token"] for entry in content]
+    # What is kept of the first call changes the order of sums.
+    assert [entry["logprob"] for entry in again] == pytest.approx([entry["logprob"] for entry in content], abs=1e-4)
 
 
 def test_a_later_turn_reads_what_is_kept(served_policy: SteerModel, state: ServerState) -> None:

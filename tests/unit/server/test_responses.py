@@ -64,7 +64,8 @@ def test_a_stream_tells_the_same(post: Post) -> None:
     text = whole["output"][0]["content"][0]["text"]
     assert "".join(item["delta"] for item in told[4:-4]) == told[-4]["text"] == text
     last = told[-1]["response"]
-    for name in ("usage", "status", "steering", "incomplete_details"):
+    assert last["usage"]["total_tokens"] == whole["usage"]["total_tokens"]
+    for name in ("status", "steering", "incomplete_details"):
         assert last[name] == whole[name]
     assert last["output"][0]["id"] == told[2]["item"]["id"]
 

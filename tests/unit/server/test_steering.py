@@ -12,7 +12,7 @@ from steerlm.attributes import STEERLM
 from steerlm.server.policy import OperatorPolicy
 from steerlm.server.state import ServerState
 
-CHAT = "/v1/chat/completions"
+CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 POLICY = OperatorPolicy.model_validate({"presets": PRESETS, "attributes": {"complexity": {"default": 3}}})
 SAID = {"role": "assistant", "content": "x"}
 TRAILING = {"role": "assistant", "labels": {"verbosity": 0}}
@@ -21,9 +21,8 @@ Serve = Callable[..., ServerState]
 
 def used(state: ServerState, body: dict[str, Any], path: str = CHAT) -> dict[str, int | None]:
     """The values under which an answer was given, by what it says of itself."""
-    answer = send(
-        state, path, {"max_tokens": 1, **({} if "prompt" in body or "input" in body else {"messages": HELLO}), **body}
-    )
+    plain = {"input": "Hi", "max_output_tokens": 1} if path == RESPONSES else {"messages": HELLO, "max_tokens": 1}
+    answer = send(state, path, {**plain, **body})
     assert answer.status_code == 200, answer.text
     values: dict[str, int | None] = answer.json()["steering"]["attributes"]
     assert list(values) == list(STEERLM.names)
@@ -52,10 +51,7 @@ def test_every_field_says_the_same(serve: Serve, body: dict[str, Any]) -> None:
 def test_verbosity_in_words(serve: Serve, word: str, level: int) -> None:
     state = serve()
     assert used(state, {"verbosity": word})["verbosity"] == level
-    assert (
-        used(state, {"max_output_tokens": 1, "input": "Hi", "text": {"verbosity": word}}, "/v1/responses")["verbosity"]
-        == level
-    )
+    assert used(state, {"text": {"verbosity": word}}, RESPONSES)["verbosity"] == level
 
 
 def test_words_span_what_the_operator_allows(serve: Serve) -> None:
@@ -125,7 +121,6 @@ def test_contradictions_are_refused(serve: Serve, body: dict[str, Any]) -> None:
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user"}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.type"),
-        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages.0.content"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_by_its_field(serve: Serve, body: dict[str, Any], param: str) -> None:

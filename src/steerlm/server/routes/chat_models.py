@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, Field
 
 from steerlm.engines.base import Finish
 from steerlm.server.dialogue import ChatMessage
 from steerlm.server.envelope import Usage
-from steerlm.server.fields import GenerationFields, Ignored, IgnoredFields, SteeringFields, StreamOptions, only
+from steerlm.server.fields import GenerationFields, Ignored, IgnoredFields, StreamOptions, VerifiedFields, only
 from steerlm.server.logprobs import ChatLogprobs
 from steerlm.server.rules import Verbosity
 from steerlm.server.steering import SteeringReport
 
 
-class ChatRequest(SteeringFields, GenerationFields, IgnoredFields):
+class ChatRequest(VerifiedFields, GenerationFields, IgnoredFields):
     """A conversation to answer."""
 
     messages: list[ChatMessage]
@@ -80,15 +80,15 @@ class ChatCompletion(BaseModel):
     steering: SteeringReport
 
 
+def _is_nothing(value: object) -> bool:
+    return value is None
+
+
 class Delta(BaseModel):
     """What an answer grows by."""
 
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_nulls(self, dump: SerializerFunctionWrapHandler) -> dict[str, str]:
-        return {name: value for name, value in dump(self).items() if value is not None}
+    role: Annotated[Literal["assistant"] | None, Field(exclude_if=_is_nothing)] = None
+    content: Annotated[str | None, Field(exclude_if=_is_nothing)] = None
 
 
 class ChunkChoice(BaseModel):

@@ -67,7 +67,6 @@ class CompletionRequest(SteeringFields, GenerationFields, IgnoredFields):
     """Send the texts as they come, as server-sent events."""
     stream_options: StreamOptions | None = None
     """What the stream holds beside the texts."""
-    verified: only() = None
     echo: only(False) = None
     best_of: only(1) = None
     suffix: only("") = None

@@ -13,8 +13,8 @@ from steerlm.server.fields import (
     IgnoredFields,
     Levels,
     SamplingFields,
-    SteeringFields,
     Text,
+    VerifiedFields,
     only,
 )
 from steerlm.server.rules import Verbosity
@@ -43,7 +43,7 @@ class TextOptions(ApiModel):
     format: only({"type": "text"}) = None
 
 
-class ResponsesRequest(SteeringFields, SamplingFields, IgnoredFields):
+class ResponsesRequest(VerifiedFields, SamplingFields, IgnoredFields):
     """Text or messages to answer."""
 
     input: Text | list[InputItem]

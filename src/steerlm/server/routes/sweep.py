@@ -14,7 +14,7 @@ from steerlm.engines import base
 from steerlm.server.dialogue import ChatMessage, Dialogue, read_messages
 from steerlm.server.envelope import Usage, head, usage
 from steerlm.server.errors import ApiError
-from steerlm.server.fields import GenerationFields, IgnoredFields, Level, Levels, SteeringFields, only
+from steerlm.server.fields import GenerationFields, IgnoredFields, Level, Levels, SteeringFields
 from steerlm.server.generation import Answer, Prompt, check_answers, collect, plan, read_sampling
 from steerlm.server.measuring import Measured, measure
 from steerlm.server.policy import Values
@@ -38,7 +38,6 @@ class SweepRequest(SteeringFields, GenerationFields, IgnoredFields):
     """The settings to answer, one by one."""
     verbosity: Verbosity | None = None
     """As for /v1/chat/completions, for all settings."""
-    verified: only() = None
 
 
 class SweepAnswer(BaseModel):
