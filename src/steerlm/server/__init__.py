@@ -1,0 +1,1 @@
+"""The HTTP server: generation, steering and scoring for many clients."""
