@@ -1,1 +1,1 @@
-"""The HTTP server: generation, steering and scoring for many clients."""
+"""The server: steering over an OpenAI-compatible API."""
