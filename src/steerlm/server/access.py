@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,23 +16,24 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from steerlm.errors import ConfigError
 from steerlm.server.database import open_database
 from steerlm.server.keys import Key, find_key
-from steerlm.server.logs import Entry, entry_of
+from steerlm.server.logs import Entry, current
 from steerlm.server.quotas import Quotas, Usage
-from steerlm.server.refusals import RefusedError, send_refusal
+from steerlm.server.refusals import RefusedError, refuse
 
 T = TypeVar("T")
 
-PUBLIC_ROUTES = frozenset(("/healthz", "/readyz", "/openapi.json", "/docs"))
+PUBLIC = frozenset(("/healthz", "/readyz", "/openapi.json", "/docs"))
+_ASK = {"www-authenticate": "Bearer"}
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address, maybe with a port, is this machine as seen from itself."""
-    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() and not host.endswith("]") else host
-    name = name.strip("[]")
+    """Whether a name or an address, which may have a port, is this machine as seen from itself."""
+    # An IPv6 address has several colons, and square brackets where a port follows.
+    name = re.sub(r":[0-9]*$", "", host) if host.count(":") == 1 or host.startswith("[") else host
     if name.lower() == "localhost":
         return True
     try:
-        return ipaddress.ip_address(name).is_loopback
+        return ipaddress.ip_address(name.removeprefix("[").removesuffix("]")).is_loopback
     except ValueError:
         return False
 
@@ -40,7 +42,7 @@ def check_binding(host: str, keys: Path | None, insecure: bool) -> None:
     """Raise `ConfigError` where anybody on the network could use the server."""
     if keys is None and not insecure and not (host and is_loopback(host)):
         raise ConfigError(
-            f"--host {host}: without API keys the server is open to everybody who reaches it; give --keys FILE (steerlm "
+            f"--host {host}: without API keys the server is open to all who can reach it; give --keys FILE (steerlm "
             "keys create makes one), or --insecure if that is what you want"
         )
 
@@ -94,9 +96,6 @@ class KeyDesk:
         return key, self._quotas.take(key) if counted else None
 
 
-_ASK = {"www-authenticate": "Bearer"}
-
-
 class Access:
     """Asks for keys where there is a desk for them. Without one the server is open, and answers only requests for this
     very machine by name (unless `anybody`), so that no web page can reach it under a name of its own.
@@ -108,37 +107,45 @@ class Access:
         self,
         app: ASGIApp,
         *,
-        desk: KeyDesk | None = None,
-        anybody: bool = False,
-        public: frozenset[str] = PUBLIC_ROUTES,
+        desk: KeyDesk | None,
+        anybody: bool,
     ) -> None:
         self.app = app
         self.desk = desk
         self.anybody = anybody
-        self.public = public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        entry = entry_of(scope)
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         if self.desk is None:
-            if not self.anybody and not is_loopback(headers.get("host", "")):
-                await self._refuse(entry, send, RefusedError(403, "this server answers to localhost only", "bad_host"))
-                return
-            await self.app(scope, receive, send)
+            if self.anybody or is_loopback(headers.get("host", "")):
+                await self.app(scope, receive, send)
+            else:
+                refusal = RefusedError(403, "this server answers to the name localhost only", "bad_host")
+                await refuse(refusal, scope, receive, send)
             return
-        if scope["path"] in self.public:
+        if scope["path"] in PUBLIC:
             await self.app(scope, receive, send)
             return
         try:
             key, taken = await self.desk.admit(_secret(headers.get("authorization")), scope["method"] == "POST")
         except RefusedError as refusal:
-            await self._refuse(entry, send, refusal)
+            await refuse(refusal, scope, receive, send)
             return
+        await self._with_key(self.desk, key, taken, scope, receive, send)
+
+    async def _with_key(
+        self, desk: KeyDesk, key: Key, taken: Usage | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        entry = current()
         entry.key = key.name
-        told = [] if taken is None else [(name.encode(), text.encode()) for name, text in taken.headers(key.limits).items()]
+        told = (
+            []
+            if taken is None
+            else [(name.encode(), text.encode()) for name, text in taken.headers(key.limits).items()]
+        )
 
         async def telling_send(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -152,13 +159,7 @@ class Access:
             raise
         finally:
             if taken is not None:
-                await self.desk.settle(key, taken, entry)
-
-    @staticmethod
-    async def _refuse(entry: Entry, send: Send, refusal: RefusedError) -> None:
-        entry.refused = refusal.code
-        refusal.headers.setdefault("connection", "close")
-        await send_refusal(send, refusal)
+                await desk.settle(key, taken, entry)
 
 
 def _secret(authorization: str | None) -> str | None:

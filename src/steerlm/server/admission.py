@@ -75,8 +75,8 @@ class Admission:
         if sequences > self.most_running:
             raise RefusedError(
                 400,
-                f"{sequences} answers in one request, where this server computes at most {self.most_running} at a time;"
-                " ask for fewer",
+                f"{sequences} answers in one request, where this server computes at most {self.most_running} at a "
+                "time; ask for fewer",
                 "too_many_sequences",
             )
         if not self._queues and self.running + sequences <= self.most_running:

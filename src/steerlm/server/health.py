@@ -1,4 +1,4 @@
-"""Alive, ready, stopping: what orchestrators ask, and how a server ends."""
+"""Starting, ready, stopping: what orchestrators ask, and how new work is turned away at the end."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from steerlm.engines.base import Engine, Request, Sampling, stream_async
 from steerlm.errors import EngineError
-from steerlm.server.logs import RequestLog, entry_of, place_of
-from steerlm.server.refusals import RefusedError, send_json, send_refusal
+from steerlm.server.logs import RequestLog, place_of
+from steerlm.server.refusals import RefusedError, refuse
 
 Phase = Literal["starting", "ready", "stopping"]
-HEALTH_ROUTES = ("/healthz", "/readyz")
+OBSERVING = frozenset(("/healthz", "/readyz", "/metrics"))
 _RETRY_S = 5.0
 
 
@@ -35,7 +35,7 @@ class Lifecycle:
 
 
 async def warm_up(engine: Engine, prompt: tuple[int, ...], lifecycle: Lifecycle, log: RequestLog) -> None:
-    """Have the engine answer one token, again and again until it can (a server behind it may start later)."""
+    """Have the engine answer one token, again and again until it can: a server behind it may start later."""
     while lifecycle.phase == "starting":
         try:
             async for _ in stream_async(engine, [Request(prompt, Sampling(max_tokens=1))]):
@@ -49,32 +49,22 @@ async def warm_up(engine: Engine, prompt: tuple[int, ...], lifecycle: Lifecycle,
 
 
 class Gate:
-    """Answers /healthz and /readyz, and turns work away (503) while the server stops."""
+    """Counts what the server is busy with, and turns work away (503) while it stops."""
 
-    def __init__(self, app: ASGIApp, *, lifecycle: Lifecycle, drain_seconds: float = 30.0) -> None:
+    def __init__(self, app: ASGIApp, *, lifecycle: Lifecycle, retry_after: float) -> None:
         self.app = app
         self.lifecycle = lifecycle
-        self.drain_seconds = drain_seconds
+        self.retry_after = retry_after
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] in OBSERVING:
             await self.app(scope, receive, send)
             return
-        phase = self.lifecycle.phase
-        if scope["path"] in HEALTH_ROUTES and scope["method"] in ("GET", "HEAD"):
-            is_fine = scope["path"] == "/healthz" or phase == "ready"
-            await send_json(send, 200 if is_fine else 503, {"status": "ok" if scope["path"] == "/healthz" else phase})
-            return
-        if phase == "stopping":
-            refusal = RefusedError(
-                503,
-                "the server is stopping; try again later or elsewhere",
-                "server_stopping",
-                retry_after=self.drain_seconds,
-                headers={"connection": "close"},
-            )
-            entry_of(scope).refused = refusal.code
-            await send_refusal(send, refusal)
+        if self.lifecycle.phase == "stopping":
+            told = "the server is stopping; try again later or elsewhere"
+            closing = {"connection": "close"}
+            refusal = RefusedError(503, told, "server_stopping", retry_after=self.retry_after, headers=closing)
+            await refuse(refusal, scope, receive, send)
             return
         self.lifecycle.busy += 1
         try:

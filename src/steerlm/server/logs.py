@@ -8,11 +8,10 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TextIO
-
-from starlette.types import Scope
 
 # What a client calls a request is shown where it cannot do harm: in JSON, short, without anything that needs escapes.
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._:/-]{1,64}", re.ASCII)
@@ -35,8 +34,8 @@ class Entry:
     """The client went away before it had the answer."""
     failed: bool = False
     """Something broke after the answer had begun, so that its status does not show it."""
-    refused: str | None = None
-    """Code of the refusal."""
+    code: str | None = None
+    """Code of the error that was answered."""
     sequences: int = 0
     waited: float = 0.0
     prompt_tokens: int = 0
@@ -59,10 +58,13 @@ class Entry:
         return self.failed or self.status >= 500
 
 
-def entry_of(scope: Scope) -> Entry:
-    """The entry of the request with this scope."""
-    entry: Entry = scope["steerlm.entry"]
-    return entry
+CURRENT: ContextVar[Entry | None] = ContextVar("CURRENT", default=None)
+"""The entry of the request that is being answered."""
+
+
+def current() -> Entry:
+    """The entry of the request that is being answered; one that goes nowhere, where requests are not logged."""
+    return CURRENT.get() or Entry("", "")
 
 
 def safe_client_id(value: str | None) -> str | None:
@@ -96,7 +98,7 @@ class RequestLog:
             "seconds": round(entry.seconds, 6),
             "client_left": entry.left or None,
             "failed": entry.failed or None,
-            "refused": entry.refused,
+            "code": entry.code,
             "error": entry.error,
         }
         if entry.sequences:

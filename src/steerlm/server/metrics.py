@@ -26,7 +26,7 @@ class Metrics:
         self._seconds = Histogram(
             "steerlm_request_seconds", "Time of a request", ["route"], buckets=_SECONDS, registry=self.registry
         )
-        self._refusals = Counter("steerlm_refusals", "Requests refused, by reason", ["code"], registry=self.registry)
+        self._errors = Counter("steerlm_errors", "Errors and refusals, by code", ["code"], registry=self.registry)
         self._left = Counter("steerlm_clients_left", "Clients gone before the answer was", registry=self.registry)
         self._prompt = Counter("steerlm_prompt_tokens", "Tokens of prompts", registry=self.registry)
         self._cached = Counter(
@@ -62,8 +62,8 @@ class Metrics:
         method = entry.method if entry.method in _METHODS else "other"
         self._requests.labels(method, route, str(entry.status)).inc()
         self._seconds.labels(route).observe(entry.seconds)
-        if entry.refused:
-            self._refusals.labels(entry.refused).inc()
+        if entry.code:
+            self._errors.labels(entry.code).inc()
         if entry.left:
             self._left.inc()
         if entry.sequences:

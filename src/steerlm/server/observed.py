@@ -1,4 +1,4 @@
-"""The outermost layer: every request gets an id, an entry in the log, and an answer, whatever happens within."""
+"""The outermost layer: every request gets an id, a line in the log, and an answer, whatever happens within."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from steerlm.server.logs import Entry, RequestLog, place_of, safe_client_id
+from steerlm.server.logs import CURRENT, Entry, RequestLog, place_of, safe_client_id
 from steerlm.server.metrics import Metrics
-from steerlm.server.refusals import RefusedError, send_refusal
+from steerlm.server.refusals import RefusedError, refuse
+
+_CLIENT_CLOSED = 499
 
 
 class Observed:
@@ -30,41 +32,40 @@ class Observed:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        theirs = next((value for name, value in scope["headers"] if name == b"x-request-id"), None)
-        entry = Entry(
-            f"req_{uuid.uuid4().hex}",
-            scope["method"],
-            safe_client_id(None if theirs is None else theirs.decode("latin-1")),
-        )
-        scope["steerlm.entry"] = entry
-        ended = False
+        theirs = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), None)
+        entry = Entry(f"req_{uuid.uuid4().hex}", scope["method"], safe_client_id(theirs))
+        token = CURRENT.set(entry)
+        try:
+            await self._answer(entry, scope, receive, send)
+        finally:
+            CURRENT.reset(token)
+            entry.route = getattr(scope.get("route"), "path", None)
+            entry.seconds = time.perf_counter() - entry.began
+            self.metrics.request(entry)
+            self.log.request(entry)
+
+    async def _answer(self, entry: Entry, scope: Scope, receive: Receive, send: Send) -> None:
+        is_whole = False
 
         async def named_send(message: Message) -> None:
-            nonlocal ended
+            nonlocal is_whole
             if message["type"] == "http.response.start":
                 entry.status = message["status"]
                 message = {**message, "headers": [*message["headers"], (b"x-request-id", entry.id.encode())]}
             elif message["type"] == "http.response.body":
-                ended = not message.get("more_body", False)
+                is_whole = not message.get("more_body", False)
             await send(message)
 
         try:
             await self.app(scope, receive, named_send)
+            entry.left = not is_whole or entry.status == _CLIENT_CLOSED
         except asyncio.CancelledError:
-            entry.failed = not ended
+            entry.failed = not is_whole
             raise
         except Exception as error:
             entry.error = place_of(error)
             entry.failed = True
+            # An answer that has begun is cut off: the server closes the connection where we return without its end.
             if not entry.status:
-                refusal = RefusedError(
-                    500, f"something went wrong in the server; its log tells more under {entry.id}", "internal_error"
-                )
-                await send_refusal(named_send, refusal)
-            # Else the answer is cut off: the server closes the connection when we return without its end.
-        finally:
-            route = scope.get("route")
-            entry.route = getattr(route, "path", None)
-            entry.seconds = time.perf_counter() - entry.began
-            self.metrics.request(entry)
-            self.log.request(entry)
+                told = f"something went wrong in the server; its log tells more under {entry.id}"
+                await refuse(RefusedError(500, told, "internal_error"), scope, receive, named_send)

@@ -69,7 +69,7 @@ class Quotas:
         if row is None:
             return Usage(now, 0.0, now)
         full_until, start, requests, tokens = row
-        # Where the clock was put back by much, what is written lies too far ahead: it is forgotten, and nobody locked out.
+        # Written too far ahead: the clock was put back. It is forgotten, so that nobody is locked out.
         until_full = max(0.0, full_until - now)
         if until_full > 2 * _MINUTE:
             until_full = 0.0
@@ -95,7 +95,9 @@ class Quotas:
             self._write(key, taken)
         return taken
 
-    def settle(self, key: Key, taken: Usage, tokens: int, give_back: bool = False, give_back_rate: bool = False) -> None:
+    def settle(
+        self, key: Key, taken: Usage, tokens: int, give_back: bool = False, give_back_rate: bool = False
+    ) -> None:
         """Charge the tokens of a request that was taken; `give_back` takes it out of the count again.
 
         A token quota is checked before and charged after, since nobody knows the length of an answer: what is under

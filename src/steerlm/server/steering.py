@@ -11,6 +11,7 @@ from steerlm.engines.base import Guidance
 from steerlm.server.dialogue import Dialogue
 from steerlm.server.errors import ApiError
 from steerlm.server.fields import SteeringFields
+from steerlm.server.logs import current
 from steerlm.server.policy import Values
 from steerlm.server.rules import Asked, Verbosity, forbidden, labels_of
 from steerlm.server.state import ServerState
@@ -93,6 +94,7 @@ def settle(state: ServerState, fields: SteeringFields, sources: Iterable[Asked],
         named |= set(state.policy.presets[preset])
     _check_guidance(state, fields.guidance)
     _check_judge(state, fields)
+    current().values.append(labels_of(values))
     return Steering(
         values, frozenset(named), preset, fields.guidance, fields.verified, bool(fields.measure or fields.verified)
     )

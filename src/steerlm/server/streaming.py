@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from steerlm.errors import SteerLMError
 from steerlm.server.errors import ApiError, ErrorBody, as_api_error
+from steerlm.server.logs import current
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
@@ -94,6 +95,8 @@ async def with_errors(events: AsyncGenerator[str, None], done: str = "data: [DON
         except Exception as error:  # headers are sent, so that the client can only be told here
             if not isinstance(error, SteerLMError):
                 _LOG.error("a stream failed", exc_info=error)
-            yield event(ErrorBody(error=as_api_error(error).detail))
+            told = as_api_error(error)
+            current().failed, current().code = True, told.detail.code
+            yield event(ErrorBody(error=told.detail))
             return
     yield done

@@ -44,9 +44,7 @@ def refused(take: Callable[[], object]) -> RefusedError:
 
 def test_requests_per_minute_are_a_bucket_that_refills_evenly(tmp_path: Path) -> None:
     quotas, key, clock, _ = make(tmp_path, Limits(requests_per_minute=6))
-    remaining = [
-        quotas.take(key).headers(key.limits)["x-ratelimit-remaining-requests"] for _ in range(6)
-    ]
+    remaining = [quotas.take(key).headers(key.limits)["x-ratelimit-remaining-requests"] for _ in range(6)]
     assert remaining == ["5", "4", "3", "2", "1", "0"]
     told = refused(lambda: quotas.take(key))
     assert (told.code, told.headers["retry-after"]) == ("rate_limit_exceeded", "10")
@@ -146,9 +144,7 @@ def test_a_quota_is_exact_under_threads_of_two_processes(tmp_path: Path) -> None
     path = tmp_path / "keys.sqlite"
     key, _ = create_key(open_database(path, create=True), "app", Limits(quota_requests=100))
     context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=hammer_in_process, args=(path, key, tmp_path / f"found-{i}")) for i in range(2)
-    ]
+    processes = [context.Process(target=hammer_in_process, args=(path, key, tmp_path / f"found-{i}")) for i in range(2)]
     for process in processes:
         process.start()
     ours = hammer(path, key, tries=40, threads=2)

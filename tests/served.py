@@ -1,0 +1,163 @@
+"""A server on a real socket, in a thread, and an engine that does what a test tells it to."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+
+from steerlm.engines.base import Deliver, Engine, Piece, Request
+from steerlm.errors import EngineError, SteerLMError
+from steerlm.server.guard import Guard, GuardSettings
+from steerlm.server.logs import RequestLog
+from steerlm.server.run import make_server
+
+
+@dataclass
+class ScriptedEngine:
+    """Answers "a a a ..." at its own speed, each submission in a thread; it counts what goes on in it.
+
+    `pause` are seconds between tokens; while `hold` is set no token is made; where `broken` is set everything fails.
+    """
+
+    context: int = 2048
+    pause: float = 0.0
+    hold: threading.Event = field(default_factory=threading.Event)
+    broken: bool = False
+    running: int = 0
+    most: int = 0
+    cancelled: int = 0
+    tokens: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def submit(self, requests: Sequence[Request], deliver: Deliver) -> Callable[[], None]:
+        stop = threading.Event()
+        thread = threading.Thread(target=self._answer, args=(requests, deliver, stop), daemon=True)
+        thread.start()
+        return stop.set
+
+    def close(self) -> None:
+        self.hold.clear()
+
+    def _answer(self, requests: Sequence[Request], deliver: Deliver, stop: threading.Event) -> None:
+        with self._lock:
+            self.running += len(requests)
+            self.most = max(self.most, self.running)
+        left = dict(enumerate(requests))
+        made = 0
+        while left and not stop.is_set():
+            if self.broken:
+                deliver(EngineError("the engine broke"))
+                break
+            if self.hold.is_set():
+                time.sleep(0.002)
+                continue
+            made += 1
+            for number, request in list(left.items()):
+                is_last = made >= request.sampling.max_tokens
+                self.tokens += 1
+                if is_last:
+                    del left[number]
+                    with self._lock:
+                        self.running -= 1
+                deliver(Piece(number, 65, "a ", "length" if is_last else None, None, 3 if made == 1 else 0))
+            time.sleep(self.pause)
+        with self._lock:
+            self.running -= len(left)
+            self.cancelled += len(left) if stop.is_set() else 0
+
+
+@dataclass
+class Served:
+    """A server that runs; `lines` are those of its log."""
+
+    port: int
+    guard: Guard
+    stream: io.StringIO
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.stream.getvalue().splitlines()]
+
+    def requests(self) -> list[dict[str, Any]]:
+        """The lines of requests for work."""
+        return [line for line in self.lines if line["event"] == "request" and line.get("method") == "POST"]
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
+    def ask(
+        self,
+        path: str,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        method: str | None = None,
+    ) -> tuple[int, dict[str, str], bytes]:
+        """One request on a connection of its own: status, headers, body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+            sent = {"content-type": "application/json"} if raw is not None else {}
+            connection.request(method or ("GET" if raw is None else "POST"), path, raw, {**sent, **(headers or {})})
+            answer = connection.getresponse()
+            return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+        finally:
+            connection.close()
+
+    def is_free(self) -> bool:
+        """Whether nothing runs and nothing waits."""
+        guard = self.guard
+        return not (guard.admission.running or guard.admission.waiting or guard.lifecycle.busy)
+
+
+def eventually(condition: Callable[[], bool], what: str = "it") -> None:
+    """Wait until something is so; fails after a minute."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come about within a minute"
+        time.sleep(0.005)
+
+
+@contextmanager
+def served(
+    make_app: Callable[[Guard], FastAPI], engine: Engine, keys: Path | None = None, **settings: Any
+) -> Iterator[Served]:
+    """Serve what `make_app` makes of a guard, which is put around it."""
+    stream = io.StringIO()
+    guard = Guard(GuardSettings(keys=keys, **settings), RequestLog(stream, settings.get("log_contents", False)))
+    app = make_app(guard)
+    guard.around(app)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = make_server(app, guard, engine, (1,))
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        running = Served(listener.getsockname()[1], guard, stream)
+        try:
+            if not getattr(engine, "broken", False):
+                eventually(lambda: guard.lifecycle.phase == "ready", "readiness")
+            yield running
+        finally:
+            server.should_exit = True
+            thread.join(timeout=60)
+            guard.close()
+            assert not thread.is_alive()
+
+
+def is_error(body: bytes) -> str:
+    """The code of an error in OpenAI's form."""
+    record = json.loads(body)
+    assert record.keys() == {"error"}
+    assert record["error"].keys() == {"message", "type", "param", "code"}
+    assert isinstance(record["error"]["message"], str)
+    return str(record["error"]["code"])
