@@ -17,7 +17,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from steerlm.engines.base import Deliver, Engine, Piece, Request
-from steerlm.errors import EngineError, SteerLMError
+from steerlm.errors import EngineError
 from steerlm.server.guard import Guard, GuardSettings
 from steerlm.server.logs import RequestLog
 from steerlm.server.run import make_server
