@@ -181,10 +181,11 @@ def complete(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
 
 
 def check_room(request: Request, context: int) -> None:
-    """Raise `ConfigError` where prompt and answer together exceed the context."""
-    longest = max(len(request.prompt), len(request.guidance.prompt) if request.guidance else 0)
-    if not request.prompt:
+    """Raise `ConfigError` where a prompt is empty, or prompt and answer together exceed the context."""
+    prompts = [request.prompt, *([request.guidance.prompt] if request.guidance else [])]
+    if not all(prompts):
         raise ConfigError("an empty prompt cannot be continued")
+    longest = max(map(len, prompts))
     if longest + request.sampling.max_tokens > context:
         raise ConfigError(
             f"a prompt of {longest} tokens and {request.sampling.max_tokens} to generate exceed the model's context of "

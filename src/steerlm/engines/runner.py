@@ -5,15 +5,19 @@ A `Core` makes tokens; the runner decides when an answer has ended. The thread l
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from steerlm.dialects import Renderer
 from steerlm.engines.base import Deliver, Finish, Piece, Request, TokenLogprob, check_room
 from steerlm.engines.text import TextStream
-from steerlm.errors import EngineError, SteerLMError
+from steerlm.errors import ConfigError, EngineError, SteerLMError
+
+log = logging.getLogger(__name__)
 
 
 class Token(NamedTuple):
@@ -26,9 +30,11 @@ class Token(NamedTuple):
 
 
 class Core(Protocol):
-    """What computes. It is used from one thread only, and makes tokens of a request until that is dropped."""
+    """What computes. It is used from one thread at a time, and makes tokens of a request until that is dropped."""
 
     context: int
+    vocabulary: int
+    """How many token ids there are."""
 
     def check(self, request: Request) -> None:
         """Raise `ConfigError` where it cannot do what the request asks for. May be called from any thread."""
@@ -37,10 +43,43 @@ class Core(Protocol):
         """Take requests that were submitted together, each with its key."""
 
     def drop(self, key: int) -> None:
-        """Forget a request and free its memory; its prefix may be kept for later ones."""
+        """Forget a request and free its memory; its prefix may be kept for later ones. Unknown keys are ignored."""
 
-    def step(self) -> Iterable[Token]:
-        """Compute; returns new tokens, at most one of each request, none where all still wait for room."""
+    def step(self) -> Sequence[Token]:
+        """Compute; returns new tokens, at most one of each request, none where all still wait for room.
+
+        A request has none of the tokens that end an answer before its `min_tokens`.
+        """
+
+    def close(self) -> None:
+        """Free the model. Nothing is called after it."""
+
+
+class _Submission:
+    """Who is told of some requests, until their error, their cancellation or their last piece."""
+
+    def __init__(self, deliver: Deliver) -> None:
+        self._deliver = deliver
+        # Held while delivering, so that nothing comes once `cancel` has returned; the receiver may cancel meanwhile.
+        self._lock = threading.RLock()
+        self._over = False
+
+    def tell(self, piece: Piece | SteerLMError) -> bool:
+        """Returns whether the receiver can be told more."""
+        with self._lock:
+            if self._over:
+                return False
+            self._over = isinstance(piece, SteerLMError)
+            try:
+                self._deliver(piece)
+            except Exception:  # it breaks its promise; those who wait for other answers have no part in it
+                log.exception("the receiver of an answer failed; the answer is cancelled")
+                self._over = True
+            return not self._over
+
+    def end(self) -> None:
+        with self._lock:
+            self._over = True
 
 
 @dataclass(slots=True)
@@ -48,42 +87,42 @@ class _Live:
     number: int
     request: Request
     text: TextStream
-    deliver: Deliver
+    submission: _Submission
     made: int = 0
 
 
 class Runner:
     """See `steerlm.engines.base.Engine`."""
 
-    def __init__(self, core: Core, renderer: Renderer, end_ids: Iterable[int]) -> None:
+    def __init__(self, core: Core, renderer: Renderer) -> None:
         self.context = core.context
         self._core = core
         self._renderer = renderer
-        self._end_ids = frozenset(end_ids)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._arrived: list[list[tuple[int, _Live]]] = []
+        self._arrived: list[dict[int, _Live]] = []
         self._cancelled: set[int] = set()
         self._next_key = 0
         self._closed = False
 
     def submit(self, requests: Sequence[Request], deliver: Deliver) -> Callable[[], None]:
         for request in requests:
-            check_room(request, self.context)
-            self._core.check(request)
+            self._check(request)
+        submission = _Submission(deliver)
         with self._lock:
             if self._closed:
                 raise EngineError("the engine has been closed")
             keys = range(self._next_key, self._next_key + len(requests))
             self._next_key += len(requests)
-            self._arrived.append(
-                [(key, self._begin(number, requests[number], deliver)) for number, key in enumerate(keys)]
-            )
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="steerlm-engine", daemon=True)
-                self._thread.start()
+            if keys:
+                begun = (self._begin(number, request, submission) for number, request in enumerate(requests))
+                self._arrived.append(dict(zip(keys, begun, strict=True)))
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._work, name="steerlm-engine", daemon=True)
+                    self._thread.start()
 
         def cancel() -> None:
+            submission.end()
             with self._lock:
                 if self._thread is not None:
                     self._cancelled.update(keys)
@@ -92,16 +131,30 @@ class Runner:
 
     def close(self) -> None:
         with self._lock:
-            self._closed = True
+            was_closed, self._closed = self._closed, True
             thread = self._thread
-        if thread is not None:
+        if thread is None:
+            if not was_closed:
+                self._core.close()
+        elif thread is not threading.current_thread():
             thread.join()
 
-    def _begin(self, number: int, request: Request, deliver: Deliver) -> _Live:
+    def _check(self, request: Request) -> None:
+        check_room(request, self.context)
+        for token in (*request.prompt, *(request.guidance.prompt if request.guidance else ())):
+            if not 0 <= token < self._core.vocabulary:
+                raise ConfigError(f"token id {token} is outside the model's vocabulary of {self._core.vocabulary}")
+        if request.sampling.min_tokens and not self._renderer.end_is_token:
+            raise ConfigError(
+                "min_tokens: this model spells its end signal out in several tokens, which cannot be barred"
+            )
+        self._core.check(request)
+
+    def _begin(self, number: int, request: Request, submission: _Submission) -> _Live:
         stop = request.sampling.stop
         if not self._renderer.end_is_token:
             stop = (*stop, self._renderer.dialect.end)
-        return _Live(number, request, TextStream(self._renderer.tokenizer, stop), deliver)
+        return _Live(number, request, TextStream(self._renderer.tokenizer, stop), submission)
 
     def _work(self) -> None:
         live: dict[int, _Live] = {}
@@ -109,41 +162,53 @@ class Runner:
             with self._lock:
                 arrived, self._arrived = self._arrived, []
                 cancelled, self._cancelled = self._cancelled, set()
-                if self._closed or not (live or arrived):
+                for group in arrived:
+                    live |= group
+                is_last = self._closed
+                if is_last or not live:
                     self._thread = None
                     break
             try:
-                for group in arrived:
-                    live.update(group)
-                    self._core.add([(key, item.request) for key, item in group if key not in cancelled])
-                for key in cancelled & live.keys():
-                    self._core.drop(key)
-                    del live[key]
-                for token in self._core.step() if live else ():
-                    piece = self._piece(live[token.key], token)
-                    if piece.finish is not None:
-                        self._core.drop(token.key)
-                    live[token.key].deliver(piece)
-                    if piece.finish is not None:
-                        del live[token.key]
+                self._round(live, arrived, cancelled)
             except Exception as error:  # whatever it was, those who wait must be told
-                self._fail(live, error)
-        self._fail(live | dict(pair for group in arrived for pair in group), EngineError("the engine was closed"))
+                log.debug("generation failed", exc_info=True)
+                self._fail(
+                    live, error if isinstance(error, SteerLMError) else EngineError(f"generation failed: {error}")
+                )
+        if is_last:
+            self._fail(live, EngineError("the engine was closed"))
+            self._core.close()
 
-    def _fail(self, live: dict[int, _Live], error: Exception) -> None:
-        told = error if isinstance(error, SteerLMError) else EngineError(f"generation failed: {error}")
-        for key, item in live.items():
+    def _round(self, live: dict[int, _Live], arrived: Sequence[dict[int, _Live]], cancelled: set[int]) -> None:
+        for key in cancelled & live.keys():
+            del live[key]
             self._core.drop(key)
-            item.deliver(told)
+        for group in arrived:
+            if wanted := [(key, item.request) for key, item in group.items() if key in live]:
+                self._core.add(wanted)
+        for made in self._core.step() if live else ():
+            item = live[made.key]
+            piece = self._piece(item, made)
+            if not item.submission.tell(piece) or piece.finish is not None:
+                del live[made.key]
+                self._core.drop(made.key)
+
+    def _fail(self, live: dict[int, _Live], error: SteerLMError) -> None:
+        for key, item in live.items():
+            item.submission.tell(error)
+            with suppress(Exception):  # a core that failed may fail at this too
+                self._core.drop(key)
         live.clear()
 
     def _piece(self, item: _Live, made: Token) -> Piece:
         item.made += 1
-        sampling = item.request.sampling
-        number, token, *rest = (item.number, made.token, made.logprob, made.cached)
-        if token in self._end_ids and item.made > sampling.min_tokens:
-            return Piece(number, token, item.text.finish(), "stop", *rest)
-        shown = item.text.push(token)
-        is_last = item.made >= sampling.max_tokens
-        finish: Finish | None = "stop" if item.text.stopped else "length" if is_last else None
-        return Piece(number, token, shown + (item.text.finish() if finish == "length" else ""), finish, *rest)
+        finish: Finish | None = None
+        if made.token in self._renderer.stop_ids:
+            text, finish = item.text.finish(), "stop"
+        else:
+            text = item.text.push(made.token)
+            if item.text.stopped:
+                finish = "stop"
+            elif item.made >= item.request.sampling.max_tokens:
+                text, finish = text + item.text.finish(), "length"
+        return Piece(item.number, made.token, text, finish, made.logprob, made.cached)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from steerlm.engines.base import Request, Sampling
-from steerlm.server.dialogue import ChatMessage, Dialogue, read_dialogue
+from steerlm.server.dialogue import ChatMessage, Dialogue, read_messages
 from steerlm.server.errors import ApiError
 from steerlm.server.fields import GenerationFields, SteeringFields
 from steerlm.server.generation import Answer, Prompt, check_answers, plan, read_sampling
@@ -16,7 +16,6 @@ from steerlm.server.state import ServerState
 from steerlm.server.steering import (
     Steering,
     SteeringReport,
-    base_values,
     guidance_of,
     preset_of,
     prompt_of,
@@ -51,8 +50,9 @@ def prepare_chat(
     preset = preset_of(state, steering_fields.model)
     sampling = read_sampling(state, generation, logprobs)
     check_answers(state, generation.n or 1)
-    dialogue, trailing = read_dialogue(state, messages, base_values(state, preset), field, instructions)
-    steering = settle(state, steering_fields, [*sources_of(state, steering_fields, verbosity), *trailing], preset)
+    read = read_messages(state, messages, field, instructions)
+    steering = settle(state, steering_fields, [*sources_of(state, steering_fields, verbosity), *read.asked], preset)
+    dialogue = read.under(state, steering.values)
     n = _draws(state, generation, steering, sampling)
     prompt = Prompt(prompt_of(state, dialogue, steering.values), guidance_of(state, dialogue, steering.guidance))
     return ChatWork(dialogue, steering, plan(state, [prompt], sampling, generation.max_tokens, n), n)

@@ -33,23 +33,41 @@ class ChatMessage(ApiModel):
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A checked conversation that ends with a prompt; `labels` are those of its past answers by message number."""
+    """A conversation that ends with a prompt; `labels` are those of its past answers by message number."""
 
     conversation: Conversation
     labels: dict[int, dict[str, int]]
 
 
-def read_dialogue(
-    state: ServerState,
-    messages: Sequence[ChatMessage],
-    base: Values,
-    field: str = "messages",
-    instructions: str | None = None,
-) -> tuple[Dialogue, list[Asked]]:
-    """The conversation, and what an empty last assistant message asks of the answer.
+@dataclass(frozen=True)
+class Read:
+    """A checked conversation as a request brings it.
 
-    `base` are the values that past answers had where they do not say; `instructions` are system text that came beside
-    the messages. Raises `ApiError` for what cannot be answered.
+    `past` says of each past answer what the request says of its values, which may be nothing; `asked` is what an
+    empty last assistant message asks of the answer.
+    """
+
+    conversation: Conversation
+    past: dict[int, list[Asked]]
+    asked: list[Asked]
+
+    def under(self, state: ServerState, values: Values) -> Dialogue:
+        """The conversation with its labels; as in the chat template, past answers without their own had `values`.
+
+        Raises `ApiError` where past values are none of the model's or the operator's.
+        """
+        return Dialogue(
+            self.conversation,
+            {number: labels_of(state.rules.settle(asked) if asked else values) for number, asked in self.past.items()},
+        )
+
+
+def read_messages(
+    state: ServerState, messages: Sequence[ChatMessage], field: str = "messages", instructions: str | None = None
+) -> Read:
+    """The conversation of a request; `instructions` are system text that came beside the messages.
+
+    Raises `ApiError` for what cannot be answered.
     """
     check_amount(state, len(messages), sum(len(joined(message.content)) for message in messages), field)
     lead = 0
@@ -62,30 +80,32 @@ def read_dialogue(
         number, last = rest.pop()
         asked = _asked(last, f"{field}.{number}")
         if not asked:
-            raise ApiError(
-                f"{field}.{number}: an empty assistant message at the end needs labels; leave it out",
-                param=f"{field}.{number}",
-            )
+            place = f"{field}.{number}"
+            raise ApiError(f"{place}: an empty assistant message at the end needs labels; leave it out", param=place)
     if not rest or rest[-1][1].role != "user":
         raise ApiError(
             f"{field}: the conversation must end with a user message; an assistant message cannot be continued",
             param=field,
         )
     found: list[Message] = []
-    labels: dict[int, dict[str, int]] = {}
+    past: dict[int, list[Asked]] = {}
     for number, message in rest:
-        place = f"{field}.{number}"
-        if message.role in ("system", "developer"):
-            raise ApiError(f"{place}.role: {message.role} messages belong at the beginning", param=f"{place}.role")
+        _check_place(message, f"{field}.{number}")
         if message.role == "assistant":
-            if message.content is None:
-                raise ApiError(f"{place}.content: a past answer needs its text", param=f"{place}.content")
-            labels[len(found)] = labels_of(state.rules.settle(_asked(message, place), base))
-        elif _asked(message, place):
-            raise ApiError(f"{place}: attributes belong to assistant messages", param=place)
+            past[len(found)] = _asked(message, f"{field}.{number}")
         parent = len(found) - 1 if found else None
         found.append(Message("user" if message.role == "user" else "assistant", joined(message.content), parent))
-    return Dialogue(Conversation("request", tuple(found), system), labels), asked
+    return Read(Conversation("request", tuple(found), system), past, asked)
+
+
+def _check_place(message: ChatMessage, place: str) -> None:
+    """Raise `ApiError` where a message after the system text is not what may stand there."""
+    if message.role in ("system", "developer"):
+        raise ApiError(f"{place}.role: {message.role} messages belong at the beginning", param=f"{place}.role")
+    if message.content is None:
+        raise ApiError(f"{place}.content: a {message.role} message needs its text", param=f"{place}.content")
+    if message.role == "user" and _asked(message, place):
+        raise ApiError(f"{place}: attributes belong to assistant messages", param=place)
 
 
 def single(state: ServerState, prompt: str) -> Dialogue:
@@ -124,4 +144,4 @@ def _system(state: ServerState, messages: Sequence[ChatMessage], field: str, ins
 
 def _asked(message: ChatMessage, place: str) -> list[Asked]:
     given = (("attributes", message.attributes), ("labels", message.labels))
-    return [Asked(f"{place}.{name}", values) for name, values in given if values]
+    return [Asked(f"{place}.{name}", values) for name, values in given if values is not None]

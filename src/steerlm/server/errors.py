@@ -17,6 +17,7 @@ from steerlm.server.logs import current
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 5  # faults of one request that are listed
+_LONGEST = 1000  # characters of a field of the error object
 
 
 class ErrorDetail(BaseModel):
@@ -66,7 +67,17 @@ def as_api_error(error: Exception) -> ApiError:
 def error_response(error: ApiError) -> JSONResponse:
     """The response that carries an error; the log gets its code."""
     current().code = error.detail.code or error.detail.type
-    return JSONResponse(ErrorBody(error=error.detail).model_dump(), error.status, error.headers)
+    return JSONResponse(ErrorBody(error=_printable(error.detail)).model_dump(), error.status, error.headers)
+
+
+def _printable(detail: ErrorDetail) -> ErrorDetail:
+    """Without what no response can carry: it may repeat what a client sent, of any length and in broken Unicode."""
+    cut = {
+        name: text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+        for name, value in detail
+        if value is not None and (text := str(value).encode("utf-8", "backslashreplace").decode())
+    }
+    return detail.model_copy(update=cut)
 
 
 def validation_error(faults: Sequence[Mapping[str, Any]]) -> ApiError:
@@ -80,7 +91,10 @@ def validation_error(faults: Sequence[Mapping[str, Any]]) -> ApiError:
 
 
 def _path(location: Sequence[str | int]) -> str:
-    return ".".join(str(part) for part in location[1:] if not isinstance(part, int) or len(location) > 2)
+    if len(location) == 2 and isinstance(location[1], int):  # a place in text that is no JSON
+        return ""
+    # Alternatives of one field are told apart by names in angle brackets.
+    return ".".join(str(part) for part in location[1:] if not str(part).startswith("<"))
 
 
 def _in_words(fault: Mapping[str, Any]) -> str:

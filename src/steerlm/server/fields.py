@@ -56,11 +56,12 @@ class TextPart(ApiModel):
 
 
 def _kind(value: object) -> str:
-    return "parts" if isinstance(value, list) else "text"
+    return "<parts>" if isinstance(value, list) else "<text>"
 
 
+# Names in angle brackets tell alternatives apart, and are left out of the names of fields in errors.
 Content = Annotated[
-    Annotated[Text, Tag("text")] | Annotated[list[TextPart], Tag("parts")],
+    Annotated[Text, Tag("<text>")] | Annotated[list[TextPart], Tag("<parts>")],
     Discriminator(_kind),
 ]
 """The text of a message, whole or in parts, which are joined by newlines."""
@@ -90,12 +91,12 @@ class SamplingFields(ApiModel):
     """How tokens are chosen."""
 
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    """0 always takes the likeliest token; 1 where absent, as in OpenAI's API."""
+    """0 (or less than 1e-6) always takes the likeliest token; 1 where absent, as in OpenAI's API."""
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     """Sample from the likeliest tokens that have this probability together; 0 takes the likeliest."""
     top_k: Annotated[int, Field(ge=-1)] | None = None
     """Sample from this many likeliest tokens; 0 or -1 means all."""
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     """Above 1 makes tokens that the answer used already less likely."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     """Same seed, same text; drawn anew for every request where absent."""

@@ -13,6 +13,8 @@ from steerlm.server.fields import GenerationFields
 from steerlm.server.state import ServerState
 from steerlm.server.work import admitted
 
+_COLDEST = 1e-6  # scores divided by less may not be finite; clients that cannot send 0 send this
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -45,13 +47,14 @@ def read_sampling(state: ServerState, fields: GenerationFields, logprobs: int | 
     if logprobs is not None and not 0 <= logprobs <= limits.top_logprobs:
         raise ApiError(f"logprobs: at most {limits.top_logprobs} tokens can be listed", param="logprobs")
     seed = secrets.randbelow(2**32) if fields.seed is None else fields.seed % 2**63
-    top_k = fields.top_k or 0
+    temperature = 1.0 if fields.temperature is None else fields.temperature
+    top_k = max(fields.top_k or 0, 0)
     return Sampling(
         max_tokens=max(1, fields.min_tokens or 0),
-        temperature=1.0 if fields.temperature is None else fields.temperature,
+        temperature=temperature if temperature >= _COLDEST else 0.0,
         top_p=1.0 if not fields.top_p else fields.top_p,
         # A share of nothing leaves the likeliest token, as in NVIDIA's API.
-        top_k=1 if fields.top_p == 0 else max(top_k, 0),
+        top_k=1 if fields.top_p == 0 else top_k if top_k < len(state.prompting.renderer.tokenizer) else 0,
         repetition_penalty=fields.repetition_penalty or 1.0,
         seed=seed,
         stop=tuple(stop),
@@ -86,8 +89,9 @@ def plan(
 def fitted_tokens(state: ServerState, prompt: int, asked: int | None, at_least: int = 0) -> int:
     """Most tokens of an answer to a prompt of so many."""
     limits, context = state.limits, state.engine.context
-    if asked is not None and limits.answer_tokens and asked > limits.answer_tokens:
-        raise ApiError(f"max_tokens={asked} is more than the {limits.answer_tokens} of an answer", param="max_tokens")
+    for name, amount in (("max_tokens", asked or 0), ("min_tokens", at_least)):
+        if limits.answer_tokens and amount > limits.answer_tokens:
+            raise ApiError(f"{name}={amount} is more than the {limits.answer_tokens} of an answer", param=name)
     least = max(1, at_least if asked is None else asked)
     if prompt + least > context:
         raise ApiError(

@@ -68,11 +68,6 @@ def preset_of(state: ServerState, model: str | None) -> str | None:
     )
 
 
-def base_values(state: ServerState, preset: str | None) -> Values:
-    """The values where nothing else is asked for."""
-    return state.rules.preset(preset) if preset else dict(state.rules.defaults)
-
-
 def sources_of(state: ServerState, fields: SteeringFields, verbosity: Verbosity | None = None) -> list[Asked]:
     """Every field of a request that asks for values."""
     found = []
@@ -88,7 +83,7 @@ def sources_of(state: ServerState, fields: SteeringFields, verbosity: Verbosity 
 def settle(state: ServerState, fields: SteeringFields, sources: Iterable[Asked], preset: str | None) -> Steering:
     """The steering of an answer. Raises `ApiError` for what contradicts itself or is not to be had."""
     sources = list(sources)
-    values = state.rules.settle(sources, base_values(state, preset))
+    values = state.rules.settle(sources, state.rules.preset(preset) if preset else None)
     named = {name for asked in sources for name in asked.values}
     if preset:
         named |= set(state.policy.presets[preset])

@@ -38,17 +38,17 @@ router = APIRouter(tags=["generation"])
 
 def _kind(value: object) -> str:
     if not isinstance(value, list):
-        return "text"
+        return "<text>"
     first = value[0] if value else 0
-    return "token_lists" if isinstance(first, list) else "texts" if isinstance(first, str) else "tokens"
+    return "<token lists>" if isinstance(first, list) else "<texts>" if isinstance(first, str) else "<tokens>"
 
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 PromptField = Annotated[
-    Annotated[Text, Tag("text")]
-    | Annotated[list[Text], Tag("texts")]
-    | Annotated[TokenIds, Tag("tokens")]
-    | Annotated[list[TokenIds], Tag("token_lists")],
+    Annotated[Text, Tag("<text>")]
+    | Annotated[list[Text], Tag("<texts>")]
+    | Annotated[TokenIds, Tag("<tokens>")]
+    | Annotated[list[TokenIds], Tag("<token lists>")],
     Discriminator(_kind),
 ]
 
@@ -113,7 +113,7 @@ class _Work:
 
 def _prepare(state: ServerState, body: CompletionRequest) -> _Work:
     preset = preset_of(state, body.model)
-    prompts: list[Any] = [body.prompt] if _kind(body.prompt) in ("text", "tokens") else list(body.prompt)
+    prompts: list[Any] = [body.prompt] if _kind(body.prompt) in ("<text>", "<tokens>") else list(body.prompt)
     if not prompts:
         raise ApiError("prompt: there is none", param="prompt")
     n = body.n or 1
@@ -136,7 +136,7 @@ def _prepare(state: ServerState, body: CompletionRequest) -> _Work:
 
 def _is_raw(state: ServerState, body: CompletionRequest, steers: bool) -> bool:
     """Whether prompts are continued rather than answered. Raises `ApiError` where they may not or cannot be."""
-    is_text = _kind(body.prompt) in ("text", "texts")
+    is_text = _kind(body.prompt) in ("<text>", "<texts>")
     restricted = state.policy.restricts
     if body.raw is False and not is_text:
         raise ApiError("raw: token ids are always continued as they are; leave raw out", param="raw")

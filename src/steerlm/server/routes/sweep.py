@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from steerlm.engines import base
-from steerlm.server.dialogue import ChatMessage, Dialogue, read_dialogue
+from steerlm.server.dialogue import ChatMessage, Dialogue, read_messages
 from steerlm.server.envelope import Usage, head, usage
 from steerlm.server.errors import ApiError
 from steerlm.server.fields import GenerationFields, IgnoredFields, Level, Levels, SteeringFields, only
@@ -21,7 +21,7 @@ from steerlm.server.policy import Values
 from steerlm.server.routes import State
 from steerlm.server.rules import Asked, Verbosity
 from steerlm.server.state import ServerState
-from steerlm.server.steering import base_values, guidance_of, preset_of, prompt_of, settle, sources_of
+from steerlm.server.steering import guidance_of, preset_of, prompt_of, settle, sources_of
 from steerlm.server.streaming import prepared, unless_gone
 
 router = APIRouter(tags=["steering"])
@@ -82,8 +82,10 @@ def _prepare(state: ServerState, body: SweepRequest) -> tuple[Dialogue, list[Val
     n = body.n or 1
     preset = preset_of(state, body.model)
     settings = _settings(state, body, n)
-    dialogue, trailing = read_dialogue(state, body.messages, base_values(state, preset))
-    sources = [*sources_of(state, body, body.verbosity), *trailing]
+    read = read_messages(state, body.messages)
+    sources = [*sources_of(state, body, body.verbosity), *read.asked]
+    # Past answers have the same labels under all settings, so that there is one prefix.
+    dialogue = read.under(state, settle(state, body, sources, preset).values)
     settled = [settle(state, body, [*sources, asked], preset) for asked in settings]
     sampling = read_sampling(state, body)
     guidance = guidance_of(state, dialogue, body.guidance)
