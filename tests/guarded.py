@@ -11,16 +11,23 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
 
+from steerlm.attributes import STEERLM
 from steerlm.engines.base import Deliver, Engine, Piece, Request
 from steerlm.errors import EngineError
+from steerlm.models.directory import ModelInfo
+from steerlm.models.prompting import Prompting
+from steerlm.server.app import create_app
 from steerlm.server.guard import Guard, GuardSettings
+from steerlm.server.limits import ServerLimits
 from steerlm.server.logs import RequestLog
 from steerlm.server.run import make_server
+from steerlm.server.state import ServerState
+from tiny import renderer
 
 
 @dataclass
@@ -78,7 +85,7 @@ class ScriptedEngine:
 
 
 @dataclass
-class Served:
+class Guarded:
     """A server that runs; `lines` are those of its log."""
 
     port: int
@@ -128,25 +135,42 @@ def eventually(condition: Callable[[], bool], what: str = "it") -> None:
         time.sleep(0.005)
 
 
-@contextmanager
-def served(
-    make_app: Callable[[Guard], FastAPI], engine: Engine, keys: Path | None = None, **settings: Any
-) -> Iterator[Served]:
-    """Serve what `make_app` makes of a guard, which is put around it."""
-    stream = io.StringIO()
-    guard = Guard(GuardSettings(keys=keys, **settings), RequestLog(stream, settings.get("log_contents", False)))
-    app = make_app(guard)
+@cache
+def prompting() -> Prompting:
+    """A policy without weights."""
+    return Prompting(ModelInfo("policy", STEERLM, "chatml", "Be brief."), renderer("chatml", "chatml"))
+
+
+def guarded_app(engine: Engine, guard: Guard, **state: Any) -> FastAPI:
+    """The whole application over an engine, with everything that stands around it."""
+    app = create_app(
+        ServerState(prompting(), engine, "tiny", admission=guard.admission, scoring=guard.scoring, **state)
+    )
     guard.around(app)
+    return app
+
+
+def make_guard(stream: io.StringIO, **settings: Any) -> Guard:
+    chosen = GuardSettings(**settings)
+    return Guard(chosen, RequestLog(stream, chosen.log_contents))
+
+
+@contextmanager
+def guarded(engine: Engine, limits: ServerLimits | None = None, **settings: Any) -> Iterator[Guarded]:
+    """A server on a port of this machine, ready unless its engine is broken; at the end nothing of it is left."""
+    stream = io.StringIO()
+    guard = make_guard(stream, **settings)
+    app = guarded_app(engine, guard, limits=limits or ServerLimits())
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         server = make_server(app, guard, engine, (1,))
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
-        running = Served(listener.getsockname()[1], guard, stream)
         try:
+            eventually(lambda: server.started, "the start")
             if not getattr(engine, "broken", False):
                 eventually(lambda: guard.lifecycle.phase == "ready", "readiness")
-            yield running
+            yield Guarded(listener.getsockname()[1], guard, stream)
         finally:
             server.should_exit = True
             thread.join(timeout=60)
@@ -154,8 +178,11 @@ def served(
             assert not thread.is_alive()
 
 
-def is_error(body: bytes) -> str:
-    """The code of an error in OpenAI's form."""
+HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
+
+
+def code_of(body: bytes) -> str:
+    """The code of an error, which must have OpenAI's form."""
     record = json.loads(body)
     assert record.keys() == {"error"}
     assert record["error"].keys() == {"message", "type", "param", "code"}
