@@ -12,17 +12,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TextIO, cast
 
 from fastapi import FastAPI
 
+from steerlm.annotation.scorer import Scorer
 from steerlm.attributes import STEERLM
+from steerlm.conversation import Conversation
 from steerlm.engines.base import Deliver, Engine, Piece, Request
 from steerlm.errors import EngineError
 from steerlm.models.directory import ModelInfo
 from steerlm.models.prompting import Prompting
 from steerlm.server.app import create_app
 from steerlm.server.guard import Guard, GuardSettings
+from steerlm.server.judge import Judge
 from steerlm.server.limits import ServerLimits
 from steerlm.server.logs import RequestLog
 from steerlm.server.run import make_server
@@ -84,6 +89,24 @@ class ScriptedEngine:
             self.cancelled += len(left) if stop.is_set() else 0
 
 
+Answer = tuple[int, dict[str, str], bytes]
+
+
+def ask(
+    port: int, path: str, body: Any = None, headers: dict[str, str] | None = None, method: str | None = None
+) -> Answer:
+    """One request on a connection of its own: status, headers, body. POST with a body, else GET."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        sent = {"host": "localhost", **({"content-type": "application/json"} if raw is not None else {})}
+        connection.request(method or ("GET" if raw is None else "POST"), path, raw, {**sent, **(headers or {})})
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+    finally:
+        connection.close()
+
+
 @dataclass
 class Guarded:
     """A server that runs; `lines` are those of its log."""
@@ -104,22 +127,9 @@ class Guarded:
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)
 
     def ask(
-        self,
-        path: str,
-        body: Any = None,
-        headers: dict[str, str] | None = None,
-        method: str | None = None,
-    ) -> tuple[int, dict[str, str], bytes]:
-        """One request on a connection of its own: status, headers, body."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-            sent = {"content-type": "application/json"} if raw is not None else {}
-            connection.request(method or ("GET" if raw is None else "POST"), path, raw, {**sent, **(headers or {})})
-            answer = connection.getresponse()
-            return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
-        finally:
-            connection.close()
+        self, path: str, body: Any = None, headers: dict[str, str] | None = None, method: str | None = None
+    ) -> Answer:
+        return ask(self.port, path, body, headers, method)
 
     def is_free(self) -> bool:
         """Whether nothing runs and nothing waits."""
@@ -150,17 +160,47 @@ def guarded_app(engine: Engine, guard: Guard, **state: Any) -> FastAPI:
     return app
 
 
-def make_guard(stream: io.StringIO, **settings: Any) -> Guard:
+def make_guard(stream: TextIO, **settings: Any) -> Guard:
     chosen = GuardSettings(**settings)
     return Guard(chosen, RequestLog(stream, chosen.log_contents))
 
 
+def serve_process(ready: Path, log: Path, pause: float, settings: dict[str, Any]) -> None:
+    """A server as a process of its own; its port is written into `ready`, its log into `log`."""
+    engine = ScriptedEngine(pause=pause)
+    with log.open("a") as stream, socket.socket() as listener:
+        guard = make_guard(stream, **settings)
+        app = guarded_app(engine, guard)
+        listener.bind(("127.0.0.1", 0))
+        aside = ready.with_suffix(".new")
+        aside.write_text(str(listener.getsockname()[1]))
+        aside.rename(ready)
+        make_server(app, guard, engine, (1,)).run([listener])
+        guard.close()
+
+
+class LengthScorer:
+    """An attribute model that finds in an answer as much of everything as it has characters."""
+
+    model = SimpleNamespace(schema=STEERLM)
+
+    def score(self, conversations: Sequence[Conversation]) -> Any:
+        values = [
+            {number: dict.fromkeys(STEERLM.names, len(tree.messages[number].text)) for number in tree.responses}
+            for tree in conversations
+        ]
+        return SimpleNamespace(values=values)
+
+
 @contextmanager
-def guarded(engine: Engine, limits: ServerLimits | None = None, **settings: Any) -> Iterator[Guarded]:
+def guarded(
+    engine: Engine, limits: ServerLimits | None = None, judged: bool = False, **settings: Any
+) -> Iterator[Guarded]:
     """A server on a port of this machine, ready unless its engine is broken; at the end nothing of it is left."""
     stream = io.StringIO()
     guard = make_guard(stream, **settings)
-    app = guarded_app(engine, guard, limits=limits or ServerLimits())
+    judge = Judge(cast(Scorer, LengthScorer()), "judge") if judged else None
+    app = guarded_app(engine, guard, limits=limits or ServerLimits(), judge=judge)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         server = make_server(app, guard, engine, (1,))
@@ -175,6 +215,8 @@ def guarded(engine: Engine, limits: ServerLimits | None = None, **settings: Any)
             server.should_exit = True
             thread.join(timeout=60)
             guard.close()
+            if judge is not None:
+                judge.close()
             assert not thread.is_alive()
 
 

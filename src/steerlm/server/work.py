@@ -1,4 +1,4 @@
-"""Between routes and engine: work waits for its turn, frees its place when it ends, and is noted in passing."""
+"""Between routes and models: work waits for its turn, frees its place when it ends, and is noted in passing."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from steerlm.conversation import Conversation
 from steerlm.engines.base import Deliver, Engine, Piece, Request, stream_async
 from steerlm.errors import SteerLMError
 from steerlm.server.admission import Admission, Ticket
+from steerlm.server.judge import Judge, Scores
 from steerlm.server.logs import Entry, current
 
 
@@ -77,6 +79,20 @@ async def admitted(
     finally:
         ticket.leave()
         _note(entry, ticket.waited, begun, requests, watched.seen)
+
+
+async def scored(judge: Judge, scoring: Admission | None, conversations: Sequence[Conversation]) -> list[Scores]:
+    """Scores of the answers of conversations, once there is room for one more request for scores.
+
+    Raises `RefusedError` where there is no room even to wait.
+    """
+    if scoring is None:
+        return await judge.score(conversations)
+    ticket = await scoring.enter(current().key or "", 1)
+    try:
+        return await judge.score(conversations)
+    finally:
+        ticket.leave()
 
 
 def _note(entry: Entry, waited: float, begun: float, requests: Sequence[Request], seen: Sequence[_Seen]) -> None:

@@ -47,7 +47,7 @@ def test_requests_per_minute_are_a_bucket_that_refills_evenly(tmp_path: Path) ->
     remaining = [quotas.take(key).headers(key.limits)["x-ratelimit-remaining-requests"] for _ in range(6)]
     assert remaining == ["5", "4", "3", "2", "1", "0"]
     told = refused(lambda: quotas.take(key))
-    assert (told.code, told.headers["retry-after"]) == ("rate_limit_exceeded", "10")
+    assert (told.detail.code, told.headers["retry-after"]) == ("rate_limit_exceeded", "10")
     assert told.headers["x-ratelimit-reset-requests"] == "60.000s"
     clock.now += 9.5
     assert refused(lambda: quotas.take(key)).headers["retry-after"] == "1"
@@ -83,7 +83,7 @@ def test_a_quota_holds_for_its_window_and_refusals_do_not_count(tmp_path: Path) 
         clock.now = start + second * DAY
         quotas.take(key)
     told = [refused(lambda: quotas.take(key)) for _ in range(5)][-1]
-    assert told.code == "insufficient_quota"
+    assert told.detail.code == "insufficient_quota"
     assert told.headers["retry-after"] == str(int(28 * DAY))
     assert told.headers["x-ratelimit-remaining-quota-requests"] == "0"
     assert "3 requests in 30 days" in str(told)
@@ -101,9 +101,9 @@ def test_what_broke_is_given_back(tmp_path: Path) -> None:
     kept = quotas.take(key)
     quotas.settle(key, kept, tokens=5)
     quotas.take(key)
-    assert refused(lambda: quotas.take(key)).code == "rate_limit_exceeded"
+    assert refused(lambda: quotas.take(key)).detail.code == "rate_limit_exceeded"
     clock.now += 60
-    assert refused(lambda: quotas.take(key)).code == "insufficient_quota"
+    assert refused(lambda: quotas.take(key)).detail.code == "insufficient_quota"
 
 
 def test_a_token_quota_is_charged_when_the_answer_is_known(tmp_path: Path) -> None:
