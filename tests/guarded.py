@@ -26,7 +26,8 @@ from steerlm.errors import EngineError
 from steerlm.models.directory import ModelInfo
 from steerlm.models.prompting import Prompting
 from steerlm.server.app import create_app
-from steerlm.server.guard import Guard, GuardSettings
+from steerlm.server.guard import Guard
+from steerlm.server.guard_settings import GuardSettings
 from steerlm.server.judge import Judge
 from steerlm.server.limits import ServerLimits
 from steerlm.server.logs import RequestLog

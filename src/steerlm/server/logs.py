@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 import time
@@ -130,3 +131,16 @@ class RequestLog:
 
 def _shared(values: Sequence[Mapping[str, int]]) -> Mapping[str, int] | Sequence[Mapping[str, int]]:
     return values[0] if all(item == values[0] for item in values) else values
+
+
+class LogHandler(logging.Handler):
+    """What libraries log, as lines of the same log; of errors their place, since a message may quote contents."""
+
+    def __init__(self, log: RequestLog) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        told = {"message": record.getMessage()} if error is None else {"error": place_of(error)}
+        self._log.event("log", level=record.levelname.lower(), logger=record.name, **told)

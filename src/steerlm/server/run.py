@@ -56,14 +56,16 @@ class Server(uvicorn.Server):
         self._deadline = time.monotonic() + self._guard.settings.drain_seconds
 
 
-def make_server(
-    app: FastAPI, guard: Guard, engine: Engine, prompt: tuple[int, ...], *, host: str = "127.0.0.1", port: int = 8000
-) -> Server:
-    """A server to `run`. `prompt` is what the engine answers a first token to before the server is ready."""
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections; port 0 is any that is free. Raises `OSError` where there is no such address."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    return socket.create_server(address[:2], family=family, backlog=1024)
+
+
+def make_server(app: FastAPI, guard: Guard, engine: Engine, prompt: tuple[int, ...]) -> Server:
+    """A server to `run` on sockets. `prompt` is what the engine answers a first token to before the server is ready."""
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         http=BoundedProtocol,
         ws="none",
         lifespan="off",
