@@ -118,7 +118,7 @@ class Access:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
         if self.desk is None:
             if self.anybody or is_loopback(headers.get("host", "")):
                 await self.app(scope, receive, send)
