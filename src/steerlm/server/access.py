@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from steerlm.errors import ConfigError
 from steerlm.server.database import open_database
 from steerlm.server.keys import Key, find_key
-from steerlm.server.logs import Entry, current
+from steerlm.server.logs import CLIENT_CLOSED, Entry, current
 from steerlm.server.quotas import Quotas, Usage
 from steerlm.server.refusals import RefusedError, refuse
 
@@ -67,8 +67,9 @@ class KeyDesk:
         rate unless it was the client's own mistake.
         """
         ours = entry.broken or entry.status == 429
+        refused = entry.status >= 400 and entry.status != CLIENT_CLOSED
         tokens = entry.prompt_tokens + entry.completion_tokens
-        await self._do(lambda: self._quotas.settle(key, taken, tokens, ours or entry.status >= 400, ours))
+        await self._do(lambda: self._quotas.settle(key, taken, tokens, ours or refused, ours))
 
     def close(self) -> None:
         """Finish what is being written and close the file."""
@@ -118,7 +119,7 @@ class Access:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         if self.desk is None:
             if self.anybody or is_loopback(headers.get("host", "")):
                 await self.app(scope, receive, send)

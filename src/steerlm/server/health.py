@@ -8,7 +8,7 @@ from typing import Literal
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from steerlm.engines.base import Engine, Request, Sampling, stream_async
-from steerlm.errors import EngineError
+from steerlm.errors import SteerLMError
 from steerlm.server.logs import RequestLog, place_of
 from steerlm.server.refusals import RefusedError, refuse
 
@@ -40,7 +40,7 @@ async def warm_up(engine: Engine, prompt: tuple[int, ...], lifecycle: Lifecycle,
         try:
             async for _ in stream_async(engine, [Request(prompt, Sampling(max_tokens=1))]):
                 pass
-        except EngineError as error:
+        except SteerLMError as error:
             log.event("not-ready", error=place_of(error))
             await asyncio.sleep(_RETRY_S)
         else:

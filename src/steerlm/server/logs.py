@@ -18,6 +18,10 @@ from typing import Any, TextIO
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._:/-]{1,64}", re.ASCII)
 
 
+CLIENT_CLOSED = 499
+"""Status of answers that nobody waits for any more, as nginx counts them."""
+
+
 @dataclass(slots=True)
 class Entry:
     """What is known of a request; filled in as it goes along. Times are seconds, `started` since 1970."""

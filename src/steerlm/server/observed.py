@@ -8,11 +8,9 @@ import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from steerlm.server.logs import CURRENT, Entry, RequestLog, place_of, safe_client_id
+from steerlm.server.logs import CLIENT_CLOSED, CURRENT, Entry, RequestLog, place_of, safe_client_id
 from steerlm.server.metrics import Metrics
 from steerlm.server.refusals import RefusedError, refuse
-
-_CLIENT_CLOSED = 499
 
 
 class Observed:
@@ -58,7 +56,7 @@ class Observed:
 
         try:
             await self.app(scope, receive, named_send)
-            entry.left = not is_whole or entry.status == _CLIENT_CLOSED
+            entry.left = not is_whole or entry.status == CLIENT_CLOSED
         except asyncio.CancelledError:
             entry.failed = not is_whole
             raise

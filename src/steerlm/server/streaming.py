@@ -15,11 +15,10 @@ from starlette.types import Receive, Scope, Send
 
 from steerlm.errors import SteerLMError
 from steerlm.server.errors import ApiError, ErrorBody, as_api_error
-from steerlm.server.logs import current
+from steerlm.server.logs import CLIENT_CLOSED, current
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
-_CLIENT_CLOSED = 499
 _LONG_BODY = 32 * 1024  # bytes; rendering what such a body holds takes milliseconds
 _LOG = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Re
         await asyncio.wait({doing, ending}, return_when=asyncio.FIRST_COMPLETED)
         if doing.done():
             return doing.result()
-        raise ApiError("the client closed the connection", _CLIENT_CLOSED, code="client_closed_request")
+        raise ApiError("the client closed the connection", CLIENT_CLOSED, code="client_closed_request")
     finally:
         doing.cancel()
         ending.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -88,6 +89,22 @@ def test_a_quota_over_http(tmp_path: Path, new_key: NewKey) -> None:
         assert server.ask(CHAT, HELLO, mine)[0] == 429
     usage = Quotas(open_database(tmp_path / "keys.sqlite")).usage(key)
     assert (usage.requests, usage.tokens) == (3, 3 * spent)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_nobody_waits_for_counts(tmp_path: Path, new_key: NewKey, stream: bool) -> None:
+    key, mine = new_key("mine", Limits(quota_requests=3))
+    engine = ScriptedEngine(pause=0.002)
+    with guarded(engine, keys=tmp_path / "keys.sqlite") as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
+        body = json.dumps({**HELLO, "max_tokens": 1900, "stream": stream})
+        connection.request("POST", CHAT, body, {"content-type": "application/json", **mine})
+        eventually(lambda: engine.tokens > 10)
+        connection.close()
+        eventually(server.is_free)
+        quotas = Quotas(open_database(tmp_path / "keys.sqlite"))
+        eventually(lambda: quotas.usage(key).tokens > 10)
+        assert quotas.usage(key).requests == 1
 
 
 def test_concurrent_requests_get_exactly_what_their_keys_allow(tmp_path: Path, new_key: NewKey) -> None:
