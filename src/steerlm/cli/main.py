@@ -24,6 +24,8 @@ COMMANDS = {
     "annotate": ("annotate:annotate_command", "Score every response of a file with an attribute model."),
     "export": ("export:export_app", "Write a trained model in another program's form."),
     "generate": ("generate:generate_command", "Answer a prompt with the attributes you ask for."),
+    "serve": ("serve:serve_command", "Serve a policy over OpenAI's API, to be steered by every request."),
+    "keys": ("keys:keys_app", "Make, list and revoke the API keys of a server."),
     "chat": ("chat:chat_command", "Talk to a policy in the terminal, with its attributes at hand."),
 }
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from steerlm.errors import ConfigError, DataError, SchemaError, SteerLMError
+from steerlm.server.logs import current
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 5  # faults of one request that are listed
@@ -64,7 +65,8 @@ def as_api_error(error: Exception) -> ApiError:
 
 
 def error_response(error: ApiError) -> JSONResponse:
-    """The response that carries an error."""
+    """The response that carries an error; the log gets its code."""
+    current().code = error.detail.code or error.detail.type
     return JSONResponse(ErrorBody(error=_printable(error.detail)).model_dump(), error.status, error.headers)
 
 

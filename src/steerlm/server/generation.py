@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
-from steerlm.engines.base import Finish, Guidance, Piece, Request, Sampling, TokenLogprob, stream_async
+from steerlm.engines.base import Finish, Guidance, Piece, Request, Sampling, TokenLogprob
 from steerlm.server.errors import ApiError
 from steerlm.server.fields import GenerationFields
 from steerlm.server.state import ServerState
+from steerlm.server.work import admitted
 
 _COLDEST = 1e-6  # scores divided by less may not be finite; clients that cannot send 0 send this
 
@@ -111,7 +112,7 @@ async def pieces(state: ServerState, requests: Sequence[Request], trim: bool = T
     Closing it cancels what is not done.
     """
     begun = [not trim] * len(requests)
-    async with aclosing(stream_async(state.engine, requests)) as arriving:
+    async with aclosing(admitted(state.engine, state.admission, requests)) as arriving:
         async for piece in arriving:
             if begun[piece.request]:
                 yield piece

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from steerlm.engines.base import Engine
+from steerlm.server.admission import Admission
 from steerlm.server.judge import Judge
 from steerlm.server.limits import ServerLimits
 from steerlm.server.policy import OperatorPolicy
@@ -27,6 +28,8 @@ class ServerState:
     judge       what measures answers, where the server has an attribute model
     limits      bounds of one request
     created     when the server began, seconds since 1970
+    admission   who is answered now and who waits; without it, all at once
+    scoring     the same for requests for scores
     """
 
     prompting: Prompting
@@ -36,6 +39,8 @@ class ServerState:
     judge: Judge | None = None
     limits: ServerLimits = field(default_factory=ServerLimits)
     created: int = 0
+    admission: Admission | None = None
+    scoring: Admission | None = None
 
     def __post_init__(self) -> None:
         self.rules.check_policy()

@@ -11,6 +11,7 @@ from steerlm.engines.base import Guidance
 from steerlm.server.dialogue import Dialogue
 from steerlm.server.errors import ApiError
 from steerlm.server.fields import SteeringFields
+from steerlm.server.logs import current
 from steerlm.server.policy import Values
 from steerlm.server.rules import Asked, Verbosity, forbidden, labels_of
 from steerlm.server.state import ServerState
@@ -79,6 +80,11 @@ def sources_of(state: ServerState, fields: SteeringFields, verbosity: Verbosity 
     return found
 
 
+def settled_values(state: ServerState, sources: Iterable[Asked], preset: str | None) -> Values:
+    """The values under all sources, over those of a preset or the server's defaults."""
+    return state.rules.settle(sources, state.rules.preset(preset) if preset else None)
+
+
 def settle(
     state: ServerState,
     fields: SteeringFields,
@@ -88,12 +94,13 @@ def settle(
 ) -> Steering:
     """The steering of an answer. Raises `ApiError` for what contradicts itself or is not to be had."""
     sources = list(sources)
-    values = state.rules.settle(sources, state.rules.preset(preset) if preset else None)
+    values = settled_values(state, sources, preset)
     named = {name for asked in sources for name in asked.values}
     if preset:
         named |= set(state.policy.presets[preset])
     _check_guidance(state, fields.guidance)
     _check_judge(state, verified, bool(fields.measure))
+    current().values.append(labels_of(values))
     return Steering(values, frozenset(named), preset, fields.guidance, verified, bool(fields.measure or verified))
 
 

@@ -15,10 +15,10 @@ from starlette.types import Receive, Scope, Send
 
 from steerlm.errors import SteerLMError
 from steerlm.server.errors import ApiError, ErrorBody, as_api_error
+from steerlm.server.logs import CLIENT_CLOSED, current
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
-_CLIENT_CLOSED = 499
 _LONG_BODY = 32 * 1024  # bytes; rendering what such a body holds takes milliseconds
 _LOG = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Re
         await asyncio.wait({doing, ending}, return_when=asyncio.FIRST_COMPLETED)
         if doing.done():
             return doing.result()
-        raise ApiError("the client closed the connection", _CLIENT_CLOSED, code="client_closed_request")
+        raise ApiError("the client closed the connection", CLIENT_CLOSED, code="client_closed_request")
     finally:
         doing.cancel()
         ending.cancel()
@@ -94,6 +94,8 @@ async def with_errors(events: AsyncGenerator[str, None], done: str = "data: [DON
         except Exception as error:  # headers are sent, so that the client can only be told here
             if not isinstance(error, SteerLMError):
                 _LOG.error("a stream failed", exc_info=error)
-            yield event(ErrorBody(error=as_api_error(error).detail))
+            told = as_api_error(error)
+            current().failed, current().code = True, told.detail.code
+            yield event(ErrorBody(error=told.detail))
             return
     yield done

@@ -18,6 +18,7 @@ from steerlm.server.judge import Judge, Scores
 from steerlm.server.routes import State
 from steerlm.server.state import ServerState
 from steerlm.server.streaming import unless_gone
+from steerlm.server.work import scored
 
 router = APIRouter(tags=["measuring"])
 
@@ -173,7 +174,7 @@ async def score(body: ScoreRequest, request: Request, state: State) -> ScoreList
         trees = _trees(state, given)
         names = [item.id for item in given]
         places = [list(range(len(tree.messages))) for tree in trees]
-    found = await unless_gone(request, judge.score(trees))
+    found = await unless_gone(request, scored(judge, state.scoring, trees))
     return ScoreList(
         id=f"score-{uuid.uuid4().hex}",
         created=int(time.time()),
@@ -191,7 +192,7 @@ async def pooling(body: PoolingRequest, request: Request, state: State) -> Pooli
     last = len(tree.messages) - 1
     if tree.messages[last].role != "assistant":
         raise ApiError("messages: the last message must be the assistant's, which is scored", param="messages")
-    [found] = await unless_gone(request, judge.score([tree]))
+    [found] = await unless_gone(request, scored(judge, state.scoring, [tree]))
     if last not in found:
         raise ApiError("messages: the conversation is longer than the attribute model can read", param="messages")
     return PoolingList(

@@ -21,7 +21,7 @@ from steerlm.server.policy import Values
 from steerlm.server.routes import State
 from steerlm.server.rules import Asked, Verbosity
 from steerlm.server.state import ServerState
-from steerlm.server.steering import guidance_of, preset_of, prompt_of, settle, sources_of
+from steerlm.server.steering import guidance_of, preset_of, prompt_of, settle, settled_values, sources_of
 from steerlm.server.streaming import prepared, unless_gone
 
 router = APIRouter(tags=["steering"])
@@ -84,7 +84,7 @@ def _prepare(state: ServerState, body: SweepRequest) -> tuple[Dialogue, list[Val
     read = read_messages(state, body.messages)
     sources = [*sources_of(state, body, body.verbosity), *read.asked]
     # Past answers have the same labels under all settings, so that there is one prefix.
-    dialogue = read.under(state, settle(state, body, sources, preset).values)
+    dialogue = read.under(state, settled_values(state, sources, preset))
     settled = [settle(state, body, [*sources, asked], preset) for asked in settings]
     sampling = read_sampling(state, body)
     guidance = guidance_of(state, dialogue, body.guidance)
