@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from steerlm.conversation import Conversation, Message
 from steerlm.server.errors import ApiError
-from steerlm.server.fields import ApiModel, Content, Ignored, Levels, joined, only
+from steerlm.server.fields import ApiModel, Content, Ignored, Levels, Only, joined
 from steerlm.server.policy import Values
 from steerlm.server.rules import Asked, forbidden, labels_of
 from steerlm.server.state import ServerState
@@ -24,11 +24,11 @@ class ChatMessage(ApiModel):
     """Of an assistant message: the values under which it was answered."""
     labels: Levels | None = None
     """The same, as NVIDIA's API spells it."""
-    refusal: only() = None
-    tool_calls: only([]) = None
-    function_call: only() = None
-    audio: only() = None
-    annotations: only([]) = None
+    refusal: Annotated[Any, Only()] = None
+    tool_calls: Annotated[Any, Only([])] = None
+    function_call: Annotated[Any, Only()] = None
+    audio: Annotated[Any, Only()] = None
+    annotations: Annotated[Any, Only([])] = None
 
 
 @dataclass(frozen=True)

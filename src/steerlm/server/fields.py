@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    JsonValue,
+    Tag,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import no_info_plain_validator_function
 
 
 class ApiModel(BaseModel):
@@ -28,16 +41,23 @@ Levels = dict[str, Level]
 """Attributes and their values; null leaves one unset."""
 
 
-def only(*allowed: JsonValue) -> Any:
-    """The type of a field that other servers know and this one does not: only values that ask for nothing pass."""
+class Only:
+    """Marks a field that other servers know and this one does not: only null and values that ask for nothing pass."""
 
-    def check(value: JsonValue) -> JsonValue:
-        if value is not None and value not in allowed:
-            shown = " or ".join(map(repr, allowed))
+    def __init__(self, *allowed: JsonValue) -> None:
+        self._allowed = allowed
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_plain_validator_function(self._check)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"description": "Offered by other servers, not by this one.", "enum": [None, *self._allowed]}
+
+    def _check(self, value: JsonValue) -> JsonValue:
+        if value is not None and value not in self._allowed:
+            shown = " or ".join(map(repr, self._allowed))
             raise ValueError("this server cannot do that; leave it out" + (f" or set it to {shown}" if shown else ""))
         return value
-
-    return Annotated[Any, BeforeValidator(check), Field(description="Not supported.")]
 
 
 Ignored = Annotated[
@@ -51,8 +71,8 @@ class TextPart(ApiModel):
 
     type: Literal["text", "input_text", "output_text"]
     text: Text
-    annotations: only([]) = None
-    logprobs: only([]) = None
+    annotations: Annotated[Any, Only([])] = None
+    logprobs: Annotated[Any, Only([])] = None
 
 
 def _kind(value: object) -> str:

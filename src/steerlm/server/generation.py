@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
@@ -106,7 +106,7 @@ def fitted_tokens(state: ServerState, prompt: int, asked: int | None, at_least: 
     return max(default, at_least) if asked is None else asked
 
 
-async def pieces(state: ServerState, requests: Sequence[Request], trim: bool = True) -> AsyncIterator[Piece]:
+async def pieces(state: ServerState, requests: Sequence[Request], trim: bool = True) -> AsyncGenerator[Piece, None]:
     """The pieces of all answers as they come; with `trim` no answer begins with white space.
 
     Closing it cancels what is not done.

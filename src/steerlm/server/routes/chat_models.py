@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
 from steerlm.engines.base import Finish
 from steerlm.server.dialogue import ChatMessage
 from steerlm.server.envelope import Usage
-from steerlm.server.fields import GenerationFields, Ignored, IgnoredFields, StreamOptions, VerifiedFields, only
+from steerlm.server.fields import GenerationFields, Ignored, IgnoredFields, Only, StreamOptions, VerifiedFields
 from steerlm.server.logprobs import ChatLogprobs
 from steerlm.server.rules import Verbosity
 from steerlm.server.steering import SteeringReport
@@ -32,21 +32,21 @@ class ChatRequest(VerifiedFields, GenerationFields, IgnoredFields):
     """Send the answer as it comes, as server-sent events."""
     stream_options: StreamOptions | None = None
     """What the stream holds beside the answer."""
-    frequency_penalty: only(0) = None
-    presence_penalty: only(0) = None
-    min_p: only(0) = None
-    logit_bias: only({}) = None
-    tools: only([]) = None
-    tool_choice: only("none", "auto") = None
-    functions: only([]) = None
-    function_call: only("none", "auto") = None
-    response_format: only({"type": "text"}) = None
-    modalities: only(["text"]) = None
-    reasoning_effort: only("none") = None
-    audio: only() = None
-    prediction: only() = None
-    web_search_options: only() = None
-    bad: only([]) = None
+    frequency_penalty: Annotated[Any, Only(0)] = None
+    presence_penalty: Annotated[Any, Only(0)] = None
+    min_p: Annotated[Any, Only(0)] = None
+    logit_bias: Annotated[Any, Only({})] = None
+    tools: Annotated[Any, Only([])] = None
+    tool_choice: Annotated[Any, Only("none", "auto")] = None
+    functions: Annotated[Any, Only([])] = None
+    function_call: Annotated[Any, Only("none", "auto")] = None
+    response_format: Annotated[Any, Only({"type": "text"})] = None
+    modalities: Annotated[Any, Only(["text"])] = None
+    reasoning_effort: Annotated[Any, Only("none")] = None
+    audio: Annotated[Any, Only()] = None
+    prediction: Annotated[Any, Only()] = None
+    web_search_options: Annotated[Any, Only()] = None
+    bad: Annotated[Any, Only([])] = None
     stream_usage: Ignored = None
 
 

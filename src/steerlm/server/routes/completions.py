@@ -14,7 +14,7 @@ from steerlm.engines import base
 from steerlm.server.dialogue import Dialogue, check_amount, single
 from steerlm.server.envelope import Usage, head, usage
 from steerlm.server.errors import ApiError
-from steerlm.server.fields import GenerationFields, IgnoredFields, SteeringFields, StreamOptions, Text, only
+from steerlm.server.fields import GenerationFields, IgnoredFields, Only, SteeringFields, StreamOptions, Text
 from steerlm.server.generation import Answer, Prompt, add, check_answers, collect, ends, pieces, plan, read_sampling
 from steerlm.server.logprobs import CompletionLogprobs, completion_logprobs, token_text
 from steerlm.server.measuring import measure
@@ -67,13 +67,13 @@ class CompletionRequest(SteeringFields, GenerationFields, IgnoredFields):
     """Send the texts as they come, as server-sent events."""
     stream_options: StreamOptions | None = None
     """What the stream holds beside the texts."""
-    echo: only(False) = None
-    best_of: only(1) = None
-    suffix: only("") = None
-    frequency_penalty: only(0) = None
-    presence_penalty: only(0) = None
-    min_p: only(0) = None
-    logit_bias: only({}) = None
+    echo: Annotated[Any, Only(False)] = None
+    best_of: Annotated[Any, Only(1)] = None
+    suffix: Annotated[Any, Only("")] = None
+    frequency_penalty: Annotated[Any, Only(0)] = None
+    presence_penalty: Annotated[Any, Only(0)] = None
+    min_p: Annotated[Any, Only(0)] = None
+    logit_bias: Annotated[Any, Only({})] = None
 
 
 class CompletionChoice(BaseModel):

@@ -12,10 +12,10 @@ from steerlm.server.fields import (
     Ignored,
     IgnoredFields,
     Levels,
+    Only,
     SamplingFields,
     Text,
     VerifiedFields,
-    only,
 )
 from steerlm.server.rules import Verbosity
 from steerlm.server.steering import SteeringReport
@@ -40,7 +40,7 @@ class TextOptions(ApiModel):
 
     verbosity: Verbosity | None = None
     """As `verbosity` of /v1/chat/completions."""
-    format: only({"type": "text"}) = None
+    format: Annotated[Any, Only({"type": "text"})] = None
 
 
 class ResponsesRequest(VerifiedFields, SamplingFields, IgnoredFields):
@@ -56,17 +56,17 @@ class ResponsesRequest(VerifiedFields, SamplingFields, IgnoredFields):
     stream: bool | None = None
     """Send the answer as it comes, as server-sent events."""
     stream_options: Ignored = None
-    previous_response_id: only() = None
-    conversation: only() = None
-    prompt: only() = None
-    tools: only([]) = None
-    tool_choice: only("none", "auto") = None
+    previous_response_id: Annotated[Any, Only()] = None
+    conversation: Annotated[Any, Only()] = None
+    prompt: Annotated[Any, Only()] = None
+    tools: Annotated[Any, Only([])] = None
+    tool_choice: Annotated[Any, Only("none", "auto")] = None
     max_tool_calls: Ignored = None
-    include: only([]) = None
-    reasoning: only({}) = None
-    background: only(False) = None
-    truncation: only("disabled") = None
-    top_logprobs: only(0) = None
+    include: Annotated[Any, Only([])] = None
+    reasoning: Annotated[Any, Only({})] = None
+    background: Annotated[Any, Only(False)] = None
+    truncation: Annotated[Any, Only("disabled")] = None
+    top_logprobs: Annotated[Any, Only(0)] = None
 
 
 class OutputText(BaseModel):

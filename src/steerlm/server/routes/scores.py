@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from steerlm.conversation import Conversation, Message, Role
 from steerlm.server.dialogue import ChatMessage, check_amount
 from steerlm.server.errors import ApiError
-from steerlm.server.fields import ApiModel, IgnoredFields, Text, joined, only
+from steerlm.server.fields import ApiModel, IgnoredFields, Only, Text, joined
 from steerlm.server.judge import Judge, Scores
 from steerlm.server.routes import State
 from steerlm.server.state import ServerState
@@ -85,8 +85,8 @@ class PoolingRequest(IgnoredFields):
     model: Text | None = None
     messages: list[ChatMessage]
     encoding_format: Literal["float"] | None = None
-    add_generation_prompt: only(False) = None
-    truncate_prompt_tokens: only() = None
+    add_generation_prompt: Annotated[Any, Only(False)] = None
+    truncate_prompt_tokens: Annotated[Any, Only()] = None
 
 
 class Pooled(BaseModel):
