@@ -1,11 +1,11 @@
 """How a request chooses its next token from scores.
 
-Shapes: B requests of a batch, V vocabulary.
+Shapes: B requests, R rows (a request has one, with guidance two), V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -18,14 +18,16 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from steerlm.engines.base import Sampling, TokenLogprob
+from steerlm.engines.base import Guidance, Request, Sampling, TokenLogprob
 
 
 class Chooser:
     """The choices of one request: its tokens so far, and a generator of its own."""
 
-    def __init__(self, sampling: Sampling, stop_ids: Iterable[int]) -> None:
+    def __init__(self, request: Request, stop_ids: Iterable[int]) -> None:
+        sampling = request.sampling
         self.made: list[int] = []
+        self.guidance = request.guidance
         self._sampling = sampling
         self._stop_ids = list(stop_ids)
         self._processors = _processors(sampling)
@@ -54,8 +56,12 @@ class Chooser:
         return token, _logprob(logits_V, token, self._sampling.logprobs)
 
 
-def choose(logits_BV: Tensor, choosers: Sequence[Chooser]) -> list[tuple[int, TokenLogprob | None]]:
-    """The next token of each request; they are noted in `made`."""
+def choose(logits_RV: Tensor, choosers: Sequence[Chooser]) -> list[tuple[int, TokenLogprob | None]]:
+    """The next token of each request, from the scores of its rows in order; they are noted in `made`."""
+    logits_BV = logits_RV
+    if any(one.guidance for one in choosers):
+        rows = iter(logits_RV)
+        logits_BV = torch.stack([_guided(one.guidance, rows) for one in choosers])
     likeliest = logits_BV.argmax(dim=-1).tolist() if any(one.takes_likeliest for one in choosers) else []
     found: list[tuple[int, TokenLogprob | None]] = []
     for row, one in enumerate(choosers):
@@ -63,6 +69,14 @@ def choose(logits_BV: Tensor, choosers: Sequence[Chooser]) -> list[tuple[int, To
     for one, (token, _) in zip(choosers, found, strict=True):
         one.made.append(token)
     return found
+
+
+def _guided(guidance: Guidance | None, rows: Iterator[Tensor]) -> Tensor:
+    own_V = next(rows)
+    if guidance is None:
+        return own_V
+    other_V = next(rows)
+    return other_V + guidance.factor * (own_V - other_V)
 
 
 def _logprob(logits_V: Tensor, token: int, count: int | None) -> TokenLogprob | None:

@@ -1,64 +1,67 @@
-"""Which tokens to compute once for several prompts: prompts that arrive together, as a tree of parts."""
+"""Which tokens to compute once: what prompts submitted together begin with, and what was computed before."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Generic, TypeVar
 
-from steerlm.engines.states import States, StateStore, length
+import numpy as np
+import numpy.typing as npt
 
+S = TypeVar("S")
+Ids = npt.NDArray[np.int64]
 # Tokens that must be saved for a part of its own to be worth a pass through the network.
 _WORTH = 32
 
 
 @dataclass(eq=False, slots=True)
-class Part:
+class Part(Generic[S]):
     """The beginning of one prompt or of several: `ids` from the first token on, of which `parent` has the first.
 
-    states     of the tokens computed so far
+    states     what the network computed for the first `done` tokens
     cached     how many of them others computed
     """
 
     ids: tuple[int, ...]
-    parent: Part | None = None
-    states: States = ()
+    parent: Part[S] | None = None
+    states: S | None = None
+    done: int = 0
     cached: int = 0
     followed: bool = False
     """Whether a part took over from this one, and with it the tokens that were computed for both."""
 
     @property
-    def done(self) -> int:
-        return length(self.states)
-
-    @property
     def finished(self) -> bool:
         return self.done == len(self.ids)
 
-    def next(self) -> Part:
+    def next(self) -> Part[S]:
         """What must be computed next for this part: itself, or the first unfinished of those before it."""
         part = self
         while part.parent is not None and not part.parent.finished:
             part = part.parent
         return part
 
-    def start(self, store: StateStore) -> None:
-        """Take over what is known, from the part before or from the store."""
-        found = store.longest(self.ids)
+    def start(self, known: Known[S]) -> bool:
+        """Take over what is known, from the part before or from earlier prompts; whether there is any."""
+        done, states = known.longest(self.ids)
         parent, self.parent = self.parent, None
-        if parent is not None and length(found) <= len(parent.ids):
-            self.states = parent.states
-            self.cached = len(parent.ids) if parent.followed else parent.cached
+        if parent is not None and done <= parent.done:
+            self.states, self.done = parent.states, parent.done
+            self.cached = parent.done if parent.followed else parent.cached
             parent.followed = True
         else:
-            self.states, self.cached = found, length(found)
+            self.states, self.done, self.cached = states, done, done
+        return self.done > 0
 
 
-def share(prompts: Sequence[tuple[int, ...]]) -> list[Part]:
+def share(prompts: Sequence[tuple[int, ...]]) -> list[Part[S]]:
     """A part for each prompt. What several of them begin with is a part of its own, which theirs go on from."""
-    leaves: dict[int, Part] = {}
+    leaves: dict[int, Part[S]] = {}
     order = sorted(range(len(prompts)), key=lambda number: prompts[number])
-    todo: list[tuple[list[int], Part | None]] = [(order, None)]
+    todo: list[tuple[list[int], Part[S] | None]] = [(order, None)]
     while todo:
         numbers, parent = todo.pop()
         first, last = prompts[numbers[0]], prompts[numbers[-1]]
@@ -77,3 +80,57 @@ def share(prompts: Sequence[tuple[int, ...]]) -> list[Part]:
             else:
                 todo.append((group, parent))
     return [leaves[number] for number in range(len(prompts))]
+
+
+class Known(Generic[S]):
+    """What was computed for earlier sequences of ids, to be taken up again; the least recently used comes first."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[int, tuple[Ids, S]] = OrderedDict()
+        self._next = 0
+        self.tokens = 0
+        """Of all sequences together."""
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def holds(self, ids: Sequence[int]) -> bool:
+        """Whether a sequence begins with these."""
+        wanted = np.asarray(ids, dtype=np.int64)
+        return any(_shared(wanted, known) == len(wanted) for known, _ in self._entries.values())
+
+    def put(self, ids: Sequence[int], states: S) -> list[S]:
+        """Note a sequence; returns the states of those that it goes on from, which are forgotten."""
+        known = np.asarray(ids, dtype=np.int64)
+        shorter = [name for name, (other, _) in self._entries.items() if _shared(known, other) == len(other)]
+        forgotten = [self._forget(name) for name in shorter]
+        self._entries[self._next] = (known, states)
+        self._next += 1
+        self.tokens += len(known)
+        return forgotten
+
+    def longest(self, ids: Sequence[int]) -> tuple[int, S | None]:
+        """How many tokens, short of the last, some sequence begins with, and the states of that sequence."""
+        wanted = np.asarray(ids[:-1], dtype=np.int64)
+        found = ((_shared(wanted, known), name) for name, (known, _) in self._entries.items())
+        best, name = max(found, default=(0, -1))
+        if not best:
+            return 0, None
+        self._entries.move_to_end(name)
+        return best, self._entries[name][1]
+
+    def pop(self) -> S:
+        """Forget the sequence that was not used for longest."""
+        return self._forget(next(iter(self._entries)))
+
+    def _forget(self, name: int) -> S:
+        ids, states = self._entries.pop(name)
+        self.tokens -= len(ids)
+        return states
+
+
+def _shared(one: Ids, other: Ids) -> int:
+    """How many ids two sequences have in common at their beginning."""
+    size = min(len(one), len(other))
+    differ = one[:size] != other[:size]
+    return int(differ.argmax()) if differ.any() else size

@@ -1,22 +1,18 @@
-"""Keys and values that a network computed for tokens: of one row, of a batch of rows, and kept for later.
+"""Keys and values that a network computed for tokens: of one row, and of a batch of rows.
 
 Shapes: B rows, H heads for keys and values, T tokens, D head dimension.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, cast
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 # Keys and values [H, T, D] of each layer; empty before the first token.
 States = tuple[tuple[Tensor, Tensor], ...]
-Ids = npt.NDArray[np.int64]
 _ROOM = 64
 
 
@@ -94,48 +90,11 @@ def length(states: States) -> int:
     return states[0][0].shape[-2] if states else 0
 
 
-class StateStore:
-    """States of rows that are no longer computed with, of at most `room` tokens; the least recently used go first."""
-
-    def __init__(self, room: int) -> None:
-        self._room = room
-        self._kept: OrderedDict[int, tuple[Ids, States]] = OrderedDict()
-        self._next = 0
-        self.tokens = 0
-
-    def put(self, ids: Sequence[int], states: States) -> None:
-        """Keep a copy of the states of `ids`."""
-        known = np.asarray(ids, dtype=np.int64)
-        if len(known) > self._room or any(_shared(known, other) == len(known) for other, _ in self._kept.values()):
-            return
-        for name in [name for name, (other, _) in self._kept.items() if _shared(known, other) == len(other)]:
-            self._forget(name)  # what it knows is the beginning of this
-        while self.tokens + len(known) > self._room:
-            self._forget(next(iter(self._kept)))
-        self._kept[self._next] = (known, tuple((keys.clone(), values.clone()) for keys, values in states))
-        self._next += 1
-        self.tokens += len(known)
-
-    def longest(self, ids: Sequence[int]) -> States:
-        """States of the longest known beginning of `ids`, short of its last token."""
-        wanted = np.asarray(ids[:-1], dtype=np.int64)
-        best, name = max(((_shared(wanted, known), name) for name, (known, _) in self._kept.items()), default=(0, -1))
-        if not best:
-            return ()
-        self._kept.move_to_end(name)
-        return tuple((keys[:, :best], values[:, :best]) for keys, values in self._kept[name][1])
-
-    def clear(self) -> None:
-        self._kept.clear()
-        self.tokens = 0
-
-    def _forget(self, name: int) -> None:
-        ids, _ = self._kept.pop(name)
-        self.tokens -= len(ids)
+def beginning(states: States, size: int) -> States:
+    """The states of the first tokens, as a view."""
+    return tuple((keys[:, :size], values[:, :size]) for keys, values in states)
 
 
-def _shared(one: Ids, other: Ids) -> int:
-    """How many ids two sequences have in common at their beginning."""
-    size = min(len(one), len(other))
-    differ = one[:size] != other[:size]
-    return int(differ.argmax()) if differ.any() else size
+def copied(states: States) -> States:
+    """The same states in memory of their own."""
+    return tuple((keys.clone(), values.clone()) for keys, values in states)

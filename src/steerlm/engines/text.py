@@ -28,6 +28,10 @@ class TextStream:
         self._ids.append(token)
         return self._settle(self._new_text(), last=False)
 
+    def push_text(self, new: str) -> str:
+        """Add text whose tokens are not known; returns the text that is certain now, as `push` does."""
+        return self._settle(new, last=False)
+
     def finish(self) -> str:
         """The rest of the text, once no token follows."""
         return "" if self.stopped else self._settle(self._new_text(whole=True), last=True)

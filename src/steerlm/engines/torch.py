@@ -5,7 +5,7 @@ Shapes: B rows of a batch (a request has one, with guidance two), T tokens, V vo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionCacheLayerMixin
 
-from steerlm.engines.base import Guidance, Request
+from steerlm.engines.base import Request
 from steerlm.engines.choosing import Chooser, choose
-from steerlm.engines.prefixes import Part, share
+from steerlm.engines.prefixes import Known, Part, share
 from steerlm.engines.runner import Runner, Token
-from steerlm.engines.states import States, StateStore, row_states, stack
+from steerlm.engines.states import States, beginning, copied, row_states, stack
 from steerlm.errors import ModelError
 from steerlm.models.base import embedding_weight
 from steerlm.models.load import SteerModel
@@ -28,8 +28,7 @@ class _Answer:
     """A request being answered. `parts` are the prompts of its rows, `place` is its first row in the batch."""
 
     key: int
-    request: Request
-    parts: list[Part]
+    parts: list[Part[States]]
     chooser: Chooser
     logits: list[Tensor | None] = field(default_factory=list)
     place: int | None = None
@@ -62,7 +61,8 @@ class TorchCore:
         self._stop_ids = model.renderer.stop_ids
         self._max_batch = max_batch
         self._chunk = chunk
-        self._store = StateStore(kept_tokens)
+        self._kept_tokens = kept_tokens
+        self._known_states: Known[States] = Known()
         self._known: dict[int, _Answer] = {}
         self._waiting: list[_Answer] = []
         self._starting: list[_Answer] = []
@@ -77,8 +77,8 @@ class TorchCore:
         prompts = [[r.prompt, *([r.guidance.prompt] if r.guidance else [])] for _, r in requests]
         parts = iter(share([ids for rows in prompts for ids in rows]))
         for (key, request), rows in zip(requests, prompts, strict=True):
-            chooser = Chooser(request.sampling, self._stop_ids)
-            answer = _Answer(key, request, [next(parts) for _ in rows], chooser, [None] * len(rows))
+            chooser = Chooser(request, self._stop_ids)
+            answer = _Answer(key, [next(parts) for _ in rows], chooser, [None] * len(rows))
             self._known[key] = answer
             self._waiting.append(answer)
 
@@ -87,10 +87,17 @@ class TorchCore:
         if answer is None:
             return
         for row, part in enumerate(answer.parts):
-            if answer.place is None:
-                self._store.put(part.ids[: part.done], part.states)
-            else:
-                self._store.put(answer.ids(row), self._row(answer, row))
+            if answer.place is not None:
+                self._keep(answer.ids(row), self._row(answer, row))
+            elif part.states is not None:
+                self._keep(part.ids[: part.done], part.states)
+
+    def _keep(self, ids: Sequence[int], states: States) -> None:
+        """Let later prompts that begin with `ids` go on from them."""
+        if len(ids) <= self._kept_tokens and not self._known_states.holds(ids):
+            self._known_states.put(ids, copied(states))
+            while self._known_states.tokens > self._kept_tokens:
+                self._known_states.pop()
 
     @torch.inference_mode()
     def step(self) -> list[Token]:
@@ -102,7 +109,7 @@ class TorchCore:
         return made + self._prefill() if self._starting else made
 
     def close(self) -> None:
-        self._store.clear()
+        self._known_states = Known()
         self._cache = None
         self._known.clear()
         for answers in (self._waiting, self._starting, self._joining, self._running):
@@ -124,7 +131,7 @@ class TorchCore:
         kept, new = self._still(self._running), self._still(self._joining)
         if new or len(kept) < len(self._running):
             rows = [self._row(answer, row) for answer in kept for row in range(len(answer.parts))]
-            rows += [part.states for answer in new for part in answer.parts]
+            rows += [part.states or () for answer in new for part in answer.parts]
             self._cache = stack(rows) if rows else None
             self._running = [*kept, *new]
             place = 0
@@ -133,7 +140,7 @@ class TorchCore:
                 place += len(answer.parts)
             for answer in new:
                 for part in answer.parts:
-                    part.states = ()
+                    part.states = None
         self._joining = []
 
     def _decode(self) -> list[Token]:
@@ -166,7 +173,7 @@ class TorchCore:
         parts = list(chunks)
         past = [part.done for part in parts]
         wide, long = max(past), max(chunks.values())
-        cache = stack([part.states for part in parts])
+        cache = stack([part.states or () for part in parts])
         ids_BT = torch.tensor(
             [[*part.ids[part.done : part.done + size], *[0] * (long - size)] for part, size in chunks.items()]
         )
@@ -183,24 +190,25 @@ class TorchCore:
             use_cache=True,
             logits_to_keep=torch.tensor(ends, device=self._device),
         ).logits
-        logits: dict[Part, Tensor] = {}
+        logits: dict[Part[States], Tensor] = {}
         for row, (part, size) in enumerate(chunks.items()):
             part.states = row_states(cache, row, wide - past[row], wide + size)
+            part.done += size
             logits[part] = logits_BTV[row, ends.index(size - 1)]
         for answer in self._starting:
             for number, part in enumerate(answer.parts):
                 answer.logits[number] = logits.get(part, answer.logits[number])
         return self._begun()
 
-    def _next_chunks(self) -> dict[Part, int]:
+    def _next_chunks(self) -> dict[Part[States], int]:
         """How many tokens of which parts to compute now."""
-        chunks: dict[Part, int] = {}
+        chunks: dict[Part[States], int] = {}
         room = self._chunk
         for part in (part.next() for answer in self._starting for part in answer.parts if not part.finished):
             if part in chunks:
                 continue
-            if not part.done:
-                part.start(self._store)
+            if not part.done and part.start(self._known_states) and part.states is not None:
+                part.states = beginning(part.states, part.done)
             size = min(len(part.ids) - part.done, room)
             # Short rows beside a long one are mostly padding.
             if chunks and max(size, *chunks.values()) * (len(chunks) + 1) > 2 * self._chunk:
@@ -224,23 +232,11 @@ class TorchCore:
 
 
 def _chosen(answers: Sequence[_Answer], logits_BV: Tensor) -> list[Token]:
-    """The next token of each answer, from the scores of its rows."""
-    if any(answer.request.guidance for answer in answers):
-        rows = iter(logits_BV)
-        logits_BV = torch.stack([_guided(answer.request.guidance, rows) for answer in answers])
     found = choose(logits_BV, [answer.chooser for answer in answers])
     return [
         Token(answer.key, token, logprob, answer.parts[0].cached)
         for answer, (token, logprob) in zip(answers, found, strict=True)
     ]
-
-
-def _guided(guidance: Guidance | None, rows: Iterator[Tensor]) -> Tensor:
-    own = next(rows)
-    if guidance is None:
-        return own
-    other = next(rows)
-    return other + guidance.factor * (own - other)
 
 
 class TorchEngine(Runner):

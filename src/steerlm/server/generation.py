@@ -26,14 +26,23 @@ class Prompt:
 
 @dataclass
 class Answer:
-    """An answer as it grows: its text, its tokens (the end signal counted, not listed), and why it ended."""
+    """An answer as it grows: its text, its tokens, how many of the prompt's were kept, and why it ended.
+
+    `ended` says that the last token is the end signal, which is counted but is no part of the text.
+    """
 
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob | None] = field(default_factory=list)
-    made: int = 0
     cached: int = 0
     finish: Finish = "length"
+    ended: bool = False
+
+    @property
+    def listed(self) -> tuple[list[int], list[TokenLogprob | None]]:
+        """The tokens of the text, with their log-probabilities."""
+        end = len(self.tokens) - self.ended
+        return self.tokens[:end], self.logprobs[:end]
 
 
 def read_sampling(state: ServerState, fields: GenerationFields, logprobs: int | None = None) -> Sampling:
@@ -125,11 +134,10 @@ async def pieces(state: ServerState, requests: Sequence[Request], trim: bool = T
 def add(state: ServerState, answer: Answer, piece: Piece) -> None:
     """Take a piece into its answer."""
     answer.text += piece.text
-    answer.made += 1
     answer.cached = answer.cached or piece.cached
-    if not ends(state, piece):
-        answer.tokens.append(piece.token)
-        answer.logprobs.append(piece.logprob)
+    answer.tokens.append(piece.token)
+    answer.logprobs.append(piece.logprob)
+    answer.ended = ends(state, piece)
     if piece.finish:
         answer.finish = piece.finish
 

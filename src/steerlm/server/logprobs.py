@@ -60,18 +60,25 @@ def completion_logprobs(
     tokens: Sequence[int],
     scores: Sequence[TokenLogprob | None],
     offset: int = 0,
+    as_ids: bool = False,
 ) -> CompletionLogprobs:
-    """As `chat_logprobs`; `offset` is the place in the text of the first token, in characters."""
+    """As `chat_logprobs`; `offset` is the place in the text of the first token, in characters.
+
+    With `as_ids` tokens are written as vLLM writes them, `token_id:123`, by which they can be told apart.
+    """
+
+    def name(token: int) -> str:
+        return f"token_id:{token}" if as_ids else token_text(tokenizer, token)
+
     found = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
     for token, score in zip(tokens, scores, strict=True):
-        text = token_text(tokenizer, token)
         if score is not None:
-            found.tokens.append(text)
+            found.tokens.append(name(token))
             found.token_logprobs.append(score.logprob)
             # Several tokens may read alike; the likeliest comes first.
-            found.top_logprobs.append({token_text(tokenizer, other): value for other, value in reversed(score.top)})
+            found.top_logprobs.append({name(other): value for other, value in reversed(score.top)})
             found.text_offset.append(offset)
-        offset += len(text)
+        offset += len(token_text(tokenizer, token))
     return found
 
 

@@ -75,7 +75,7 @@ async def _whole(state: ServerState, body: ChatRequest, work: ChatWork) -> ChatC
             Choice(
                 index=index,
                 message=AnswerMessage(content=answer.text, attributes=work.steering.values),
-                logprobs=chat_logprobs(tokenizer, answer.tokens, answer.logprobs) if body.logprobs else None,
+                logprobs=chat_logprobs(tokenizer, *answer.listed) if body.logprobs else None,
                 finish_reason=answer.finish,
             )
             for index, answer in enumerate(answers)

@@ -67,6 +67,12 @@ class CompletionRequest(SteeringFields, GenerationFields, IgnoredFields):
     """Send the texts as they come, as server-sent events."""
     stream_options: StreamOptions | None = None
     """What the stream holds beside the texts."""
+    return_token_ids: bool | None = None
+    """Give the ids of the tokens too, the end signal among them, as vLLM does."""
+    return_tokens_as_token_ids: bool | None = None
+    """Write the tokens of logprobs as token_id:123, as vLLM does."""
+    stop_token_ids: list[int] | None = None
+    """Tokens that end a text; only those that end an answer anyway."""
     echo: Annotated[Any, Only(False)] = None
     best_of: Annotated[Any, Only(1)] = None
     suffix: Annotated[Any, Only("")] = None
@@ -83,6 +89,7 @@ class CompletionChoice(BaseModel):
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: base.Finish | None
+    token_ids: list[int] | None = None
 
 
 class TextCompletion(BaseModel):
@@ -118,6 +125,9 @@ def _prepare(state: ServerState, body: CompletionRequest) -> _Work:
     n = body.n or 1
     check_answers(state, n * len(prompts))
     check_amount(state, 1, sum(len(prompt) for prompt in prompts), "prompt")
+    if not set(body.stop_token_ids or ()) <= set(state.prompting.renderer.stop_ids):
+        ends_at = ", ".join(map(str, state.prompting.renderer.stop_ids))
+        raise ApiError(f"stop_token_ids: texts end at {ends_at} and no other tokens", param="stop_token_ids")
     sampling = read_sampling(state, body, body.logprobs)
     sources = sources_of(state, body)
     steers = bool(sources or preset or body.measure or body.guidance is not None)
@@ -225,13 +235,18 @@ async def _events(
     async with aclosing(arriving):
         async for piece in arriving:
             add(state, answers[piece.request], piece)
-            shown = None
+            scores = None
             if body.logprobs is not None and not ends(state, piece):
-                shown = completion_logprobs(tokenizer, [piece.token], [piece.logprob], offsets[piece.request])
+                at, as_ids = offsets[piece.request], bool(body.return_tokens_as_token_ids)
+                scores = completion_logprobs(tokenizer, [piece.token], [piece.logprob], at, as_ids)
                 offsets[piece.request] += len(token_text(tokenizer, piece.token))
-            if piece.text or shown or piece.finish:
+            if piece.text or scores or piece.finish or body.return_token_ids:
                 choice = CompletionChoice(
-                    index=piece.request, text=piece.text, logprobs=shown, finish_reason=piece.finish
+                    index=piece.request,
+                    text=piece.text,
+                    logprobs=scores,
+                    finish_reason=piece.finish,
+                    token_ids=[piece.token] if body.return_token_ids else None,
                 )
                 yield event(TextCompletion(**top, choices=[choice], steering=said))
                 said = None

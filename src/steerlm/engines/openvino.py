@@ -1,0 +1,200 @@
+"""Generation with OpenVINO on the CPU: 8-bit weights, prompts in pieces beside the answers under way, shared blocks.
+
+Every step computes one token of each answer under way and, as far as its budget goes, tokens of prompts, all in one
+pass: rows stand one after another, without padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from steerlm.engines.base import Request
+from steerlm.engines.blocks import BLOCK, Pool, Table, blocks_for
+from steerlm.engines.choosing import Chooser, choose
+from steerlm.engines.openvino_network import PagedNetwork, Progress, Row, prepared
+from steerlm.engines.prefixes import Known, Part, share
+from steerlm.engines.runner import Runner, Token
+from steerlm.errors import ConfigError
+from steerlm.models.prompting import Prompting, load_prompting
+
+
+@dataclass(eq=False, slots=True)
+class _Answer:
+    """A request being answered. `parts` are its rows: prompts at first, which grow by what is chosen."""
+
+    key: int
+    parts: list[Part[Table]]
+    chooser: Chooser
+    need: int
+    """Blocks that it may come to fill."""
+    scores: list[Tensor | None]
+
+    @property
+    def begun(self) -> bool:
+        return bool(self.chooser.made)
+
+
+class OpenVinoCore:
+    """Continuous batching over a paged network.
+
+    A request begins when the blocks that it may come to need are there, so that none must be put off later. Blocks
+    that nobody computes with keep what they hold until they are needed.
+    """
+
+    def __init__(self, network: PagedNetwork, stop_ids: Sequence[int], max_batch: int, chunk: int) -> None:
+        self.context = network.context
+        self.vocabulary = network.vocabulary
+        self._network = network
+        self._stop_ids = stop_ids
+        self._max_batch = max_batch
+        self._chunk = chunk
+        self._pool = Pool(network.blocks)
+        self._known: Known[Table] = Known()
+        self._answers: dict[int, _Answer] = {}
+        self._waiting: dict[int, _Answer] = {}
+
+    def check(self, request: Request) -> None:
+        longest = max(len(request.prompt), len(request.guidance.prompt) if request.guidance else 0)
+        tokens = longest + request.sampling.max_tokens
+        if (need := _need(request)) > self._pool.size:
+            raise ConfigError(
+                f"{tokens} tokens of prompt and answer need {need} blocks of the cache, which has {self._pool.size}; "
+                "give the engine a larger cache, or lower max_tokens"
+            )
+
+    def add(self, requests: Sequence[tuple[int, Request]]) -> None:
+        prompts = [[r.prompt, *([r.guidance.prompt] if r.guidance else [])] for _, r in requests]
+        parts = iter(share([ids for rows in prompts for ids in rows]))
+        for (key, request), rows in zip(requests, prompts, strict=True):
+            own = [next(parts) for _ in rows]
+            self._waiting[key] = _Answer(key, own, Chooser(request, self._stop_ids), _need(request), [None] * len(rows))
+
+    def drop(self, key: int) -> None:
+        self._waiting.pop(key, None)
+        answer = self._answers.pop(key, None)
+        for part in answer.parts if answer else ():
+            ids = [*part.ids, *answer.chooser.made][: part.done] if answer else []
+            if part.states is not None and ids and not self._known.holds(ids):
+                self._known.put(ids, part.states)
+
+    def step(self) -> list[Token]:
+        self._admit()
+        work: dict[Part[Table], Row] = {}
+        for answer in self._answers.values():
+            if answer.begun:
+                for part in answer.parts:
+                    work[part] = self._row(part, answer.chooser.made[-1:], wanted=True)
+        room = max(self._chunk - len(work), 1)
+        leaves = {part for answer in self._answers.values() for part in answer.parts}
+        for part in self._unfinished():
+            if not part.done:
+                self._start(part)
+            ids = part.ids[part.done : part.done + room]
+            work[part] = self._row(part, ids, wanted=part in leaves and part.done + len(ids) == len(part.ids))
+            room -= len(ids)
+            if not room:
+                break
+        return self._compute(work) if work else []
+
+    def close(self) -> None:
+        for held in (self._answers, self._waiting):
+            held.clear()
+        self._known = Known()
+        del self._network
+
+    def _admit(self) -> None:
+        """Let requests begin, first come first served, as far as rows and blocks go."""
+        rows = sum(len(answer.parts) for answer in self._answers.values())
+        used = sum(answer.need for answer in self._answers.values()) + (self._pinned() if self._waiting else 0)
+        for answer in list(self._waiting.values()):
+            rows, used = rows + len(answer.parts), used + answer.need
+            if self._answers and (rows > self._max_batch or used > self._pool.size):
+                break
+            self._answers[answer.key] = self._waiting.pop(answer.key)
+
+    def _pinned(self) -> int:
+        """Blocks of shared beginnings that requests wait to go on from."""
+        stems = {part.parent for answer in self._waiting.values() for part in answer.parts}
+        return len({block for stem in stems if stem and stem.states for block in stem.states.blocks})
+
+    def _unfinished(self) -> list[Part[Table]]:
+        """The parts of prompts that can be computed now, each once."""
+        waiting = (part for answer in self._answers.values() if not answer.begun for part in answer.parts)
+        return list(dict.fromkeys(part.next() for part in waiting if not part.finished))
+
+    def _start(self, part: Part[Table]) -> None:
+        """Go on from what is known: whole blocks are shared, the rest of the last one is copied."""
+        part.start(self._known)
+        source, part.states = part.states, Table(self._pool)
+        if source is not None:
+            part.states = source.fork(part.done)
+            if part.done % BLOCK:
+                self._room(part.states, part.done)
+                self._network.copy(source.blocks[part.done // BLOCK], part.states.blocks[-1])
+
+    def _row(self, part: Part[Table], ids: Sequence[int], wanted: bool) -> Row:
+        assert part.states is not None
+        past = part.done
+        self._room(part.states, past + len(ids))
+        part.done += len(ids)
+        return Row(ids, past, part.states.blocks, wanted)
+
+    def _room(self, table: Table, tokens: int) -> None:
+        while self._pool.free < table.missing(tokens) and len(self._known):
+            self._known.pop()
+        table.grow(tokens)
+
+    def _compute(self, work: dict[Part[Table], Row]) -> list[Token]:
+        scores = iter(torch.from_numpy(self._network.run(list(work.values()))))
+        found = {part: next(scores) for part, row in work.items() if row.wanted}
+        for answer in self._answers.values():
+            answer.scores = [found.get(part, old) for part, old in zip(answer.parts, answer.scores, strict=True)]
+        ready = [answer for answer in self._answers.values() if all(row is not None for row in answer.scores)]
+        tokens = self._chosen(ready) if ready else []
+        for answer in self._answers.values():
+            # What is not ready has one of its two rows, in memory that the next step writes to.
+            kept = [None if row is None or answer in ready else row.clone() for row in answer.scores]
+            answer.scores = kept
+        return tokens
+
+    def _chosen(self, ready: Sequence[_Answer]) -> list[Token]:
+        scores_RV = torch.stack([row for answer in ready for row in answer.scores if row is not None])
+        found = choose(scores_RV, [answer.chooser for answer in ready])
+        return [
+            Token(answer.key, token, logprob, answer.parts[0].cached)
+            for answer, (token, logprob) in zip(ready, found, strict=True)
+        ]
+
+
+def _need(request: Request) -> int:
+    """Blocks that a request may come to fill, with one for the copy of a block that it shares in part."""
+    prompts = [request.prompt, *([request.guidance.prompt] if request.guidance else [])]
+    return sum(blocks_for(len(ids) + request.sampling.max_tokens) + 1 for ids in prompts)
+
+
+class OpenVinoEngine(Runner):
+    """See `steerlm.engines.base.Engine`.
+
+    max_batch     rows computed together; further requests wait
+    cache_bytes   memory for keys and values, which is also what remembers earlier conversations
+    chunk         most tokens of a step, of which answers under way take one each and prompts the rest
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        prompting: Prompting | None = None,
+        max_batch: int = 64,
+        cache_bytes: int = 1 << 30,
+        chunk: int = 256,
+        progress: Progress | None = None,
+    ) -> None:
+        directory = Path(directory)
+        renderer = (prompting or load_prompting(directory)).renderer
+        network = PagedNetwork(prepared(directory, progress), cache_bytes)
+        super().__init__(OpenVinoCore(network, renderer.stop_ids, max_batch, chunk), renderer)

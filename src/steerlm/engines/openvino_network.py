@@ -1,0 +1,179 @@
+"""A policy as a network of OpenVINO: 8-bit weights, keys and values in blocks.
+
+OpenVINO GenAI's reader makes the network of a GGUF file; its pipeline is not used, since it draws all requests from one
+generator, counts the prompt in the repetition penalty, and shows no scores.
+
+Shapes: N tokens of all rows of a step, K of them whose scores are wanted, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import openvino as ov
+import openvino_genai
+from numpy.typing import NDArray
+from openvino import opset13
+from openvino._offline_transformations import paged_attention_transformation
+
+from steerlm.checkpoints.gguf import export_gguf
+from steerlm.errors import ModelError
+from steerlm.files import write_json
+from steerlm.models.base import cache_dir
+from steerlm.models.directory import ModelInfo
+
+Progress = Callable[[int, int], None]
+_FORMAT = 1
+_FOLDER = "openvino"
+_NETWORK, _FACTS = "openvino_model.xml", "facts.json"
+# Scores must not depend on what is computed with a row, which rules out bfloat16 and quantised activations: their
+# rounding is coarse enough to show. Keys and values are kept in float16.
+_SETTINGS = {
+    "PERFORMANCE_HINT": "LATENCY",
+    "INFERENCE_PRECISION_HINT": "f32",
+    "KV_CACHE_PRECISION": "f16",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What to compute of one row: `ids` after the `past` tokens that its blocks hold, and whether for scores."""
+
+    ids: Sequence[int]
+    past: int
+    blocks: Sequence[int]
+    wanted: bool
+
+
+class PagedNetwork:
+    """A compiled network with its cache of keys and values.
+
+    Raises `ModelError` where OpenVINO cannot read the network.
+    """
+
+    def __init__(self, folder: Path, cache_bytes: int, settings: dict[str, str] | None = None) -> None:
+        self.context = int(json.loads((folder / _FACTS).read_text(encoding="utf-8"))["context"])
+        core = ov.Core()
+        try:
+            model = core.read_model(folder / _NETWORK)
+            paged_attention_transformation(model)
+            _score_some(model)
+            compiled = core.compile_model(model, "CPU", {**_SETTINGS, **(settings or {})})
+        except RuntimeError as error:
+            raise ModelError(f"{folder}: OpenVINO cannot use this network: {str(error).splitlines()[-1]}") from error
+        self.vocabulary = compiled.output(0).get_partial_shape()[-1].get_length()
+        self._request = compiled.create_infer_request()
+        ports = [port for port in compiled.inputs if "_cache." in port.get_any_name()]
+        shapes = [[size.get_length() for size in list(port.get_partial_shape())[1:]] for port in ports]
+        kinds = [port.get_element_type() for port in ports]
+        size = sum(kind.bitwidth // 8 * int(np.prod(shape)) for kind, shape in zip(kinds, shapes, strict=True))
+        self.blocks = max(cache_bytes // size, 1)
+        self._caches: list[Any] = []
+        for port, kind, shape in zip(ports, kinds, shapes, strict=True):
+            cache = ov.Tensor(kind, ov.Shape([self.blocks, *shape]))
+            self._request.set_tensor(port, cache)
+            self._caches.append(cache.data)
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy a block."""
+        for cache in self._caches:
+            cache[target] = cache[source]
+
+    def run(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+        """Compute, and note keys and values in the rows' blocks; returns the scores [K, V] after each wanted row.
+
+        The array is overwritten by the next call.
+        """
+        ends = np.cumsum([len(row.ids) for row in rows])
+        wanted = [end - 1 for end, row in zip(ends, rows, strict=True) if row.wanted]
+        positions = [np.arange(row.past, row.past + len(row.ids)) for row in rows]
+        self._set("input_ids", np.concatenate([np.asarray(row.ids, dtype=np.int64) for row in rows]))
+        self._set("position_ids", np.concatenate(positions).astype(np.int64))
+        self._set("past_lens", [row.past for row in rows])
+        self._set("subsequence_begins", [0, *ends])
+        self._set("block_indices", [block for row in rows for block in row.blocks])
+        self._set("block_indices_begins", [0, *np.cumsum([len(row.blocks) for row in rows])])
+        self._set("max_context_len", max(row.past + len(row.ids) for row in rows))
+        self._set("scored", wanted or [0])
+        self._request.infer()
+        scores: NDArray[np.float32] = self._request.get_output_tensor(0).data
+        return scores.reshape(-1, self.vocabulary)[: len(wanted)]
+
+    def _set(self, name: str, values: Any) -> None:
+        kind = values.dtype if isinstance(values, np.ndarray) else np.int32
+        self._request.set_tensor(name, ov.Tensor(np.array(values, dtype=kind)))
+
+
+def _score_some(model: Any) -> None:
+    """Give the network an input `scored`: the places of the tokens whose scores are wanted. The others cost nothing."""
+    product = model.outputs[0].get_node().input_value(0).get_node()
+    if product.get_type_name() != "MatMul":
+        raise RuntimeError(f"its scores come from a {product.get_type_name()}")
+    scored = opset13.parameter([-1], np.int32, name="scored")
+    scored.output(0).set_names({"scored"})
+    states = opset13.gather(product.input_value(0), scored, opset13.constant(np.array(0, dtype=np.int64)))
+    product.input(0).replace_source_output(states.output(0))
+    model.add_parameters([scored])
+    model.validate_nodes_and_infer_types()
+
+
+def prepared(directory: Path, progress: Progress | None = None) -> Path:
+    """The folder with OpenVINO's form of a policy, made on first use: in the model directory, or where that cannot be
+    written, in the user's cache. `progress` is told how many tensors are written, of how many.
+
+    Raises `ModelError` for architectures that GGUF files are not written of, or OpenVINO does not read.
+    """
+    info = ModelInfo.load(directory, "policy")
+    name = f"{info.fingerprint}-{_FORMAT}"
+    own = directory / _FOLDER
+    places = [own, cache_dir() / _FOLDER]
+    for place in places:
+        if (place / name / _FACTS).is_file():
+            return place / name
+    place = next(filter(_is_writable, places), None)
+    if place is None:
+        raise ModelError(f"neither {places[0]} nor {places[1]} can be written, where OpenVINO's form of the model goes")
+    with tempfile.TemporaryDirectory(dir=place, prefix=".", ignore_cleanup_errors=True) as temporary:
+        _convert(directory, Path(temporary), progress)
+        if place == own:
+            for old in (folder for folder in place.iterdir() if not folder.name.startswith(".")):
+                shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):  # another process was first
+            Path(temporary).rename(place / name)
+    return place / name
+
+
+def _is_writable(place: Path) -> bool:
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            return True
+    except OSError:
+        return False
+
+
+def _convert(directory: Path, out: Path, progress: Progress | None) -> None:
+    file = out / "model.gguf"
+    export_gguf(directory, file, "q8_0", progress)
+    reader = gguf.GGUFReader(file)
+    architecture = reader.get_field("general.architecture").contents()
+    context = int(reader.get_field(f"{architecture}.context_length").contents())
+    del reader  # it holds the file open
+    try:
+        openvino_genai.LLMPipeline(str(file), "CPU", ATTENTION_BACKEND="SDPA", enable_save_ov_model=True)
+    except RuntimeError as error:
+        raise ModelError(f"{directory}: OpenVINO cannot read this model: {str(error).splitlines()[-1]}") from error
+    for left_over in (file, *out.glob("openvino_*tokenizer.*")):
+        left_over.unlink()
+    write_json(out / _FACTS, {"context": context})
+    out.chmod(0o755)
