@@ -209,10 +209,11 @@ async def _whole(state: ServerState, body: CompletionRequest, work: _Work) -> Te
         CompletionChoice(
             index=index,
             text=answer.text,
-            logprobs=completion_logprobs(tokenizer, answer.tokens, answer.logprobs)
-            if body.logprobs is not None
-            else None,
+            logprobs=None
+            if body.logprobs is None
+            else completion_logprobs(tokenizer, *answer.listed, as_ids=bool(body.return_tokens_as_token_ids)),
             finish_reason=answer.finish,
+            token_ids=answer.tokens if body.return_token_ids else None,
         )
         for index, answer in enumerate(answers)
     ]
