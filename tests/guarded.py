@@ -203,6 +203,8 @@ def guarded(
     judge = Judge(cast(Scorer, LengthScorer()), "judge") if judged else None
     app = guarded_app(engine, guard, limits=limits or ServerLimits(), judge=judge)
     with socket.socket() as listener:
+        # Connections have the buffer of their listener: a small one fills soon.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
         listener.bind(("127.0.0.1", 0))
         server = make_server(app, guard, engine, (1,))
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
