@@ -67,9 +67,9 @@ class KeyDesk:
         rate unless it was the client's own mistake.
         """
         ours = entry.broken or entry.status == 429
-        refused = entry.status >= 400 and entry.status != CLIENT_CLOSED
-        tokens = entry.prompt_tokens + entry.completion_tokens
-        await self._do(lambda: self._quotas.settle(key, taken, tokens, ours or refused, ours))
+        free = ours or (entry.status >= 400 and entry.status != CLIENT_CLOSED)
+        tokens = 0 if free else entry.prompt_tokens + entry.completion_tokens
+        await self._do(lambda: self._quotas.settle(key, taken, tokens, free, ours))
 
     def close(self) -> None:
         """Finish what is being written and close the file."""

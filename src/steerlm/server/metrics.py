@@ -66,8 +66,9 @@ class Metrics:
             self._errors.labels(entry.code).inc()
         if entry.left:
             self._left.inc()
-        if entry.sequences:
-            self._queue.observe(entry.waited)
+        if not entry.sequences:
+            return
+        self._queue.observe(entry.waited)
         self._prompt.inc(entry.prompt_tokens)
         self._cached.inc(entry.cached_tokens)
         self._completion.inc(entry.completion_tokens)

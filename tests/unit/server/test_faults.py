@@ -81,6 +81,7 @@ def test_a_client_that_leaves_the_queue_is_never_computed_for() -> None:
         eventually(lambda: server.guard.admission.waiting == 0)
         engine.hold.clear()
         assert read_all(first).startswith(b"HTTP/1.1 200")
+        first.close()
         eventually(server.is_free)
         assert engine.most == 1
         # The warm-up and the one request.
@@ -118,32 +119,30 @@ def test_a_request_counts_by_its_answers() -> None:
         status, _, answer = server.ask(CHAT, {**HELLO, "n": 7, "max_tokens": 2})
         assert (status, code_of(answer)) == (400, "too_many_sequences")
         grid = {"verbosity": [0, 1, 2], "humor": [0, 1]}
-        assert server.ask("/v1/steer/sweep", {**HELLO, "grid": grid, "max_tokens": 2})[0] == 200
+        status, _, answer = server.ask("/v1/steer/sweep", {**HELLO, "grid": grid, "max_tokens": 2})
+        assert status == 200, server.lines
         assert engine.most == 6
         eventually(lambda: len(server.requests()) == 2)
         line = server.requests()[-1]
         assert (line["sequences"], line["completion_tokens"], len(line["attributes"])) == (6, 12, 6)
         told = metrics(server)
-        assert [told["steerlm_steering_values_total", "verbosity", str(level)] for level in range(3)] == [2, 2, 2 + 1][
-            :3
-        ]
+        # What was refused is not counted.
+        assert [told["steerlm_steering_values_total", "verbosity", level] for level in "012"] == [2, 2, 2]
 
 
 def test_a_slow_reader_holds_no_place_and_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "READER_SECONDS", 0.5)
     engine = ScriptedEngine()
-    with guarded(engine, body_bytes=2**20) as server:
-        connection = socket.socket()
+    with guarded(engine) as server, socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", server.port))
-        # More than the buffers of both ends hold, which are a few MiB on this kind of connection.
-        connection.sendall(raw_post({**HELLO, "n": 32, "max_tokens": 1900, "stream": True}))
-        eventually(lambda: engine.tokens == 32 * 1900 + 1)
+        # Much more than the buffers of both ends hold, which `guarded` keeps small.
+        connection.sendall(raw_post({**HELLO, "n": 2, "max_tokens": 1900, "stream": True}))
+        eventually(lambda: engine.tokens == 2 * 1900 + 1)
         eventually(lambda: server.guard.admission.running == 0)
         eventually(server.is_free, "the end of a connection that nobody reads")
         eventually(lambda: len(server.requests()) == 1)
         assert server.requests()[0]["client_left"] is True
-        connection.close()
 
 
 def test_slow_headers_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +242,7 @@ def test_what_asks_for_too_much_is_refused_before_it_is_computed() -> None:
         ('"},{"event":"forged', None),
         ("", None),
         ("req_\xe9", None),
-        ("../../etc/passwd\t", None),
+        ("a\tb", None),
     ],
 )
 def test_a_request_has_our_id_whatever_the_client_calls_it(sent: str, noted: str | None) -> None:
@@ -266,6 +265,7 @@ def test_an_engine_that_breaks_is_told_in_both_forms() -> None:
         assert connection.recv(100)
         engine.broken = True
         rest = read_all(connection)
+        connection.close()
         assert b'"error":{' in rest
         assert b"[DONE]" not in rest
         status, _, answer = server.ask(CHAT, HELLO)
@@ -311,10 +311,10 @@ def test_what_is_logged_and_what_is_not() -> None:
 
 def test_names_that_clients_make_up_do_not_grow_the_metrics() -> None:
     with guarded(ScriptedEngine()) as server:
-        before = len(metrics(server))
-        for i in range(30):
+        samples = []
+        for i in range(10):
             server.ask(f"/v1/made-up-{i}", None, None, f"VERB{i}")
             server.ask(f"/v1/models/{i}")
-        after = metrics(server)
-        assert len(after) < before + 60
-        assert not any("made-up" in part or "VERB" in part for sample in after for part in sample)
+            samples.append(metrics(server).keys())
+        assert samples[2] == samples[-1]
+        assert not any("made-up" in part or "VERB" in part for sample in samples[-1] for part in sample)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from guarded import HELLO, Answer, ScriptedEngine, ask, code_of, eventually, guarded, serve_process
+from guarded import HELLO, Answer, Guarded, ScriptedEngine, ask, code_of, eventually, guarded, serve_process
+from processes import forkserver
 from steerlm.server import health
 from steerlm.server.database import open_database
 from steerlm.server.keys import Limits, create_key
@@ -30,11 +31,21 @@ def test_ready_only_after_a_first_token(monkeypatch: pytest.MonkeyPatch) -> None
         assert server.ask("/healthz")[0] == 200
         engine.broken = False
         eventually(lambda: server.ask("/readyz")[0] == 200)
-        server.guard.lifecycle.stop()
-        status, headers, answer = server.ask(CHAT, HELLO)
-        assert (status, code_of(answer), headers["retry-after"]) == (503, "server_stopping", "30")
-        assert server.ask("/readyz")[0] == 503
-        assert server.ask("/healthz")[0] == 200
+        engine.hold.set()
+        with ThreadPoolExecutor(1) as client:
+            under_way = client.submit(server.ask, CHAT, {**HELLO, "max_tokens": 1})
+            eventually(lambda: server.guard.lifecycle.busy == 1)
+            server.guard.lifecycle.stop()
+            _check_stopping(server)
+            engine.hold.clear()
+            assert under_way.result()[0] == 200
+
+
+def _check_stopping(server: Guarded) -> None:
+    status, headers, answer = server.ask(CHAT, HELLO)
+    assert (status, code_of(answer), headers["retry-after"]) == (503, "server_stopping", "30")
+    assert server.ask("/readyz")[0] == 503
+    assert server.ask("/healthz")[0] == 200
 
 
 class Process:
@@ -44,9 +55,8 @@ class Process:
         self.log = folder / "log"
         ready = folder / "port"
         ready.unlink(missing_ok=True)
-        context = multiprocessing.get_context("spawn")
         arguments = (ready, self.log, pause, {"drain_seconds": drain_seconds, "keys": keys})
-        self.process = context.Process(target=serve_process, args=arguments)
+        self.process = forkserver().Process(target=serve_process, args=arguments)
         self.process.start()
         eventually(lambda: ready.is_file() or not self.process.is_alive(), "a port")
         self.port = int(ready.read_text())
@@ -57,7 +67,7 @@ class Process:
 
     def begin(self, tokens: int, headers: str = "") -> socket.socket:
         """A streamed answer under way."""
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=60)
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=300)
         body = json.dumps({**HELLO, "max_tokens": tokens, "stream": True}).encode()
         head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{headers}"
         connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
@@ -68,7 +78,7 @@ class Process:
         os.kill(self.process.pid or 0, number)
 
     def code(self) -> int | None:
-        self.process.join(timeout=60)
+        self.process.join(timeout=300)
         return self.process.exitcode
 
 
