@@ -25,6 +25,8 @@ COMMANDS = {
     "eval": ("eval:eval_app", "Measure models: what they score, and whether they steer."),
     "export": ("export:export_app", "Write a trained model in another program's form."),
     "generate": ("generate:generate_command", "Answer a prompt with the attributes you ask for."),
+    "serve": ("serve:serve_command", "Serve a policy over OpenAI's API, to be steered by every request."),
+    "keys": ("keys:keys_app", "Make, list and revoke the API keys of a server."),
     "chat": ("chat:chat_command", "Talk to a policy in the terminal, with its attributes at hand."),
 }
 

@@ -1,0 +1,115 @@
+"""`steerlm serve`: an OpenAI-compatible server whose answers its users steer."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from steerlm.devices import pick_device
+from steerlm.server.guard_settings import GuardSettings
+from steerlm.server.limits import ServerLimits
+
+if TYPE_CHECKING:
+    from steerlm.server.judge import Judge
+
+
+def serve_command(
+    model: Path,
+    *,
+    attribute_model: Path | None = None,
+    name: str | None = None,
+    policy: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    guard: Annotated[GuardSettings | None, Parameter(name="*")] = None,
+    limits: Annotated[ServerLimits | None, Parameter(name="*")] = None,
+    device: str = "auto",
+) -> None:
+    """Serve a policy over OpenAI's API, to be steered by every request.
+
+    steerlm serve runs/quickstart/policy --attribute-model runs/quickstart/attributes
+
+    Clients use http://127.0.0.1:8000/v1; what can be asked for is at /docs. Without API keys (steerlm keys create) the
+    server answers to this machine only. The log is a line of JSON for each request, on stderr, without contents.
+    SIGTERM or Ctrl-C lets it finish what is under way; a second one ends it at once.
+
+    Parameters
+    ----------
+    model
+        Directory of a trained policy.
+    attribute_model
+        Directory of an attribute model, which measures and scores answers.
+    name
+        Name of the model in the API; without one, that of its directory.
+    policy
+        YAML file of the operator's rules: locked attributes, ranges, defaults, presets, system text.
+    host
+        Address to listen at; beyond this machine only with --keys or --insecure.
+    port
+        Port to listen at; 0 is any that is free.
+    guard
+        Who may use the server, and how much at a time.
+    limits
+        How much one request may ask for.
+    device
+        Torch device; auto takes a GPU where there is one.
+    """
+    from steerlm.server.access import check_binding
+    from steerlm.server.policy import OperatorPolicy
+
+    settings = guard or GuardSettings()
+    check_binding(host, settings.keys, settings.insecure)
+    rules = OperatorPolicy.load(policy) if policy else OperatorPolicy()
+
+    from steerlm.engines import TorchEngine
+    from steerlm.models.load import load_model
+    from steerlm.server.app import create_app
+    from steerlm.server.guard import Guard
+    from steerlm.server.logs import LogHandler
+    from steerlm.server.run import listen, make_server
+    from steerlm.server.state import ServerState
+    from steerlm.steering import prompt_ids
+
+    standing = Guard(settings)
+    logging.basicConfig(level=logging.WARNING, handlers=[LogHandler(standing.log)], force=True)
+    steered = load_model(model, "policy", pick_device(device))
+    engine = TorchEngine(steered)
+    judge = _judge(attribute_model, device) if attribute_model else None
+    state = ServerState(
+        steered,
+        engine,
+        name or model.resolve().name,
+        rules,
+        judge,
+        limits or ServerLimits(),
+        int(time.time()),
+        standing.admission,
+        standing.scoring,
+    )
+    app = create_app(state)
+    standing.around(app)
+    first = tuple(prompt_ids(steered, "Hello", steered.schema.defaults))
+    try:
+        with listen(host, port) as listener:
+            at = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+            told = Console(stderr=True, soft_wrap=True)
+            told.print(f"serving {state.name} at {at}/v1, described at {at}/docs", highlight=False, markup=False)
+            make_server(app, standing, engine, first).run([listener])
+    finally:
+        engine.close()
+        if judge is not None:
+            judge.close()
+        standing.close()
+
+
+def _judge(directory: Path, device: str) -> Judge:
+    from steerlm.annotation.scorer import Scorer
+    from steerlm.models.load import load_model
+    from steerlm.server.judge import Judge
+
+    return Judge(Scorer(load_model(directory, "attribute-model", pick_device(device))), directory.resolve().name)
