@@ -67,6 +67,7 @@ def make_server(app: FastAPI, guard: Guard, engine: Engine, prompt: tuple[int, .
         lifespan="off",
         log_config=None,
         access_log=False,
+        proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=1,
     )
