@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -84,8 +85,9 @@ class Process:
 
 def rest_of(connection: socket.socket) -> bytes:
     found = b""
-    while chunk := connection.recv(65536):
-        found += chunk
+    with connection, contextlib.suppress(ConnectionResetError):
+        while chunk := connection.recv(65536):
+            found += chunk
     return found
 
 
