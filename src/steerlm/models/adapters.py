@@ -111,9 +111,10 @@ def start_adapter(network: PreTrainedModel) -> None:
             local_part(layer.lora_magnitude_vector[_NAME].weight.detach())[0].copy_(lengths)
     for module in network.modules():
         if copies := getattr(module, "modules_to_save", None):
-            pairs = zip(copies[_NAME].parameters(), module.original_module.parameters(), strict=True)
-            for copy, original in pairs:
-                local_part(copy.detach())[0].copy_(local_part(original.detach())[0])
+            original = cast(nn.Module, module.original_module)
+            pairs = zip(copies[_NAME].parameters(), original.parameters(), strict=True)
+            for copy, source in pairs:
+                local_part(copy.detach())[0].copy_(local_part(source.detach())[0])
         if (adapter := getattr(module, "token_adapter", None)) is not None and adapter.tied_adapter is None:
             base = adapter.base_layer.weight
             rows = read_rows(base, torch.tensor(adapter.token_indices[_NAME], device=base.device))

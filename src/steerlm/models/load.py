@@ -215,8 +215,7 @@ def plain_head(network: PreTrainedModel) -> tuple[Tensor, Rows | None] | None:
     config = network.config.get_text_config()
     # What the models that transformers knows do to logits.
     changes = [getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")]
-    has_bias = len(list(head.parameters())) > 1
-    if not isinstance(head, nn.Linear) or has_bias or any(change not in (None, 1) for change in changes):
+    if not isinstance(head, nn.Linear) or head.bias is not None or any(change not in (None, 1) for change in changes):
         return None
     return head.weight, rows
 
