@@ -215,7 +215,8 @@ def plain_head(network: PreTrainedModel) -> tuple[Tensor, Rows | None] | None:
     config = network.config.get_text_config()
     # What the models that transformers knows do to logits.
     changes = [getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")]
-    if not isinstance(head, nn.Linear) or head.bias is not None or any(change not in (None, 1) for change in changes):
+    has_bias = getattr(head, "bias", None) is not None
+    if not isinstance(head, nn.Linear) or has_bias or any(change not in (None, 1) for change in changes):
         return None
     return head.weight, rows
 

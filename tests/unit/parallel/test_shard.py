@@ -70,7 +70,7 @@ def test_loaded_weights_are_those_of_an_ordinary_model(layout: str, in_processes
         for name, wanted in plain.items():
             assert_equal(found[name]["loaded"], wanted["loaded"])
             assert found[name]["new_tokens"] == wanted["new_tokens"]
-            assert len(wanted["new_tokens"]) > 0 or name == "llama judge"
+            assert len(wanted["new_tokens"]) > 0 or "judge" in name
 
 
 def test_no_process_holds_more_than_its_share(in_processes: Any, cases: dict[str, Case]) -> None:
