@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
@@ -85,10 +86,21 @@ class PolicyTask:
         self._others = [values for message in survey.sample if (values := self._labels(message))]
         self._bare = survey.responses - (survey.predicted if self.settings.labels == "predicted" else survey.labelled)
         if self._bare == survey.responses:
-            raise DataError(
-                "no response carries labels to condition on; run `steerlm annotate` on the data first, "
-                "or train with --labels ratings-first on rated data"
+            raise DataError(self._what_lacks(survey))
+
+    def _what_lacks(self, survey: Survey) -> str:
+        source = self.settings.data[0] if self.settings.data else Path("DATA.jsonl")
+        made = source.with_name(f"{source.name.split('.')[0]}.annotated.jsonl")
+        annotate = f"`steerlm annotate {source} --model ATTRIBUTE_MODEL --out {made}`, then train with --data {made}"
+        if survey.rated:
+            return (
+                "no response carries predicted labels to condition on, but people rated some: train with "
+                f"--labels ratings-first, or predict labels first: {annotate}"
             )
+        return (
+            "no response carries labels to condition on; predict them with an attribute model (`steerlm train "
+            f"attributes` makes one from rated data): {annotate}"
+        )
 
     def prepare(self, conversations: Sequence[Conversation], passes: Passes[Any]) -> dict[str, Any]:
         return {"responses_without_labels": self._bare}
@@ -209,20 +221,22 @@ class PolicyTask:
 def response_nll(model: SteerModel, batch: Batch, chunk: int) -> Tensor:
     """-log p of every trained token of a pack, [N], with logits of at most `chunk` tokens at a time."""
     rows_N, targets_N = batch.tensor(batch.pack.rows_N), batch.tensor(batch.pack.targets_N)
-    if (weight_VD := plain_head(model.network)) is not None:
-        return linear_nll(hidden_states(model.network, **batch.inputs())[0, rows_N], weight_VD, targets_N, chunk)
+    if (head := plain_head(model.network)) is not None:
+        weight_VD, rows = head
+        return linear_nll(hidden_states(model.network, **batch.inputs())[0, rows_N], weight_VD, targets_N, chunk, rows)
     logits_1NV = model.network(**batch.inputs(), logits_to_keep=rows_N, use_cache=False).logits
     return token_nll(logits_1NV[0], targets_N)
 
 
 def response_loss(model: SteerModel, batch: Batch, weights_N: Tensor, chunk: int) -> LossSum:
     """`weighted_nll` of `response_nll`, where nothing else is asked of the single tokens."""
-    weight_VD = plain_head(model.network)
-    if weight_VD is None:
+    head = plain_head(model.network)
+    if head is None:
         return weighted_nll(response_nll(model, batch, chunk), weights_N)
+    weight_VD, rows = head
     rows_N, targets_N = batch.tensor(batch.pack.rows_N), batch.tensor(batch.pack.targets_N)
     states_ND = hidden_states(model.network, **batch.inputs())[0, rows_N]
-    return linear_weighted_nll(states_ND, weight_VD, targets_N, weights_N, chunk)
+    return linear_weighted_nll(states_ND, weight_VD, targets_N, weights_N, chunk, rows)
 
 
 def weights_of_own(pack: Pack) -> Any:

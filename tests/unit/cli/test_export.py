@@ -10,8 +10,8 @@ from steerlm.attributes import STEERLM
 from steerlm.cli.main import run
 from steerlm.models.adapters import Lora
 from steerlm.models.directory import ModelInfo
-from steerlm.models.load import new_model, with_lora
-from tiny_lora import save_lora_base
+from steerlm.models.load import new_model
+from tiny_lora import save_lora_base, with_lora
 
 
 @pytest.fixture
