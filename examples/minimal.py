@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from steerlm.annotation import AnnotateSettings, annotate
-from steerlm.engines import Sampling, TorchEngine, complete
+from steerlm.engines import Sampling, TorchEngine, batch, complete
 from steerlm.sources.bundled import SAMPLE
 from steerlm.steering import asked_values, prompt_ids
 from steerlm.training.config import AttributeSettings, PolicySettings
@@ -44,7 +44,7 @@ def main(rated: Path, out: Path, base: str = "smollm2", max_steps: int | None = 
         prompt_ids(policy, "How does a bicycle stay upright?", asked_values(policy.schema, {"verbosity": level}))
         for level in levels
     ]
-    answers = complete(engine, prompts, Sampling(max_tokens=200))
+    answers = complete(engine, batch(prompts, Sampling(max_tokens=200)))
     return {level: answer.text for level, answer in zip(levels, answers, strict=True)}
 
 

@@ -87,7 +87,7 @@ def _train(
     for weight in [*network.parameters(), *network.buffers()]:
         local_part(weight.detach())[0].normal_(std=0.02)
     info = ModelInfo(kind_of(settings), settings.schema_of_attributes, "nemo")
-    model = SteerModel(network, None, info)  # type: ignore[arg-type]
+    model = SteerModel(info, None, network)  # type: ignore[arg-type]
     task = make_task(model, settings)
     optimizer = make_optimizer(network, settings)
     batch = Batch.of(pack, torch.device("cpu"))

@@ -21,6 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from steerlm.attributes import STEERLM, Schema
@@ -149,6 +151,12 @@ def qwen2(vocabulary: int, **changes: Any) -> PreTrainedModel:
     return Qwen2ForCausalLM(config).eval()
 
 
+def qwen3(vocabulary: int, **changes: Any) -> PreTrainedModel:
+    """Qwen3 normalises queries and keys, in heads of their own size."""
+    config = Qwen3Config(**{"vocab_size": vocabulary, **SHAPE, **PLAIN, "num_key_value_heads": 2, **changes})
+    return Qwen3ForCausalLM(config).eval()
+
+
 def mistral(vocabulary: int, **changes: Any) -> PreTrainedModel:
     """Mistral's attention sees only the last few tokens."""
     window = {"sliding_window": 7, "num_key_value_heads": 4}
@@ -156,7 +164,12 @@ def mistral(vocabulary: int, **changes: Any) -> PreTrainedModel:
     return MistralForCausalLM(config).eval()
 
 
-NETWORKS: dict[str, Callable[..., PreTrainedModel]] = {"llama": llama, "qwen2": qwen2, "mistral": mistral}
+NETWORKS: dict[str, Callable[..., PreTrainedModel]] = {
+    "llama": llama,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+    "mistral": mistral,
+}
 
 
 def spread(network: PreTrainedModel, seed: int = 0) -> PreTrainedModel:

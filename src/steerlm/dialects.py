@@ -169,6 +169,12 @@ class Renderer:
     def end_is_token(self) -> bool:
         return len(self.end_ids) == 1
 
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer: the end signal where it is a single one, and the tokenizer's own end of text."""
+        stops = [*(self.end_ids if self.end_is_token else ()), self.tokenizer.eos_token_id]
+        return tuple(dict.fromkeys(stop for stop in stops if stop is not None))
+
     def clean(self, text: str) -> str:
         """The form in which message text enters a prompt: trimmed, with no marker in it."""
         return self._broken_up(text.strip())

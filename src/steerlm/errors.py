@@ -27,6 +27,10 @@ class TrainingError(SteerLMError):
     """A training run cannot go on: a non-finite loss, a checkpoint that does not match."""
 
 
+class EngineError(SteerLMError):
+    """Generation failed, was closed, or a server behind it does not answer."""
+
+
 class StoppedError(SteerLMError):
     """A run ended early because it was asked to, by the signal of that number; what it did is saved."""
 

@@ -11,6 +11,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -241,19 +242,19 @@ class _Quickstart:
         names = [name for name in settings.attributes if name in policy.schema]
         if left_out := [name for name in settings.attributes if name not in names]:
             self.say(f"    not measured, as no label of the data names it: {', '.join(left_out)}")
-        engine = TorchEngine(policy)
-        room = engine.context - settings.max_tokens
-        fitting = [text for text in prompts if len(prompt_ids(policy, text, policy.schema.defaults)) <= room]
-        if len(fitting) < len(prompts):
-            self.say(f"    {len(prompts) - len(fitting)} prompts are too long for the model and left out")
-        results = measure_steering(
-            engine,
-            policy,
-            fitting,
-            names,
-            Sampling(max_tokens=settings.max_tokens, repetition_penalty=settings.repetition_penalty),
-            progress=lambda what: self.say(f"    answering {len(fitting)} prompts with {what}"),
-        )
+        with closing(TorchEngine(policy)) as engine:
+            room = engine.context - settings.max_tokens
+            fitting = [text for text in prompts if len(prompt_ids(policy, text, policy.schema.defaults)) <= room]
+            if len(fitting) < len(prompts):
+                self.say(f"    {len(prompts) - len(fitting)} prompts are too long for the model and left out")
+            results = measure_steering(
+                engine,
+                policy,
+                fitting,
+                names,
+                Sampling(max_tokens=settings.max_tokens, repetition_penalty=settings.repetition_penalty),
+                progress=lambda what: self.say(f"    answering {len(fitting)} prompts with {what}"),
+            )
         records = [{**result.row(), "answers": list(result.answers)} for result in results]
         write_json(file, {"key": key, "prompts": fitting, "results": records})
         return results

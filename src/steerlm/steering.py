@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from steerlm.attributes import Attribute, Schema
 from steerlm.conversation import Conversation, Message
 from steerlm.errors import SchemaError
-from steerlm.models.load import SteerModel
+from steerlm.models.prompting import Prompting
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def parse_assignments(schema: Schema, assignments: Iterable[str]) -> dict[str, i
 
 
 def prompt_ids(
-    model: SteerModel, prompt: str, values: Mapping[str, int], history: Sequence[Turn] = (), system: str | None = None
+    model: Prompting, prompt: str, values: Mapping[str, int], history: Sequence[Turn] = (), system: str | None = None
 ) -> list[int]:
     """Token ids after which the policy answers `prompt`. The labels of past turns stay as they were asked then."""
     messages: list[Message] = []

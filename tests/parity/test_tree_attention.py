@@ -176,7 +176,7 @@ def test_likelihoods_of_helpsteer(real_data: Path) -> None:
     assert report.responses == sum(len(tree.active) for tree in trees) > 20
     model = spread(NETWORKS["llama"](len(made.tokenizer)))
     use_tree_attention(model, "segments")
-    steerable = SteerModel(model, made, None)  # type: ignore[arg-type]
+    steerable = SteerModel(None, made, model)  # type: ignore[arg-type]
     found: dict[tuple[str, int], float] = {}
     with torch.no_grad():
         for item in pack(fitted, 1800):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -14,9 +15,10 @@ from rich.text import Text
 
 from steerlm.cli.sampling import SamplingFlags
 from steerlm.devices import pick_device
-from steerlm.engines import Engine, Sampling, TorchEngine
+from steerlm.engines import Engine, Sampling, TorchEngine, batch, stream
 from steerlm.errors import ConfigError, SteerLMError
-from steerlm.models.load import SteerModel, load_model
+from steerlm.models.load import load_model
+from steerlm.models.prompting import Prompting
 from steerlm.steering import Turn, asked_values, parse_assignments, prompt_ids
 
 HELP = """/set NAME VALUE   set an attribute for the answers to come (VALUE none: leave it unset)
@@ -31,7 +33,7 @@ HELP = """/set NAME VALUE   set an attribute for the answers to come (VALUE none
 class ChatSession:
     """A conversation with a policy: its turns, each with the values it was answered with, and those asked for now."""
 
-    model: SteerModel
+    model: Prompting
     engine: Engine
     sampling: Sampling
     asked: dict[str, int | None] = field(default_factory=dict)
@@ -45,7 +47,7 @@ class ChatSession:
         while len(ids := prompt_ids(self.model, prompt, values, self.history, self.system)) > room and self.history:
             self.history.pop(0)
         shown = []
-        for piece in self.engine.stream([ids], self.sampling):
+        for piece in stream(self.engine, batch([ids], self.sampling)):
             shown.append(piece.text)
             show(piece.text)
         text = "".join(shown)
@@ -108,10 +110,11 @@ def chat_command(
     """
     chosen = (sampling or SamplingFlags()).sampling()
     policy = load_model(model, "policy", pick_device(device))
-    session = ChatSession(policy, TorchEngine(policy), chosen, parse_assignments(policy.schema, set_ or []), system)
+    asked = parse_assignments(policy.schema, set_ or [])
     console = Console()
     console.print(f"{model}: /help for commands, Ctrl-D to leave", style="dim", highlight=False)
-    talk(session, console, _lines(console))
+    with closing(TorchEngine(policy)) as engine:
+        talk(ChatSession(policy, engine, chosen, asked, system), console, _lines(console))
 
 
 def talk(session: ChatSession, console: Console, lines: Iterable[str]) -> None:

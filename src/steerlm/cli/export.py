@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
 from rich.console import Console
+from rich.progress import Progress
 
+from steerlm.checkpoints.gguf import Quantization, export_gguf
 from steerlm.checkpoints.huggingface import export_hf
 
 export_app = App(name="export", help="Write a trained model in another program's form.")
@@ -31,3 +34,36 @@ def export_hf_command(model: Path, *, out: Path) -> None:
     exported = export_hf(model, out)
     console = Console(stderr=True, soft_wrap=True)
     console.print(f"saved {exported.info.kind} {exported.info.fingerprint} to {out}", highlight=False, markup=False)
+
+
+@export_app.command(name="gguf")
+def export_gguf_command(
+    model: Path, *, out: Path, quantization: Annotated[Quantization, Parameter(name="--type")] = "q8_0"
+) -> None:
+    """Write a policy as a GGUF file, for llama.cpp, Ollama, LM Studio and others.
+
+    steerlm export gguf runs/quickstart/policy --out policy.gguf
+
+    The file has the weights, the tokenizer and the chat template of a Llama, Qwen2 or Qwen3 model; an adapter is
+    merged into its base model. A file that is there already is replaced.
+
+    Parameters
+    ----------
+    model
+        Directory of a trained policy.
+    out
+        File to write; its name ends in .gguf.
+    quantization
+        How matrices are stored: q8_0 (8-bit integers with a scale for every 32) or f16.
+    """
+    console = Console(stderr=True, soft_wrap=True)
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(f"writing {out.name}", total=None)
+        written = export_gguf(
+            model, out, quantization, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    for warning in written.warnings:
+        console.print(f"warning: {warning}", highlight=False, markup=False, style="yellow")
+    console.print(
+        f"saved {written.tensors} tensors, {written.bytes / 1e6:,.1f} MB, to {out}", highlight=False, markup=False
+    )

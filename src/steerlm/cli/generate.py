@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from steerlm.cli.sampling import SamplingFlags
 from steerlm.devices import pick_device
-from steerlm.engines import Completion, TorchEngine, complete
+from steerlm.engines import Completion, TorchEngine, batch, complete
 from steerlm.errors import ConfigError
 from steerlm.models.load import load_model
 from steerlm.steering import asked_values, attribute_of, parse_assignments, prompt_ids
@@ -68,9 +69,9 @@ def generate_command(
         raise ConfigError(f"{sweep} is both set and swept; choose one")
     levels = attribute_of(policy.schema, sweep).levels if sweep else [None]
     settings = [asked_values(policy.schema, {**asked, **({sweep: level} if sweep else {})}) for level in levels]
-    engine = TorchEngine(policy)
     prompts = [prompt_ids(policy, prompt, values, system=system) for values in settings for _ in range(n)]
-    answers = complete(engine, prompts, chosen)
+    with closing(TorchEngine(policy)) as engine:
+        answers = complete(engine, batch(prompts, chosen))
     rows = [(values, answers[index * n : (index + 1) * n]) for index, values in enumerate(settings)]
     if json_:
         print(json.dumps([_record(values, found) for values, found in rows], ensure_ascii=False, indent=2))

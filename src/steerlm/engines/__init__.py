@@ -1,6 +1,29 @@
-"""Generation: token-id prompts and sampling parameters in, a stream of tokens with text and finish reason out."""
+"""Generation: token-id prompts and sampling parameters in, pieces of the answers out as they come."""
 
-from steerlm.engines.base import Completion, Engine, Piece, Sampling, complete
+from steerlm.engines.base import (
+    Completion,
+    Engine,
+    Guidance,
+    Piece,
+    Request,
+    Sampling,
+    batch,
+    complete,
+    stream,
+    stream_async,
+)
 from steerlm.engines.torch import TorchEngine
 
-__all__ = ["Completion", "Engine", "Piece", "Sampling", "TorchEngine", "complete"]
+__all__ = [
+    "Completion",
+    "Engine",
+    "Guidance",
+    "Piece",
+    "Request",
+    "Sampling",
+    "TorchEngine",
+    "batch",
+    "complete",
+    "stream",
+    "stream_async",
+]

@@ -1,12 +1,14 @@
-"""The small interface behind which engines differ."""
+"""The small interface behind which engines differ: requests in, pieces of their answers out, as they come."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from queue import SimpleQueue
 from typing import Literal, NamedTuple, Protocol
 
-from steerlm.errors import ConfigError
+from steerlm.errors import ConfigError, SteerLMError
 
 Finish = Literal["stop", "length"]
 
@@ -15,9 +17,9 @@ Finish = Literal["stop", "length"]
 class Sampling:
     """How to choose tokens. Temperature 0 is greedy; top_k 0 and top_p 1 leave all tokens in play.
 
-    Request `i` of a batch draws from its own generator, seeded with `seed + i`, so that it does not depend on what
-    else is in the batch. The repetition penalty counts the tokens of the answer only. Text stops before any of
-    `stop`, which is never shown.
+    A request draws from its own generator, so that what it gets does not depend on what else is computed with it.
+    The repetition penalty counts the tokens of the answer only. Text stops before any of `stop`, which is never
+    shown. `logprobs` asks for the log-probability of each token and of that many of the likeliest, before temperature.
     """
 
     max_tokens: int = 512
@@ -27,6 +29,8 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    min_tokens: int = 0
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -41,17 +45,60 @@ class Sampling:
             raise ConfigError(f"repetition_penalty={self.repetition_penalty} must be above 0")
         if any(not text for text in self.stop):
             raise ConfigError("a stop string must not be empty")
+        if not 0 <= self.min_tokens <= self.max_tokens:
+            raise ConfigError(f"min_tokens={self.min_tokens} must lie between 0 and max_tokens={self.max_tokens}")
+        if self.logprobs is not None and not 0 <= self.logprobs <= 20:
+            raise ConfigError(f"logprobs={self.logprobs} must lie between 0 and 20")
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """Steering made stronger: scores are pushed from those after `prompt` (the same conversation under the model's
+    default setting) towards those after the request's own, by `factor`: other + factor * (own - other). 1 is none.
+    """
+
+    prompt: tuple[int, ...]
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One answer to generate: token ids to continue, and how."""
+
+    prompt: tuple[int, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    guidance: Guidance | None = None
+
+
+def batch(prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Request]:
+    """A request for each prompt; request `i` draws with seed `sampling.seed + i`."""
+    return [Request(tuple(ids), replace(sampling, seed=sampling.seed + i)) for i, ids in enumerate(prompts)]
+
+
+class TokenLogprob(NamedTuple):
+    """Log-probability of a token in nats, and the likeliest tokens at its place with theirs."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
 
 
 class Piece(NamedTuple):
     """The next piece of an answer: text that is certain by now (may be empty), the token behind it, and, with the
-    last piece, why it ended. `request` is the number of its prompt.
+    last piece, why it ended. `request` is the number of its request among those submitted with it; `cached` is how
+    many tokens of the prompt were not computed again.
     """
 
     request: int
     token: int
     text: str
     finish: Finish | None = None
+    logprob: TokenLogprob | None = None
+    cached: int = 0
+
+
+Deliver = Callable[[Piece | SteerLMError], None]
+"""Takes the pieces of a submission in order, from a thread of the engine: it must be quick and must not raise. An
+error is the last thing that it is given."""
 
 
 class Engine(Protocol):
@@ -60,8 +107,53 @@ class Engine(Protocol):
     context: int
     """Most tokens that prompt and answer may have together."""
 
-    def stream(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Piece]:
-        """Continue all prompts at once, yielding pieces as they come. Raises `ConfigError` where one is too long."""
+    def submit(self, requests: Sequence[Request], deliver: Deliver) -> Callable[[], None]:
+        """Begin to answer; requests submitted together share the computation of what their prompts begin with.
+
+        Returns what cancels those that have not ended: nothing more is delivered of them, and their memory is freed.
+        Raises `ConfigError` where a prompt is too long or the engine lacks what is asked for.
+        """
+
+    def close(self) -> None:
+        """Stop everything and free the model. Unfinished submissions get an error."""
+
+
+def stream(engine: Engine, requests: Sequence[Request]) -> Iterator[Piece]:
+    """The pieces of all answers as they come. Leaving the iterator early cancels the rest."""
+    arrived: SimpleQueue[Piece | SteerLMError] = SimpleQueue()
+    cancel = engine.submit(requests, arrived.put)
+    try:
+        going = len(requests)
+        while going:
+            piece = arrived.get()
+            if isinstance(piece, SteerLMError):
+                raise piece
+            going -= piece.finish is not None
+            yield piece
+    finally:
+        cancel()
+
+
+async def stream_async(engine: Engine, requests: Sequence[Request]) -> AsyncIterator[Piece]:
+    """As `stream`, for an event loop."""
+    loop = asyncio.get_running_loop()
+    arrived: asyncio.Queue[Piece | SteerLMError] = asyncio.Queue()
+
+    def deliver(piece: Piece | SteerLMError) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(arrived.put_nowait, piece)
+
+    cancel = engine.submit(requests, deliver)
+    try:
+        going = len(requests)
+        while going:
+            piece = await arrived.get()
+            if isinstance(piece, SteerLMError):
+                raise piece
+            going -= piece.finish is not None
+            yield piece
+    finally:
+        cancel()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +165,12 @@ class Completion:
     finish: Finish
 
 
-def complete(engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
-    """Run an engine to the end."""
-    texts: list[list[str]] = [[] for _ in prompts]
-    tokens: list[list[int]] = [[] for _ in prompts]
-    finish: list[Finish] = ["length" for _ in prompts]
-    for piece in engine.stream(prompts, sampling):
+def complete(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
+    """Run requests to their end."""
+    texts: list[list[str]] = [[] for _ in requests]
+    tokens: list[list[int]] = [[] for _ in requests]
+    finish: list[Finish] = ["length" for _ in requests]
+    for piece in stream(engine, requests):
         texts[piece.request].append(piece.text)
         tokens[piece.request].append(piece.token)
         if piece.finish:
@@ -86,3 +178,16 @@ def complete(engine: Engine, prompts: Sequence[Sequence[int]], sampling: Samplin
     return [
         Completion("".join(text).strip(), tuple(ids), why) for text, ids, why in zip(texts, tokens, finish, strict=True)
     ]
+
+
+def check_room(request: Request, context: int) -> None:
+    """Raise `ConfigError` where a prompt is empty, or prompt and answer together exceed the context."""
+    prompts = [request.prompt, *([request.guidance.prompt] if request.guidance else [])]
+    if not all(prompts):
+        raise ConfigError("an empty prompt cannot be continued")
+    longest = max(map(len, prompts))
+    if longest + request.sampling.max_tokens > context:
+        raise ConfigError(
+            f"a prompt of {longest} tokens and {request.sampling.max_tokens} to generate exceed the model's context of "
+            f"{context}; shorten the conversation or lower max_tokens"
+        )

@@ -1,122 +1,258 @@
-"""Generation with transformers: any architecture, any device; the reference of the other engines.
+"""Generation with transformers: any decoder that attends, any device; the reference of the other engines.
 
-Shapes: B requests of a batch, T tokens, V vocabulary.
+Shapes: B rows of a batch (a request has one, with guidance two), T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import cast
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-    LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionCacheLayerMixin
 
-from steerlm.engines.base import Finish, Piece, Sampling
-from steerlm.engines.text import TextStream
-from steerlm.errors import ConfigError
+from steerlm.engines.base import Guidance, Request
+from steerlm.engines.choosing import Chooser, choose
+from steerlm.engines.prefixes import Part, share
+from steerlm.engines.runner import Runner, Token
+from steerlm.engines.states import States, StateStore, row_states, stack
+from steerlm.errors import ModelError
+from steerlm.models.base import embedding_weight
 from steerlm.models.load import SteerModel
 
 
-class TorchEngine:
-    """See `steerlm.engines.base.Engine`. Batches are padded on the left; finished requests leave the batch."""
+@dataclass(eq=False, slots=True)
+class _Answer:
+    """A request being answered. `parts` are the prompts of its rows, `place` is its first row in the batch."""
 
-    def __init__(self, model: SteerModel, max_batch: int = 64) -> None:
-        self.model = model
-        self.max_batch = max_batch
-        self.context = int(getattr(model.network.config, "max_position_embeddings", 1 << 30))
-        stops = model.network.generation_config.eos_token_id
-        self._end_ids = frozenset([stops] if isinstance(stops, int) else stops or [])
+    key: int
+    request: Request
+    parts: list[Part]
+    chooser: Chooser
+    logits: list[Tensor | None] = field(default_factory=list)
+    place: int | None = None
+
+    def ids(self, row: int) -> list[int]:
+        """The tokens of a row whose states are known: all but the one chosen last."""
+        return [*self.parts[row].ids, *self.chooser.made[:-1]]
+
+
+class TorchCore:
+    """Continuous batching: requests join the batch when their prompts are computed, and leave it when they end.
+
+    Rows of the batch are aligned at their ends. What joins or leaves lays the batch out anew, so that columns which
+    are padding for everyone are gone.
+    """
+
+    def __init__(self, model: SteerModel, max_batch: int, kept_tokens: int, chunk: int) -> None:
+        config = model.network.config.get_text_config()
+        layers = DynamicCache(config=config).layers
+        if any(
+            isinstance(layer, LinearAttentionCacheLayerMixin) or not isinstance(layer, DynamicLayer) for layer in layers
+        ):
+            raise ModelError(
+                f"{type(model.network).__name__} does not only attend, which the torch engine asks of a model"
+            )
+        self.context = int(getattr(config, "max_position_embeddings", 1 << 30))
+        self.vocabulary = embedding_weight(model.network).shape[0]
+        self._network = model.network
+        self._device = model.device
+        self._stop_ids = model.renderer.stop_ids
+        self._max_batch = max_batch
+        self._chunk = chunk
+        self._store = StateStore(kept_tokens)
+        self._known: dict[int, _Answer] = {}
+        self._waiting: list[_Answer] = []
+        self._starting: list[_Answer] = []
+        self._joining: list[_Answer] = []
+        self._running: list[_Answer] = []
+        self._cache: Cache | None = None
+
+    def check(self, request: Request) -> None:
+        """Everything that can be asked for can be done."""
+
+    def add(self, requests: Sequence[tuple[int, Request]]) -> None:
+        prompts = [[r.prompt, *([r.guidance.prompt] if r.guidance else [])] for _, r in requests]
+        parts = iter(share([ids for rows in prompts for ids in rows]))
+        for (key, request), rows in zip(requests, prompts, strict=True):
+            chooser = Chooser(request.sampling, self._stop_ids)
+            answer = _Answer(key, request, [next(parts) for _ in rows], chooser, [None] * len(rows))
+            self._known[key] = answer
+            self._waiting.append(answer)
+
+    def drop(self, key: int) -> None:
+        answer = self._known.pop(key, None)
+        if answer is None:
+            return
+        for row, part in enumerate(answer.parts):
+            if answer.place is None:
+                self._store.put(part.ids[: part.done], part.states)
+            else:
+                self._store.put(answer.ids(row), self._row(answer, row))
 
     @torch.inference_mode()
-    def stream(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[Piece]:
-        longest = max(map(len, prompts), default=0)
-        if longest + sampling.max_tokens > self.context:
-            raise ConfigError(
-                f"a prompt of {longest} tokens and {sampling.max_tokens} to generate exceed the model's context of "
-                f"{self.context}; shorten the conversation or lower max_tokens"
-            )
-        for start in range(0, len(prompts), self.max_batch):
-            for piece in self._batch(prompts[start : start + self.max_batch], sampling, sampling.seed + start):
-                yield piece._replace(request=piece.request + start)
+    def step(self) -> list[Token]:
+        self._waiting = self._still(self._waiting)
+        self._starting = self._still(self._starting)
+        self._rearrange()
+        made = self._decode() if self._running else []
+        self._admit()
+        return made + self._prefill() if self._starting else made
 
-    def _batch(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> Iterator[Piece]:
-        device = self.model.device
-        renderer = self.model.renderer
-        stop = sampling.stop if renderer.end_is_token else (*sampling.stop, renderer.dialect.end)
-        texts = [TextStream(renderer.tokenizer, stop) for _ in prompts]
-        generators = [torch.Generator().manual_seed(seed + index) for index in range(len(prompts))]
-        width = max(map(len, prompts))
-        ids_BT = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts], device=device)
-        mask_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
-        alive = list(range(len(prompts)))
-        cache = DynamicCache(config=self.model.network.config)
-        new_BT = ids_BT
-        processors = _processors(sampling, width)
-        for count in range(1, sampling.max_tokens + 1):
-            positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)[:, -new_BT.shape[1] :]
-            logits_BV = self.model.network(
-                input_ids=new_BT,
-                attention_mask=mask_BT,
-                position_ids=positions_BT,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
-            scores_BV = processors(cast(torch.LongTensor, ids_BT), cast(torch.FloatTensor, logits_BV.float()))
-            chosen_B = _choose(scores_BV, sampling, [generators[index] for index in alive])
-            going: list[int] = []
-            for row, (index, token) in enumerate(zip(alive, chosen_B.tolist(), strict=True)):
-                piece = self._piece(index, token, texts[index], count == sampling.max_tokens)
-                if piece.finish is None:
-                    going.append(row)
-                yield piece
-            if not going:
-                return
-            new_BT = chosen_B[:, None]
-            ids_BT = torch.cat([ids_BT, new_BT], dim=1)
-            mask_BT = torch.cat([mask_BT, torch.ones_like(new_BT)], dim=1)
-            if len(going) < len(alive):
-                kept_B = torch.tensor(going, device=device)
-                cache.batch_select_indices(kept_B)
-                new_BT, ids_BT, mask_BT = new_BT[kept_B], ids_BT[kept_B], mask_BT[kept_B]
-                alive = [alive[row] for row in going]
+    def close(self) -> None:
+        self._store.clear()
+        self._cache = None
+        self._known.clear()
+        for answers in (self._waiting, self._starting, self._joining, self._running):
+            answers.clear()
+        del self._network
 
-    def _piece(self, index: int, token: int, text: TextStream, is_last: bool) -> Piece:
-        if token in self._end_ids:
-            return Piece(index, token, text.finish(), "stop")
-        shown = text.push(token)
-        finish: Finish | None = "stop" if text.stopped else "length" if is_last else None
-        return Piece(index, token, shown + (text.finish() if finish == "length" else ""), finish)
+    def _still(self, answers: Sequence[_Answer]) -> list[_Answer]:
+        return [answer for answer in answers if answer.key in self._known]
+
+    def _row(self, answer: _Answer, row: int) -> States:
+        """The states of a row of the running batch."""
+        assert self._cache is not None
+        assert answer.place is not None
+        width = self._cache.get_seq_length()
+        return row_states(self._cache, answer.place + row, width - len(answer.ids(row)), width)
+
+    def _rearrange(self) -> None:
+        """Lay the batch out anew where it has lost rows or gets some."""
+        kept, new = self._still(self._running), self._still(self._joining)
+        if new or len(kept) < len(self._running):
+            rows = [self._row(answer, row) for answer in kept for row in range(len(answer.parts))]
+            rows += [part.states for answer in new for part in answer.parts]
+            self._cache = stack(rows) if rows else None
+            self._running = [*kept, *new]
+            place = 0
+            for answer in self._running:
+                answer.place = place
+                place += len(answer.parts)
+            for answer in new:
+                for part in answer.parts:
+                    part.states = ()
+        self._joining = []
+
+    def _decode(self) -> list[Token]:
+        assert self._cache is not None
+        width = self._cache.get_seq_length()
+        lengths = [len(answer.ids(row)) for answer in self._running for row in range(len(answer.parts))]
+        last = [answer.chooser.made[-1] for answer in self._running for _ in answer.parts]
+        lengths_B1 = torch.tensor(lengths, device=self._device)[:, None]
+        logits_BV = self._network(
+            input_ids=torch.tensor(last, device=self._device)[:, None],
+            attention_mask=(torch.arange(width + 1, device=self._device) >= width - lengths_B1).long(),
+            position_ids=lengths_B1,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        return _chosen(self._running, logits_BV)
+
+    def _admit(self) -> None:
+        """Let requests begin that fit in the batch."""
+        used = sum(len(answer.parts) for answer in (*self._still(self._running), *self._starting))
+        while self._waiting and (not used or used + len(self._waiting[0].parts) <= self._max_batch):
+            answer = self._waiting.pop(0)
+            used += len(answer.parts)
+            self._starting.append(answer)
+
+    def _prefill(self) -> list[Token]:
+        """Compute the next tokens of prompts; returns the first token of those that are done."""
+        chunks = self._next_chunks()
+        parts = list(chunks)
+        past = [part.done for part in parts]
+        wide, long = max(past), max(chunks.values())
+        cache = stack([part.states for part in parts])
+        ids_BT = torch.tensor(
+            [[*part.ids[part.done : part.done + size], *[0] * (long - size)] for part, size in chunks.items()]
+        )
+        past_B1 = torch.tensor(past)[:, None]
+        size_B1 = torch.tensor(list(chunks.values()))[:, None]
+        columns = torch.arange(wide + long)
+        mask_BT = (columns >= wide - past_B1) & (columns < wide + size_B1)
+        ends = sorted({size - 1 for size in chunks.values()})
+        logits_BTV = self._network(
+            input_ids=ids_BT.to(self._device),
+            attention_mask=mask_BT.long().to(self._device),
+            position_ids=(past_B1 + torch.arange(long).minimum(size_B1 - 1)).to(self._device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=torch.tensor(ends, device=self._device),
+        ).logits
+        logits: dict[Part, Tensor] = {}
+        for row, (part, size) in enumerate(chunks.items()):
+            part.states = row_states(cache, row, wide - past[row], wide + size)
+            logits[part] = logits_BTV[row, ends.index(size - 1)]
+        for answer in self._starting:
+            for number, part in enumerate(answer.parts):
+                answer.logits[number] = logits.get(part, answer.logits[number])
+        return self._begun()
+
+    def _next_chunks(self) -> dict[Part, int]:
+        """How many tokens of which parts to compute now."""
+        chunks: dict[Part, int] = {}
+        room = self._chunk
+        for part in (part.next() for answer in self._starting for part in answer.parts if not part.finished):
+            if part in chunks:
+                continue
+            if not part.done:
+                part.start(self._store)
+            size = min(len(part.ids) - part.done, room)
+            # Short rows beside a long one are mostly padding.
+            if chunks and max(size, *chunks.values()) * (len(chunks) + 1) > 2 * self._chunk:
+                break
+            chunks[part] = size
+            room -= size
+            if not room:
+                break
+        return chunks
+
+    def _begun(self) -> list[Token]:
+        begun = [answer for answer in self._starting if all(part.finished for part in answer.parts)]
+        if not begun:
+            return []
+        self._starting = [answer for answer in self._starting if answer not in begun]
+        self._joining += begun
+        logits_BV = torch.stack([row for answer in begun for row in answer.logits if row is not None])
+        for answer in begun:
+            answer.logits = []
+        return _chosen(begun, logits_BV)
 
 
-def _processors(sampling: Sampling, width: int) -> LogitsProcessorList:
-    """What changes the scores, in the order of the field. `width` is that of the padded prompts."""
-    found = LogitsProcessorList()
-    if sampling.repetition_penalty != 1:
-        # The prompt is left out: it holds the end signal of earlier turns, and padding that depends on the batch.
-        found.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty, prompt_ignore_length=width))
-    if sampling.temperature > 0:
-        if sampling.temperature != 1:
-            found.append(TemperatureLogitsWarper(sampling.temperature))
-        if sampling.top_k:
-            found.append(TopKLogitsWarper(sampling.top_k))
-        if sampling.top_p < 1:
-            found.append(TopPLogitsWarper(sampling.top_p))
-    return found
+def _chosen(answers: Sequence[_Answer], logits_BV: Tensor) -> list[Token]:
+    """The next token of each answer, from the scores of its rows."""
+    if any(answer.request.guidance for answer in answers):
+        rows = iter(logits_BV)
+        logits_BV = torch.stack([_guided(answer.request.guidance, rows) for answer in answers])
+    found = choose(logits_BV, [answer.chooser for answer in answers])
+    return [
+        Token(answer.key, token, logprob, answer.parts[0].cached)
+        for answer, (token, logprob) in zip(answers, found, strict=True)
+    ]
 
 
-def _choose(logits_BV: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
-    """The next token of each request, [B]."""
-    if sampling.temperature == 0:
-        return logits_BV.argmax(dim=-1)
-    chances_BV = logits_BV.softmax(dim=-1).cpu()
-    drawn = [torch.multinomial(row, 1, generator=draw) for row, draw in zip(chances_BV, generators, strict=True)]
-    return torch.cat(drawn).to(logits_BV.device)
+def _guided(guidance: Guidance | None, rows: Iterator[Tensor]) -> Tensor:
+    own = next(rows)
+    if guidance is None:
+        return own
+    other = next(rows)
+    return other + guidance.factor * (own - other)
+
+
+class TorchEngine(Runner):
+    """See `steerlm.engines.base.Engine`.
+
+    max_batch     rows computed together; further requests wait
+    kept_tokens   tokens of ended answers and their prompts whose states are kept, for the next turn to go on from
+    chunk         tokens of prompts computed between two steps of answers under way; by default what suits the device
+    """
+
+    def __init__(
+        self, model: SteerModel, max_batch: int = 64, kept_tokens: int = 8192, chunk: int | None = None
+    ) -> None:
+        size = chunk or (512 if model.device.type == "cpu" else 4096)
+        super().__init__(TorchCore(model, max_batch, kept_tokens, size), model.renderer)

@@ -12,10 +12,10 @@ import textstat
 from rich.table import Table
 from rich.text import Text
 
-from steerlm.engines import Engine, Sampling, complete
+from steerlm.engines import Engine, Sampling, batch, complete
 from steerlm.errors import DataError
 from steerlm.evaluation.bootstrap import Estimate, bootstrap
-from steerlm.models.load import SteerModel
+from steerlm.models.prompting import Prompting
 from steerlm.steering import asked_values, prompt_ids
 
 EXAMPLE_WIDTH = 34
@@ -59,7 +59,7 @@ def reading_grade(text: str) -> float:
 
 def measure_steering(
     engine: Engine,
-    model: SteerModel,
+    model: Prompting,
     prompts: Sequence[str],
     attributes: Sequence[str],
     sampling: Sampling,
@@ -75,9 +75,8 @@ def measure_steering(
         progress(f"{name} at {', '.join(map(str, scale))}")
         # All levels go in together: a batch costs little more than its longest answer.
         asked = [asked_values(model.schema, {name: level}) for level in scale]
-        found = complete(
-            engine, [prompt_ids(model, prompt, values) for values in asked for prompt in prompts], sampling
-        )
+        asking = [prompt_ids(model, prompt, values) for values in asked for prompt in prompts]
+        found = complete(engine, batch(asking, sampling))
         for number, level in enumerate(scale):
             answers = found[number * len(prompts) : (number + 1) * len(prompts)]
             cut = sum(answer.finish == "length" for answer in answers)

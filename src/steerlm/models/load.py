@@ -32,6 +32,7 @@ from steerlm.models.base import (
     weights_digest,
 )
 from steerlm.models.directory import ADAPTER_CONFIG, Base, Kind, ModelInfo, weights_fingerprint
+from steerlm.models.prompting import Prompting, load_prompting
 
 # What an earlier save may have left in a directory, of which a new one may have other files.
 _WEIGHTS = (
@@ -41,18 +42,12 @@ _WEIGHTS = (
 
 
 @dataclass(frozen=True)
-class SteerModel:
+class SteerModel(Prompting):
     """A network with its renderer and its description; what training yields and every later step loads."""
 
     network: PreTrainedModel
-    renderer: Renderer
-    info: ModelInfo
     new_tokens: tuple[int, ...] = ()
     """Ids of tokens that were just added and know nothing yet."""
-
-    @property
-    def schema(self) -> Schema:
-        return self.info.schema
 
     @property
     def device(self) -> torch.device:
@@ -142,7 +137,7 @@ def start_model(
     renderer = Renderer(DIALECTS[dialect], tokenizer, schema)
     _set_special_tokens(network, renderer, kind)
     info = ModelInfo(kind=kind, schema=schema, dialect=dialect, system=system)
-    return SteerModel(network, renderer, info, tuple(spelled)), spelled
+    return SteerModel(info, renderer, network, tuple(spelled)), spelled
 
 
 def load_model(directory: str | Path, kind: Kind, device: str | torch.device = "cpu") -> SteerModel:
@@ -150,9 +145,8 @@ def load_model(directory: str | Path, kind: Kind, device: str | torch.device = "
 
     Raises `ModelError` where the directory is not one of that kind, or the base of an adapter is missing or another.
     """
-    info = ModelInfo.load(directory, kind)
-    tokenizer = load_tokenizer(directory)
-    renderer = Renderer(DIALECTS[info.dialect], tokenizer, info.schema)
+    prompting = load_prompting(directory, kind)
+    info, renderer = prompting.info, prompting.renderer
     if info.base is not None:
         network = _merged(Path(directory), info, info.base, renderer)
     elif kind == "policy":
@@ -162,7 +156,7 @@ def load_model(directory: str | Path, kind: Kind, device: str | torch.device = "
             network = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
     network.to(device)  # type: ignore[arg-type]
     network.train(mode=False)
-    return SteerModel(network, renderer, info)
+    return SteerModel(info, renderer, network)
 
 
 def with_lora(model: SteerModel, base: str | Path, lora: Lora, frozen_layers: str | None = None) -> SteerModel:
@@ -245,10 +239,8 @@ def head_settings(schema: Schema) -> dict[str, Any]:
 def _set_special_tokens(network: PreTrainedModel, renderer: Renderer, kind: Kind) -> None:
     """Let bare transformers stop at the end signal, and never take the score position for padding."""
     tokenizer: PreTrainedTokenizerBase = renderer.tokenizer
-    end = renderer.end_ids
     if kind == "policy":
-        stops = [*end, tokenizer.eos_token_id] if len(end) == 1 else [tokenizer.eos_token_id]
-        network.generation_config.eos_token_id = list(dict.fromkeys(stop for stop in stops if stop is not None))
+        network.generation_config.eos_token_id = list(renderer.stop_ids)
         return
     # AutoModelForSequenceClassification reads its scores at the last token that is not padding.
     reserved = set(tokenizer(renderer.dialect.score, add_special_tokens=False)["input_ids"])

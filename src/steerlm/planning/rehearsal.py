@@ -163,7 +163,7 @@ def _phases(
 def _loss(network: PreTrainedModel, settings: TrainSettings, batch: Batch) -> Tensor:
     # Rendering is done by the time that a loss is computed.
     info = ModelInfo(kind_of(settings), settings.schema_of_attributes, "nemo")
-    model = SteerModel(network, renderer=cast(Any, None), info=info)
+    model = SteerModel(info, renderer=cast(Any, None), network=network)
     return torch.stack([loss.total for loss in make_task(model, settings).losses(batch).values()]).sum()
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from steerlm.attributes import STEERLM
-from steerlm.engines import Sampling, TorchEngine, complete
+from steerlm.engines import Sampling, TorchEngine, batch, complete, stream
 from steerlm.errors import ConfigError
 from steerlm.models.load import SteerModel, load_model, new_model
 from steerlm.steering import asked_values, prompt_ids
@@ -32,7 +32,7 @@ def token_prompts(policy: SteerModel) -> list[list[int]]:
 
 def test_greedy_equals_generate(policy: SteerModel) -> None:
     prompts = token_prompts(policy)
-    found = complete(TorchEngine(policy), prompts, Sampling(max_tokens=24))
+    found = complete(TorchEngine(policy), batch(prompts, Sampling(max_tokens=24)))
     for prompt, completion in zip(prompts, found, strict=True):
         expected = policy.network.generate(
             torch.tensor([prompt]),
@@ -47,9 +47,9 @@ def test_greedy_equals_generate(policy: SteerModel) -> None:
 def test_batching_changes_nothing(policy: SteerModel) -> None:
     prompts = token_prompts(policy)
     sampling = Sampling(max_tokens=16, temperature=0.8, top_k=40, top_p=0.95, seed=5)
-    together = complete(TorchEngine(policy), prompts, sampling)
-    assert complete(TorchEngine(policy, max_batch=1), prompts, sampling) == together
-    assert complete(TorchEngine(policy, max_batch=2), prompts, sampling) == together
+    together = complete(TorchEngine(policy), batch(prompts, sampling))
+    assert complete(TorchEngine(policy, max_batch=1), batch(prompts, sampling)) == together
+    assert complete(TorchEngine(policy, max_batch=2), batch(prompts, sampling)) == together
 
 
 def test_seeds(policy: SteerModel) -> None:
@@ -57,21 +57,24 @@ def test_seeds(policy: SteerModel) -> None:
     texts = {
         seed: [
             c.tokens
-            for c in complete(TorchEngine(policy), prompts, Sampling(max_tokens=12, temperature=1.5, seed=seed))
+            for c in complete(TorchEngine(policy), batch(prompts, Sampling(max_tokens=12, temperature=1.5, seed=seed)))
         ]
         for seed in (0, 0, 1)
     }
-    again = [c.tokens for c in complete(TorchEngine(policy), prompts, Sampling(max_tokens=12, temperature=1.5, seed=0))]
+    again = [
+        c.tokens
+        for c in complete(TorchEngine(policy), batch(prompts, Sampling(max_tokens=12, temperature=1.5, seed=0)))
+    ]
     assert texts[0] == again
     assert texts[0] != texts[1]
 
 
 def test_stop_string_never_shows(policy: SteerModel) -> None:
     prompt = token_prompts(policy)[:1]
-    free = complete(TorchEngine(policy), prompt, Sampling(max_tokens=40))[0].text
+    free = complete(TorchEngine(policy), batch(prompt, Sampling(max_tokens=40)))[0].text
     middle = free[len(free) // 2 : len(free) // 2 + 3]
     assert middle.strip()
-    pieces = list(TorchEngine(policy).stream(prompt, Sampling(max_tokens=40, stop=(middle,))))
+    pieces = list(stream(TorchEngine(policy), batch(prompt, Sampling(max_tokens=40, stop=(middle,)))))
     text = "".join(piece.text for piece in pieces)
     assert text == free[: free.index(middle)].rstrip()
     assert pieces[-1].finish == "stop"
@@ -79,13 +82,13 @@ def test_stop_string_never_shows(policy: SteerModel) -> None:
 
 def test_top_k_one_is_greedy(policy: SteerModel) -> None:
     prompts = token_prompts(policy)
-    greedy = complete(TorchEngine(policy), prompts, Sampling(max_tokens=12))
-    assert complete(TorchEngine(policy), prompts, Sampling(max_tokens=12, temperature=1.0, top_k=1)) == greedy
+    greedy = complete(TorchEngine(policy), batch(prompts, Sampling(max_tokens=12)))
+    assert complete(TorchEngine(policy), batch(prompts, Sampling(max_tokens=12, temperature=1.0, top_k=1))) == greedy
 
 
 def test_repetition_penalty_is_that_of_generate(policy: SteerModel) -> None:
     prompt = token_prompts(policy)[0]
-    found = complete(TorchEngine(policy), [prompt], Sampling(max_tokens=20, repetition_penalty=1.3))[0]
+    found = complete(TorchEngine(policy), batch([prompt], Sampling(max_tokens=20, repetition_penalty=1.3)))[0]
     expected = policy.network.generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt)),
@@ -99,7 +102,7 @@ def test_repetition_penalty_is_that_of_generate(policy: SteerModel) -> None:
 
 def test_too_long_says_the_numbers(policy: SteerModel) -> None:
     with pytest.raises(ConfigError, match=r"a prompt of 2040 tokens and 16 to generate exceed .* 2048"):
-        list(TorchEngine(policy).stream([[5] * 2040], Sampling(max_tokens=16)))
+        list(stream(TorchEngine(policy), batch([[5] * 2040], Sampling(max_tokens=16))))
 
 
 @pytest.mark.parametrize(

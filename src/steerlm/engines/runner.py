@@ -1,0 +1,214 @@
+"""The thread in which a local engine computes, and what all local engines share: text, stop strings, ends.
+
+A `Core` makes tokens; the runner decides when an answer has ended. The thread lives while there is work.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from steerlm.dialects import Renderer
+from steerlm.engines.base import Deliver, Finish, Piece, Request, TokenLogprob, check_room
+from steerlm.engines.text import TextStream
+from steerlm.errors import ConfigError, EngineError, SteerLMError
+
+log = logging.getLogger(__name__)
+
+
+class Token(NamedTuple):
+    """A token that a core made for the request it knows as `key`."""
+
+    key: int
+    token: int
+    logprob: TokenLogprob | None = None
+    cached: int = 0
+
+
+class Core(Protocol):
+    """What computes. It is used from one thread at a time, and makes tokens of a request until that is dropped."""
+
+    context: int
+    vocabulary: int
+    """How many token ids there are."""
+
+    def check(self, request: Request) -> None:
+        """Raise `ConfigError` where it cannot do what the request asks for. May be called from any thread."""
+
+    def add(self, requests: Sequence[tuple[int, Request]]) -> None:
+        """Take requests that were submitted together, each with its key."""
+
+    def drop(self, key: int) -> None:
+        """Forget a request and free its memory; its prefix may be kept for later ones. Unknown keys are ignored."""
+
+    def step(self) -> Sequence[Token]:
+        """Compute; returns new tokens, at most one of each request, none where all still wait for room.
+
+        A request has none of the tokens that end an answer before its `min_tokens`.
+        """
+
+    def close(self) -> None:
+        """Free the model. Nothing is called after it."""
+
+
+class _Submission:
+    """Who is told of some requests, until their error, their cancellation or their last piece."""
+
+    def __init__(self, deliver: Deliver) -> None:
+        self._deliver = deliver
+        # Held while delivering, so that nothing comes once `cancel` has returned; the receiver may cancel meanwhile.
+        self._lock = threading.RLock()
+        self._over = False
+
+    def tell(self, piece: Piece | SteerLMError) -> bool:
+        """Returns whether the receiver can be told more."""
+        with self._lock:
+            if self._over:
+                return False
+            self._over = isinstance(piece, SteerLMError)
+            try:
+                self._deliver(piece)
+            except Exception:  # it breaks its promise; those who wait for other answers have no part in it
+                log.exception("the receiver of an answer failed; the answer is cancelled")
+                self._over = True
+            return not self._over
+
+    def end(self) -> None:
+        with self._lock:
+            self._over = True
+
+
+@dataclass(slots=True)
+class _Live:
+    number: int
+    request: Request
+    text: TextStream
+    submission: _Submission
+    made: int = 0
+
+
+class Runner:
+    """See `steerlm.engines.base.Engine`."""
+
+    def __init__(self, core: Core, renderer: Renderer) -> None:
+        self.context = core.context
+        self._core = core
+        self._renderer = renderer
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._arrived: list[dict[int, _Live]] = []
+        self._cancelled: set[int] = set()
+        self._next_key = 0
+        self._closed = False
+
+    def submit(self, requests: Sequence[Request], deliver: Deliver) -> Callable[[], None]:
+        for request in requests:
+            self._check(request)
+        submission = _Submission(deliver)
+        with self._lock:
+            if self._closed:
+                raise EngineError("the engine has been closed")
+            keys = range(self._next_key, self._next_key + len(requests))
+            self._next_key += len(requests)
+            if keys:
+                begun = (self._begin(number, request, submission) for number, request in enumerate(requests))
+                self._arrived.append(dict(zip(keys, begun, strict=True)))
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._work, name="steerlm-engine", daemon=True)
+                    self._thread.start()
+
+        def cancel() -> None:
+            submission.end()
+            with self._lock:
+                if self._thread is not None:
+                    self._cancelled.update(keys)
+
+        return cancel
+
+    def close(self) -> None:
+        with self._lock:
+            was_closed, self._closed = self._closed, True
+            thread = self._thread
+        if thread is None:
+            if not was_closed:
+                self._core.close()
+        elif thread is not threading.current_thread():
+            thread.join()
+
+    def _check(self, request: Request) -> None:
+        check_room(request, self.context)
+        for token in (*request.prompt, *(request.guidance.prompt if request.guidance else ())):
+            if not 0 <= token < self._core.vocabulary:
+                raise ConfigError(f"token id {token} is outside the model's vocabulary of {self._core.vocabulary}")
+        if request.sampling.min_tokens and not self._renderer.end_is_token:
+            raise ConfigError(
+                "min_tokens: this model spells its end signal out in several tokens, which cannot be barred"
+            )
+        self._core.check(request)
+
+    def _begin(self, number: int, request: Request, submission: _Submission) -> _Live:
+        stop = request.sampling.stop
+        if not self._renderer.end_is_token:
+            stop = (*stop, self._renderer.dialect.end)
+        return _Live(number, request, TextStream(self._renderer.tokenizer, stop), submission)
+
+    def _work(self) -> None:
+        live: dict[int, _Live] = {}
+        while True:
+            with self._lock:
+                arrived, self._arrived = self._arrived, []
+                cancelled, self._cancelled = self._cancelled, set()
+                for group in arrived:
+                    live |= group
+                is_last = self._closed
+                if is_last or not live:
+                    self._thread = None
+                    break
+            try:
+                self._round(live, arrived, cancelled)
+            except Exception as error:  # whatever it was, those who wait must be told
+                log.debug("generation failed", exc_info=True)
+                self._fail(
+                    live, error if isinstance(error, SteerLMError) else EngineError(f"generation failed: {error}")
+                )
+        if is_last:
+            self._fail(live, EngineError("the engine was closed"))
+            self._core.close()
+
+    def _round(self, live: dict[int, _Live], arrived: Sequence[dict[int, _Live]], cancelled: set[int]) -> None:
+        for key in cancelled & live.keys():
+            del live[key]
+            self._core.drop(key)
+        for group in arrived:
+            if wanted := [(key, item.request) for key, item in group.items() if key in live]:
+                self._core.add(wanted)
+        for made in self._core.step() if live else ():
+            item = live[made.key]
+            piece = self._piece(item, made)
+            if not item.submission.tell(piece) or piece.finish is not None:
+                del live[made.key]
+                self._core.drop(made.key)
+
+    def _fail(self, live: dict[int, _Live], error: SteerLMError) -> None:
+        for key, item in live.items():
+            item.submission.tell(error)
+            with suppress(Exception):  # a core that failed may fail at this too
+                self._core.drop(key)
+        live.clear()
+
+    def _piece(self, item: _Live, made: Token) -> Piece:
+        item.made += 1
+        finish: Finish | None = None
+        if made.token in self._renderer.stop_ids:
+            text, finish = item.text.finish(), "stop"
+        else:
+            text = item.text.push(made.token)
+            if item.text.stopped:
+                finish = "stop"
+            elif item.made >= item.request.sampling.max_tokens:
+                text, finish = text + item.text.finish(), "length"
+        return Piece(item.number, made.token, text, finish, made.logprob, made.cached)
