@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from steerlm.annotation.settings import ScoreSettings
-from steerlm.attention import Form, default_form, use_tree_attention
+from steerlm.attention import Form, default_form, usetree_attention
 from steerlm.attributes import Schema
 from steerlm.conversation import Conversation
 from steerlm.devices import pick_precision
@@ -73,7 +73,7 @@ class Scorer:
         packs = pack(fitted, self.pack_tokens)
         scores = []
         device = self.model.device
-        with _tree_attention(self.model.network, self.form), self._computing():
+        with tree_attention(self.model.network, self.form), self._computing():
             for item in packs:
                 scores.append(predict(self.model, Batch.of(item, device)))
                 if watch:
@@ -116,9 +116,10 @@ def trained_context(info: ModelInfo) -> int:
 
 
 @contextmanager
-def _tree_attention(network: PreTrainedModel, form: Form) -> Iterator[None]:
+def tree_attention(network: PreTrainedModel, form: Form) -> Iterator[None]:
+    """Within the block, the network attends along trees; after it, as before."""
     before = network.config._attn_implementation
-    use_tree_attention(network, form)
+    usetree_attention(network, form)
     try:
         yield
     finally:

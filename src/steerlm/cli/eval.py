@@ -13,3 +13,4 @@ eval_app = App(
     """,
 )
 eval_app.command("steerlm.cli.eval_attributes:eval_attributes_command", name="attributes")
+eval_app.command("steerlm.cli.eval_steering:eval_steering_command", name="steering")

@@ -70,3 +70,18 @@ def _estimate(value: float, draws: Floats) -> Estimate:
     finite = draws[np.isfinite(draws)]
     low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (np.nan, np.nan)
     return Estimate(value, float(low), float(high))
+
+
+def draw_weights(size: int, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+    """How often each of `size` units is in each of B draws, [B, size]: for means, which are products with these."""
+    return np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), resamples).astype(np.float64)
+
+
+def mean_estimates(values: Floats, weights: Floats) -> list[Estimate]:
+    """The mean over units of each column of `values` [size, K], entries that are NaN left out, with its interval."""
+    present = np.isfinite(values)
+    filled = np.where(present, values, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        draws = (weights @ filled) / (weights @ present)
+        whole = filled.sum(axis=0) / present.sum(axis=0)
+    return [_estimate(float(value), column) for value, column in zip(whole, draws.T, strict=True)]
