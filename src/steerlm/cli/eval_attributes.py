@@ -12,6 +12,7 @@ from rich.console import Console
 
 from steerlm.annotation.run import data_schema
 from steerlm.attributes import Schema
+from steerlm.card import refresh_card
 from steerlm.conversation import Conversation
 from steerlm.devices import pick_device
 from steerlm.evaluation.attribute_model import AttributeEvaluationSettings, data_provenance, evaluate_attributes
@@ -80,6 +81,7 @@ def eval_attributes_command(
     )
     record |= {"data": data_provenance(data), "train": data_provenance(train or [])}
     path = write_record(out or evaluation_folder(model), "attributes", record)
+    refresh_card(model)
     if json_:
         print(json.dumps(json.loads(path.read_text(encoding="utf-8")), ensure_ascii=False, indent=2))
         return

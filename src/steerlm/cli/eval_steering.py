@@ -9,11 +9,12 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
+from steerlm.card import refresh_card
 from steerlm.devices import pick_device
 from steerlm.errors import DataError
 from steerlm.evaluation.figures import has_matplotlib, write_figures
 from steerlm.evaluation.prompts import read_prompts
-from steerlm.evaluation.records import evaluation_folder
+from steerlm.evaluation.records import FIGURES, REPORT, evaluation_folder
 from steerlm.evaluation.report import write_report
 from steerlm.evaluation.steering import Judges, evaluate_steering
 from steerlm.evaluation.steering_settings import SteeringSettings
@@ -76,11 +77,12 @@ def eval_steering_command(
     record = evaluate_steering(
         model, asked, settings, folder, judges, say=lambda text: errors.print(text, highlight=False, markup=False)
     )
-    report = write_report(record, folder / "steering.html", policy.resolve().name)
+    report = write_report(record, folder / REPORT, policy.resolve().name)
     if has_matplotlib():
-        write_figures(record, folder / "figures")
+        write_figures(record, folder / FIGURES)
     else:
         errors.print("no figures: matplotlib is not installed (pip install 'steerlm[report]')", markup=False)
+    refresh_card(policy)
     if json_:
         print((folder / "steering.json").read_text(encoding="utf-8"), end="")
     else:

@@ -22,6 +22,7 @@ COMMANDS = {
     "train": ("train:train_app", "Train an attribute model (a judge of responses) or a policy (what is steered)."),
     "plan": ("plan:plan_command", "Tell whether a training fits on GPUs, what to change if not, how long it takes."),
     "eval": ("eval:eval_app", "Measure models: an attribute model against people, a policy against what is asked."),
+    "card": ("card:card_command", "Write the model card of a trained model."),
     "annotate": ("annotate:annotate_command", "Score every response of a file with an attribute model."),
     "export": ("export:export_app", "Write a trained model in another program's form."),
     "generate": ("generate:generate_command", "Answer a prompt with the attributes you ask for."),

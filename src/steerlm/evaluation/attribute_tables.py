@@ -10,13 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from steerlm.evaluation.attribute_model import ALL
-
-
-def interval(figure: Mapping[str, float] | None, digits: int = 2) -> str:
-    """`0.52 [0.40, 0.63]`, or a dash where the figure does not exist."""
-    if figure is None or figure["value"] is None or figure["value"] != figure["value"]:
-        return "-"
-    return f"{figure['value']:.{digits}f} [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]"
+from steerlm.pages import figure
 
 
 def evaluation_view(record: Mapping[str, Any]) -> Group:
@@ -60,8 +54,8 @@ def _agreement(figures: Mapping[str, Any]) -> Table:
     for name, row in figures.items():
         for source, part in row["sources"].items():
             model = part["model"]
-            cells = [interval(model["pearson"]), interval(model["spearman"])]
-            cells += [interval(model["mae"]), interval(model["rmse"])]
+            cells = [figure(model["pearson"]), figure(model["spearman"])]
+            cells += [figure(model["mae"]), figure(model["rmse"])]
             cells += [f"{part[other]['rmse']:.2f}" for other in ("mean", "ridge")]
             table.add_row(name if source == ALL else "", source, str(part["n"]), *cells)
     return table
@@ -72,7 +66,7 @@ def _swapped(found: Mapping[str, Any]) -> Iterator[Text]:
         moved = ", ".join(f"{name} by the output of {output}" for name, output in found["order"].items())
         yield Text(
             f"the outputs may be mixed up: ratings are better predicted in another order ({moved}); mean correlation "
-            f"higher by {interval(found['gain'])}",
+            f"higher by {figure(found['gain'])}",
             style="bold red",
         )
 
@@ -84,7 +78,7 @@ def _ranking(figures: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="right")
     for name, row in figures.items():
         if ranking := row["ranking"]:
-            shown = [interval(ranking[key]) for key in ("model", "ridge", "length")]
+            shown = [figure(ranking[key]) for key in ("model", "ridge", "length")]
             table.add_row(name, str(ranking["pairs"]), *shown)
     return table
 
@@ -126,8 +120,8 @@ def _preferences(name: str, figures: Mapping[str, Any]) -> Table:
     table.add_column("by", no_wrap=True)
     table.add_column("accuracy", justify="right")
     for part, accuracy in figures["accuracy"].items():
-        for row, (by, figure) in enumerate(accuracy.items()):
-            table.add_row(part if row == 0 else "", by, interval(figure, 3), end_section=row == len(accuracy) - 1)
+        for row, (by, wins) in enumerate(accuracy.items()):
+            table.add_row(part if row == 0 else "", by, figure(wins, 3), end_section=row == len(accuracy) - 1)
     return table
 
 

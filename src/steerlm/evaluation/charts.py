@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup, escape
+
+from steerlm.pages import is_number
 
 _WIDTH, _HEIGHT = 320, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 12, 26
@@ -30,7 +30,7 @@ def line_chart(title: str, levels: Sequence[int], lines: Sequence[Line], diagona
         for line in lines
         for point in line.points
         for key in ("value", "low", "high")
-        if _is_number(point[key])
+        if is_number(point[key])
     ]
     if diagonal:
         known += [levels[0], levels[-1]]
@@ -65,7 +65,7 @@ def line_chart(title: str, levels: Sequence[int], lines: Sequence[Line], diagona
         shown = [
             (x(level), point)
             for level, point in zip(levels, line.points, strict=True)
-            if all(_is_number(point[key]) for key in ("value", "low", "high"))
+            if all(is_number(point[key]) for key in ("value", "low", "high"))
         ]
         band = [f"{at:.1f},{y(point['high']):.1f}" for at, point in shown]
         band += [f"{at:.1f},{y(point['low']):.1f}" for at, point in reversed(shown)]
@@ -77,10 +77,6 @@ def line_chart(title: str, levels: Sequence[int], lines: Sequence[Line], diagona
             for at in middle
         ]
     return Markup("".join([*parts, "</svg>"]))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _short(value: float) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 from steerlm.errors import DataError
 from steerlm.files import write_json
 
-FOLDER = "evaluation"
+FOLDER, REPORT, FIGURES = "evaluation", "steering.html", "figures"
+"""The folder within a model's directory; within it the report on steering, and the folder of figures."""
 
 
 def evaluation_folder(model: str | Path) -> Path:

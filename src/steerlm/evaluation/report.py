@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from steerlm.evaluation.answers import JUDGE, PERPLEXITY, SECOND
 from steerlm.evaluation.charts import Line, line_chart
 from steerlm.evaluation.published import PUBLISHED
 from steerlm.evaluation.text_measures import TEXT_MEASURES, TOXIC_WORDS
 from steerlm.files import write_text
+from steerlm.pages import page
 
 _CURVES = ("characters", "reading_grade")
 
@@ -25,38 +23,20 @@ def write_report(record: Mapping[str, Any], path: Path, name: str) -> Path:
     return path
 
 
-def environment_of_templates() -> Environment:
-    """Where templates come from, with the filters that they use."""
-    environment = Environment(
-        loader=PackageLoader("steerlm.evaluation"),
-        autoescape=select_autoescape(["html", "html.jinja"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["figure"] = figure
-    environment.filters["number"] = number
-    return environment
-
-
 def report_html(record: Mapping[str, Any], name: str) -> str:
     """The page."""
     first = record["settings"]["conditions"][0]
-    return (
-        environment_of_templates()
-        .get_template("steering.html.jinja")
-        .render(
-            name=name,
-            record=record,
-            first=record["conditions"][first],
-            conditions=record["conditions"],
-            attributes=record["settings"]["attributes"],
-            charts=_charts(record),
-            measures=measure_titles(record),
-            published=compared_with_published(record),
-            when=datetime.now(UTC).strftime("%Y-%m-%d"),
-        )
+    return page(
+        "steering.html.jinja",
+        name=name,
+        record=record,
+        first=record["conditions"][first],
+        conditions=record["conditions"],
+        attributes=record["settings"]["attributes"],
+        charts=_charts(record),
+        measures=measure_titles(record),
+        published=compared_with_published(record),
+        when=datetime.now(UTC).strftime("%Y-%m-%d"),
     )
 
 
@@ -109,21 +89,3 @@ def _charts(record: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
             charts.insert(1, (title, line_chart(title, first["levels"], [Line("policy", controlled["curve"], 0)])))
         found[attribute] = charts
     return found
-
-
-def figure(estimate: Mapping[str, Any] | None, digits: int = 2) -> str:
-    """`0.52 [0.40, 0.63]`, or a dash where there is none."""
-    if estimate is None or not _is_number(estimate["value"]):
-        return "–"
-    if not (_is_number(estimate["low"]) and _is_number(estimate["high"])):
-        return f"{estimate['value']:.{digits}f}"
-    return f"{estimate['value']:.{digits}f} [{estimate['low']:.{digits}f}, {estimate['high']:.{digits}f}]"
-
-
-def number(value: Any, digits: int = 2) -> str:
-    """A number, or a dash."""
-    return f"{value:.{digits}f}" if _is_number(value) else "–"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from steerlm import __version__
 from steerlm.annotation import Scorer, ScoreSettings
 from steerlm.annotation.scorer import trained_context
 from steerlm.engines import Engine, Sampling, TorchEngine
@@ -25,12 +26,14 @@ from steerlm.evaluation.conditions import (
 )
 from steerlm.evaluation.goal_space import consistency, goal_figures
 from steerlm.evaluation.measuring import Instruments, measure
+from steerlm.evaluation.records import read_record, write_record
 from steerlm.evaluation.response_curves import RULE, examples, leakage, sweep_figures, sweep_of
 from steerlm.evaluation.steering_settings import ConditionName, SteeringSettings
-from steerlm.files import write_json
 from steerlm.models.load import SteerModel
 from steerlm.provenance import environment
 
+NAME = "steering"
+"""Of the result's file, without its suffix."""
 TITLES: dict[ConditionName, str] = {
     "policy": "policy",
     "words": "untuned base, asked in words",
@@ -59,7 +62,8 @@ def evaluate_steering(
     """Measure a policy on held-out prompts; returns the result, and writes it to `folder`/steering.json, with the
     answers beside it in answers.jsonl. Answers that are there already, made under the same circumstances, are used.
 
-    Raises `SchemaError` for an attribute that the policy does not know, `DataError` where no prompt is left,
+    A result made under the same circumstances is read back. Raises `SchemaError` for an attribute that the policy does
+    not know, `DataError` where no prompt is left,
     `ConfigError` for a condition that lacks what it needs.
     """
     return _Evaluation(policy, list(prompts), settings, folder, judges, engine, say).run()
@@ -107,6 +111,10 @@ class _Evaluation:
 
     def run(self) -> dict[str, Any]:
         settings, schema = self.settings, self.policy.schema
+        key = self._key()
+        kept_record = read_record(self.folder, NAME)
+        if kept_record and kept_record.get("key") == key:
+            return kept_record
         left_out = self._leave_out_long_prompts()
         if not self.prompts:
             raise DataError("no prompt is short enough for the model; give shorter ones or lower max_tokens")
@@ -128,9 +136,17 @@ class _Evaluation:
                 answers = self._answers(name, condition, asks, kept)
                 self.say(f"measuring {len(answers)} answers: {TITLES[name]}")
                 self.conditions[name] = measure(condition, asks, answers, self.prompts, instruments)
-        record = self._record(left_out)
-        write_json(self.folder / "steering.json", record)
-        return record
+        write_record(self.folder, NAME, {"key": key, **self._record(left_out)})
+        written = read_record(self.folder, NAME)
+        assert written is not None
+        return written
+
+    def _key(self) -> str:
+        """A digest of all that the result depends on."""
+        models = [scorer.model.info.fingerprint if scorer else None for scorer in (self.judge, self.second)]
+        info = self.policy.info
+        known = [info.fingerprint, info.system, info.schema.to_list(), *models, self.prompts]
+        return digest_of(known, self.settings.model_dump(mode="json"), __version__)
 
     def _leave_out_long_prompts(self) -> int:
         context = getattr(self.policy.network.config, "max_position_embeddings", 1 << 30)

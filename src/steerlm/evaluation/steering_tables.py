@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from steerlm.evaluation.report import figure, number
+from steerlm.pages import figure, number
 
 EXAMPLE_WIDTH = 34
 """Characters of an answer that the table shows: what 80 columns leave beside the figures."""
@@ -84,3 +84,35 @@ def _goal_space(conditions: list[Mapping[str, Any]]) -> Table:
             cells = [figure(space[key]) for key in ("error", "miscalibration", "orthogonality")]
             table.add_row(condition["title"], str(space["goals"]), *cells)
     return table
+
+
+def level_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a level with its means, of the first condition."""
+    condition = next(iter(record["conditions"].values()))
+    return [
+        {
+            "attribute": name,
+            "level": level,
+            "mean_characters": row["curves"]["characters"][place]["value"],
+            "mean_reading_grade": row["curves"]["reading_grade"][place]["value"],
+            "mean_score": row["curves"][row["own"]][place]["value"] if row["own"] else None,
+            "n": row["prompts"],
+            "cut_at_limit": round(row["cut"][place] * row["prompts"]),
+        }
+        for name, row in condition["attributes"].items()
+        for place, level in enumerate(row["levels"])
+    ]
+
+
+def end_contrasts(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The top of each attribute against its bottom: how many times longer, how many grades higher; and the verdict."""
+    condition = next(iter(record["conditions"].values()))
+    return [
+        {
+            "attribute": name,
+            "length_ratio": row["ratio_of_length"],
+            "grade_difference": row["effects"]["reading_grade"],
+            "verdict": row["verdict"],
+        }
+        for name, row in condition["attributes"].items()
+    ]

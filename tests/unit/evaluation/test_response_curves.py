@@ -1,4 +1,4 @@
-"""Verdicts and curves of policies whose behaviour is planted: one that obeys, one that is deaf, one that only talks more."""
+"""Verdicts and curves of policies whose behaviour is planted: obedient, deaf, or only talkative."""
 
 from __future__ import annotations
 
