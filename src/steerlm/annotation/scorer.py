@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from steerlm.annotation.settings import ScoreSettings
-from steerlm.attention import Form, default_form, usetree_attention
+from steerlm.attention import Form, default_form, use_tree_attention
 from steerlm.attributes import Schema
 from steerlm.conversation import Conversation
 from steerlm.devices import pick_precision
@@ -119,7 +119,7 @@ def trained_context(info: ModelInfo) -> int:
 def tree_attention(network: PreTrainedModel, form: Form) -> Iterator[None]:
     """Within the block, the network attends along trees; after it, as before."""
     before = network.config._attn_implementation
-    usetree_attention(network, form)
+    use_tree_attention(network, form)
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -125,7 +126,7 @@ def test_a_deaf_policy_is_called_one() -> None:
     html = report_html(result(obeys=False), "deaf")
     assert 'class="steers"' not in html
     assert html.count("does not steer") >= 6
-    shown = Console(record=True, width=120, file=open("/dev/null", "w"))  # noqa: SIM115
+    shown = Console(record=True, width=120, file=io.StringIO())
     shown.print(steering_view(result(obeys=False)))
     assert shown.export_text().count("does not steer") >= 4
 
