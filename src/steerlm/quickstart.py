@@ -225,6 +225,7 @@ class _Quickstart:
         names = [name for name in settings.attributes if name in policy.schema]
         if left_out := [name for name in settings.attributes if name not in names]:
             self.say(f"    not measured, as no label of the data names it: {', '.join(left_out)}")
+        names = names or list(policy.schema.names)[: len(settings.attributes)]
         folder = self.path(_EVALUATION)
         record = evaluate_steering(
             policy,
@@ -234,7 +235,7 @@ class _Quickstart:
             Judges(judge),
             say=lambda text: self.say(f"    {text}"),
         )
-        write_report(record, folder / REPORT, policy.info.kind)
+        write_report(record, folder / REPORT, "the policy")
         if has_matplotlib():
             write_figures(record, folder / FIGURES)
         refresh_card(self.path("policy"))

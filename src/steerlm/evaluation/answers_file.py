@@ -30,7 +30,7 @@ class AnswersFile:
                 row["text"], row["tokens"], row["cut"]
             )
             for row in self._rows
-            if row["made"] == digest
+            if row.get("made") == digest
         }
         return {
             condition.key(ask): kept[ask.prompt, ask.paraphrase, ask.named]
@@ -48,7 +48,7 @@ class AnswersFile:
         answers: Mapping[Hashable, Answer],
     ) -> None:
         """Keep the answers of a condition in place of what it had before."""
-        self._rows = [row for row in self._rows if row["condition"] != name]
+        self._rows = [row for row in self._rows if row.get("condition") != name]
         for ask in dict.fromkeys(asks):
             answer = answers[condition.key(ask)]
             self._rows.append(

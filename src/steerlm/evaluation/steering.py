@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from steerlm import __version__
-from steerlm.annotation import Scorer, ScoreSettings
-from steerlm.annotation.scorer import trained_context
+from steerlm.annotation import Scorer
 from steerlm.engines import Engine, Sampling, TorchEngine
 from steerlm.errors import ConfigError, DataError
-from steerlm.evaluation.answers import Measured
+from steerlm.evaluation.answers import Answer, Measured
 from steerlm.evaluation.answers_file import AnswersFile, digest_of
 from steerlm.evaluation.asks import Ask, goals, paraphrased, sweep
 from steerlm.evaluation.conditions import (
@@ -63,8 +62,7 @@ def evaluate_steering(
     answers beside it in answers.jsonl. Answers that are there already, made under the same circumstances, are used.
 
     A result made under the same circumstances is read back. Raises `SchemaError` for an attribute that the policy does
-    not know, `DataError` where no prompt is left,
-    `ConfigError` for a condition that lacks what it needs.
+    not know, `DataError` where no prompt is left, `ConfigError` for a condition that lacks what it needs.
     """
     return _Evaluation(policy, list(prompts), settings, folder, judges, engine, say).run()
 
@@ -86,11 +84,8 @@ class _Evaluation:
             policy.schema[name]
         if "verified" in settings.conditions and judges.judge is None:
             raise ConfigError("verified steering needs an attribute model to choose by; give --judge, or leave it out")
-        self.judge, self.second = (
-            Scorer(model, ScoreSettings(context=_judge_context(model))) if model else None
-            for model in (judges.judge, judges.second)
-        )
-        self.base = self._base()
+        self.judge, self.second = (Scorer(model) if model else None for model in (judges.judge, judges.second))
+        self.base: SteerModel | None = None
         self.sampling = Sampling(
             max_tokens=settings.max_tokens,
             temperature=settings.temperature,
@@ -115,6 +110,7 @@ class _Evaluation:
         kept_record = read_record(self.folder, NAME)
         if kept_record and kept_record.get("key") == key:
             return kept_record
+        self.base = self._base()
         left_out = self._leave_out_long_prompts()
         if not self.prompts:
             raise DataError("no prompt is short enough for the model; give shorter ones or lower max_tokens")
@@ -183,7 +179,9 @@ class _Evaluation:
             return VerifiedCondition(plain, self.judge, self.settings.draws)
         return plain
 
-    def _answers(self, name: ConditionName, condition: Condition, asks: Sequence[Ask], kept: AnswersFile) -> Any:
+    def _answers(
+        self, name: ConditionName, condition: Condition, asks: Sequence[Ask], kept: AnswersFile
+    ) -> dict[Hashable, Answer]:
         made = digest_of(
             name,
             self.policy.info.fingerprint,
@@ -238,9 +236,3 @@ class _Evaluation:
 
 # The longest frame of a paraphrase and an instruction in words for one attribute, on the safe side.
 _FRAME_TOKENS = 32
-
-
-def _judge_context(model: SteerModel) -> int:
-    longest = getattr(model.network.config, "max_position_embeddings", None)
-    wanted = max(trained_context(model.info), 1024)
-    return min(wanted, longest) if longest else wanted
