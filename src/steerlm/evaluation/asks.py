@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -44,12 +45,15 @@ def sweep(schema: Schema, attributes: Sequence[str], prompts: int) -> list[Ask]:
 
 
 def goals(schema: Schema, attributes: Sequence[str], prompts: int, count: int, seed: int) -> list[Ask]:
-    """`count` settings for each prompt, drawn uniformly from the grid of the attributes' levels (arXiv 2505.23816)."""
+    """`count` settings for each prompt, drawn uniformly from the grid of the attributes' levels (arXiv 2505.23816); the
+    whole grid where it is no larger than that.
+    """
+    grid = list(product(*(schema[name].levels for name in attributes)))
     random = np.random.default_rng(seed)
     return [
-        Ask(prompt, tuple((name, int(random.choice(np.array(schema[name].levels)))) for name in attributes))
+        Ask(prompt, tuple(zip(attributes, chosen, strict=True)))
         for prompt in range(prompts)
-        for _ in range(count)
+        for chosen in (grid if count >= len(grid) else [grid[k] for k in random.integers(0, len(grid), count)])
     ]
 
 

@@ -53,6 +53,8 @@ def test_goals_cover_the_grid() -> None:
         counts[values["verbosity"], values["humor"]] += 1
     assert counts.min() > 40
     assert asks == goals(STEERLM, ["verbosity", "humor"], 500, 4, seed=0)
+    whole = goals(STEERLM, ["verbosity", "humor"], 1, 25, seed=0)
+    assert len(set(whole)) == len(whole) == 25
 
 
 def test_coverage() -> None:

@@ -68,7 +68,7 @@ def test_one_that_obeys_and_one_that_guesses(policy: SteerModel, tmp_path: Path)
     obedient = evaluate_steering(policy, PROMPTS, QUICK, tmp_path / "a", engine=Scripted(policy, lambda asked: asked))
     row = obedient["conditions"]["policy"]["attributes"]["verbosity"]
     assert row["verdict"] == "steers"
-    assert row["within_prompt"]["value"] == 1
+    assert row["within_prompt"]["value"] == pytest.approx(1)
     assert row["curves"]["words"][2]["value"] == 28
     generator = random.Random(0)
     guessing = Scripted(policy, lambda asked: generator.randrange(5))
