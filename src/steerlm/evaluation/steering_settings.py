@@ -22,8 +22,8 @@ class SteeringSettings(Settings):
     """What to compare: the policy, the untuned base asked in words, the policy with guidance, or with verified steering
     (several answers drawn, the nearest to what was asked taken)."""
     goals: Annotated[int, Field(ge=0)] = 2
-    """Settings of all these attributes at once that each prompt is answered at, drawn uniformly from the grid of levels; as
-    many as the grid has, or more, are the whole grid."""
+    """Settings of all these attributes at once that each prompt is answered at, drawn uniformly from the grid of
+    levels; as many as the grid has are the whole grid."""
     paraphrases: Annotated[int, Field(ge=0)] = 0
     """Prompts to put in other words too, to see whether the same request has the same effect."""
     max_tokens: Annotated[int, Field(ge=1)] = 160
