@@ -329,12 +329,8 @@ def preference_figures(
     if not kept:
         raise DataError("all pairs of the preference data are longer than the model's context; raise --context")
     figures: dict[str, NDArray[np.float64]] = {}
-    ranked: dict[str, Callable[[Mapping[str, float]], float]] = {
-        "weighted sum": lambda scores: sum(weight * scores[name] for name, weight in weights.items()),
-        **{name: (lambda scores, name=name: scores[name]) for name in schema.names},
-    }
-    for name, of in ranked.items():
-        table = np.array([[of(scores[index]) for index in pair.pair] for pair, scores in kept])
+    for name, weighed in {"weighted sum": weights, **{name: {name: 1.0} for name in schema.names}}.items():
+        table = np.array([[_weighed(scores[index], weighed) for index in pair.pair] for pair, scores in kept])
         figures[name] = won(table[:, 0], table[:, 1])
     lengths = np.array([[len(pair.conversation.messages[index].text) for index in pair.pair] for pair, _ in kept])
     figures["length"] = won(lengths[:, 0].astype(float), lengths[:, 1].astype(float))
@@ -357,6 +353,10 @@ def preference_figures(
             for part, in_P in parts.items()
         },
     }
+
+
+def _weighed(scores: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    return sum(weight * scores[name] for name, weight in weights.items())
 
 
 def _mean(values: Floats, clusters: NDArray[np.str_], settings: AttributeEvaluationSettings) -> Estimate:

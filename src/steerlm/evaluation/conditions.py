@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -139,9 +139,10 @@ def answer_all(
     condition: Condition, asks: Sequence[Ask], prompts: Sequence[str], sampling: Sampling
 ) -> dict[Hashable, Answer]:
     """Answers by key, each key once."""
-    wanted: Mapping[Hashable, Ask] = {condition.key(ask): ask for ask in reversed(asks)}
-    ordered = dict(reversed(wanted.items()))
-    return dict(zip(ordered, condition.answer(list(ordered.values()), prompts, sampling), strict=True))
+    wanted: dict[Hashable, Ask] = {}
+    for ask in asks:
+        wanted.setdefault(condition.key(ask), ask)
+    return dict(zip(wanted, condition.answer(list(wanted.values()), prompts, sampling), strict=True))
 
 
 def _seeded(sampling: Sampling, number: int, temperature: float | None = None) -> Sampling:

@@ -76,7 +76,7 @@ def goal_figures(
     def means(entries: NDArray[np.int64]) -> Floats:
         present = np.isfinite(table[entries])
         with np.errstate(invalid="ignore"):
-            return np.where(present, table[entries], 0.0).sum(axis=0) / present.sum(axis=0)
+            return np.asarray(np.where(present, table[entries], 0.0).sum(axis=0) / present.sum(axis=0))
 
     estimates = bootstrap_figures(means, owner_G, resamples, seed)
     return {

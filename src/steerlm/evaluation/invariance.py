@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -46,7 +46,7 @@ def check_invariance(
     reference = np.concatenate([_table(scorer, [thread], last=True) for thread in alone])
     tolerance = TOLERANCE["fp32" if scorer.dtype == torch.float32 else "bf16"]
     small = Scorer(model, settings.model_copy(update={"pack_tokens": scorer.context}))
-    checks = {
+    checks: dict[str, Callable[[], Floats]] = {
         "packing (whole trees)": lambda: _table(scorer, chosen),
         "packing (smaller packs)": lambda: _table(small, chosen),
         "batch (threads side by side)": lambda: _table(scorer, alone, last=True),

@@ -101,13 +101,15 @@ def _response(record: Record, key: str) -> str:
 
 def _conversation(record: Record, name: str, better: str, worse: str) -> Conversation:
     prompt = record.data.get("prompt")
-    is_list = isinstance(prompt, list)
-    turns = _turns(record, "prompt", prompt) if is_list else split_turns(record.text("prompt"), "user")
+    if isinstance(prompt, list):
+        turns, system = _turns(record, "prompt", prompt), _system(prompt)
+    else:
+        turns, system = split_turns(record.text("prompt"), "user"), NEMO_SYSTEM
     if not turns or turns[-1].role != "user":
         raise record.fault("the prompt must end with a turn of the user")
     messages = [Message(turn.role, turn.text, k - 1 if k else None) for k, turn in enumerate(turns)]
     messages += [Message("assistant", text, len(turns) - 1) for text in (better, worse)]
-    return Conversation(name, tuple(messages), _system(prompt) if is_list else NEMO_SYSTEM)
+    return Conversation(name, tuple(messages), system)
 
 
 def _turns(record: Record, key: str, items: Sequence[Any]) -> list[Turn]:

@@ -171,7 +171,8 @@ def length_controlled(sweep: Sweep, own: str, resamples: int, seed: int) -> dict
 
 def _residuals(values_PL: Floats) -> Floats:
     """What is left without the means of prompts and of levels."""
-    return values_PL - values_PL.mean(axis=1, keepdims=True) - values_PL.mean(axis=0) + values_PL.mean()
+    rest_PL: Floats = values_PL - values_PL.mean(axis=1, keepdims=True) - values_PL.mean(axis=0) + values_PL.mean()
+    return rest_PL
 
 
 def _length_ratio(sweep: Sweep, resamples: int, seed: int) -> Estimate:

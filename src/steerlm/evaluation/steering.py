@@ -101,7 +101,7 @@ class _Evaluation:
             return None
         base = untuned_base(self.policy.info)
         base.network.to(self.policy.device)  # type: ignore[arg-type]
-        base.network.eval()
+        base.network.train(mode=False)
         return base
 
     def run(self) -> dict[str, Any]:

@@ -18,7 +18,9 @@ class SteeringSettings(Settings):
     """Attributes to set to each of their levels in turn, the others staying at their defaults."""
     prompts: Annotated[int, Field(ge=1)] = 16
     """Held-out prompts to answer at each level."""
-    conditions: Annotated[list[ConditionName], Field(min_length=1)] = Field(default_factory=lambda: ["policy", "words"])
+    conditions: Annotated[list[ConditionName], Field(min_length=1)] = Field(
+        default_factory=lambda: list[ConditionName](["policy", "words"])
+    )
     """What to compare: the policy, the untuned base asked in words, the policy with guidance, or with verified steering
     (several answers drawn, the nearest to what was asked taken)."""
     goals: Annotated[int, Field(ge=0)] = 2
