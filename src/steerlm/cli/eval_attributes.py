@@ -81,7 +81,8 @@ def eval_attributes_command(
     )
     record |= {"data": data_provenance(data), "train": data_provenance(train or [])}
     path = write_record(out or evaluation_folder(model), "attributes", record)
-    refresh_card(model)
+    if out is None:
+        refresh_card(model)
     if json_:
         print(json.dumps(json.loads(path.read_text(encoding="utf-8")), ensure_ascii=False, indent=2))
         return

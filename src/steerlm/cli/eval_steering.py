@@ -82,7 +82,8 @@ def eval_steering_command(
         write_figures(record, folder / FIGURES)
     else:
         errors.print("no figures: matplotlib is not installed (pip install 'steerlm[report]')", markup=False)
-    refresh_card(policy)
+    if out is None:
+        refresh_card(policy)
     if json_:
         print((folder / "steering.json").read_text(encoding="utf-8"), end="")
     else:

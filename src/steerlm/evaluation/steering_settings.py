@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from steerlm.training.config import Settings
+from steerlm.settings import Settings
 
 ConditionName = Literal["policy", "words", "guidance", "verified"]
 

@@ -6,23 +6,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from steerlm.attributes import STEERLM, Schema
 from steerlm.errors import ConfigError
 from steerlm.models.adapters import ALL_LINEAR, Variant
 from steerlm.recipes import find_recipe
+from steerlm.settings import Settings as Settings
 
 Precision = Literal["auto", "fp32", "bf16"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 Figure = Literal["loss", "gap", "gap_won"]
 LabelSource = Literal["predicted", "ratings-first"]
-
-
-class Settings(BaseModel):
-    """Base of all settings: frozen, unknown keys refused, every field described."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class TrainSettings(Settings):
@@ -77,6 +72,9 @@ class TrainSettings(Settings):
     """Peak learning rate."""
     new_token_rate: Annotated[float, Field(ge=1)] = 30.0
     """How many times faster the embeddings of newly added tokens learn than all else."""
+    level_spread: Annotated[float, Field(ge=0)] = 1.5
+    """How far from the middle the ends of a scale begin as added tokens, in lengths of the middle's embedding; levels
+    that begin alike (0) are told apart late."""
     min_learning_rate: Annotated[float, Field(ge=0)] = 0.0
     """Learning rate at the end of a cosine schedule."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -207,6 +205,9 @@ class PolicySettings(TrainSettings):
     """Weight of the contrastive term: a response is likelier under its own labels than under a sibling's."""
     contrast_sharpness: Annotated[float, Field(gt=0)] = 0.1
     """Slope of the contrastive term's logistic function, per nat of log-likelihood; steep ones drown in noise."""
+    contrast_attributes: list[str] = Field(default_factory=list)
+    """Attributes of which a foil changes one, drawn at random, to the farther end of its scale, so that each learns to
+    count by itself; without any, a foil has all labels of a sibling."""
     best_by: Figure | None = None
     """Validation figure of whose best the weights are kept; without one, the last ones are."""
     defaults: dict[str, int] = Field(default_factory=dict)
@@ -220,6 +221,8 @@ class PolicySettings(TrainSettings):
                 f"with the contrastive term a response is packed with its foil: pack_tokens={self.pack_tokens} "
                 f"must be at least twice context={self.context}"
             )
+        if self.contrast_attributes and not self.contrast:
+            found.append("contrast_attributes without a contrastive term; set contrast, such as 0.5")
         return found
 
 

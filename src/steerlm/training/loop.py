@@ -118,7 +118,7 @@ class _Run:
         form = default_form(self.device) if settings.attention == "auto" else settings.attention
         use_tree_attention(self.network, form)
         self.optimizer = make_optimizer(self.network, settings)
-        self.new_tokens = NewTokens(task.model, settings.new_token_rate)
+        self.new_tokens = NewTokens(task.model, settings.new_token_rate, settings.level_spread)
         self.saved: Path | None = None
 
     def run(self) -> SteerModel:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from random import Random
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -25,6 +26,8 @@ from steerlm.training.config import LabelSource, PolicySettings
 from steerlm.training.plan import random_for
 from steerlm.training.survey import Survey
 from steerlm.training.task import Batch, Passes, Term
+
+FoilKind = Literal["none", "sibling", "changed"]
 
 
 def labels_of(message: Message, source: LabelSource) -> dict[str, float]:
@@ -70,8 +73,13 @@ class PolicyTask:
     def remember(self, survey: Survey) -> None:
         """Keep label lines of the data, from which responses without siblings draw their foils.
 
-        Raises `DataError` where no response carries labels.
+        Raises `DataError` where no response carries labels, or none of an attribute that the contrast is to change.
         """
+        if lacking := [name for name in self.settings.contrast_attributes if name not in self.model.schema]:
+            raise DataError(
+                f"contrast_attributes names {', '.join(lacking)}, of which no response carries a label; "
+                f"the data label {', '.join(self.model.schema.names)}"
+            )
         if self.settings.match_spread:
             self._stretch = stretches(survey)
         self._others = [values for message in survey.sample if (values := self._labels(message))]
@@ -86,9 +94,12 @@ class PolicyTask:
         return {"responses_without_labels": self._bare}
 
     def tree(self, conversation: Conversation, epoch: int) -> TokenTree:
-        return self._tree(conversation, epoch, self.settings.label_dropout, foils=self.settings.contrast > 0)
+        kind: FoilKind = "none"
+        if self.settings.contrast > 0:
+            kind = "changed" if self.settings.contrast_attributes else "sibling"
+        return self._tree(conversation, epoch, self.settings.label_dropout, kind)
 
-    def _tree(self, conversation: Conversation, epoch: int, dropout: float, foils: bool) -> TokenTree:
+    def _tree(self, conversation: Conversation, epoch: int, dropout: float, foils: FoilKind) -> TokenTree:
         labels = {index: self._labels(conversation.messages[index]) for index in conversation.responses}
         threads = conversation.threads_through
         weights = {
@@ -96,7 +107,11 @@ class PolicyTask:
             for index in conversation.responses
         }
         random = random_for(self.settings.seed, epoch, conversation.id)
-        chosen = self._foils(conversation, labels, random) if foils else {}
+        chosen: dict[int, list[dict[str, float]]] = {}
+        if foils == "sibling":
+            chosen = self._siblings(conversation, labels, random)
+        elif foils == "changed":
+            chosen = {index: changed for index, own in labels.items() if (changed := self._changed(own, random))}
         if dropout:
             for index in conversation.responses:
                 kept = {name for name in self.model.schema.names if random.random() >= dropout}
@@ -114,8 +129,19 @@ class PolicyTask:
                 predicted[name] = target + factor * (predicted[name] - middle)
         return self.model.schema.known(labels_of(replace(message, predicted=predicted), self.settings.labels))
 
-    def _foils(
-        self, conversation: Conversation, labels: Mapping[int, Labels], random: Any
+    def _changed(self, own: Labels, random: Random) -> list[dict[str, float]]:
+        """Labels with one of the contrast's attributes at the far end of its scale; none where a response has none."""
+        names = [name for name in self.settings.contrast_attributes if name in own]
+        if not names:
+            return []
+        item = self.model.schema[random.choice(names)]
+        level = item.level(own[item.name])
+        reach = max(level - item.low, item.high - level)
+        end = random.choice([end for end in (item.low, item.high) if abs(end - level) == reach])
+        return [{**own, item.name: float(end)}]
+
+    def _siblings(
+        self, conversation: Conversation, labels: Mapping[int, Labels], random: Random
     ) -> dict[int, list[dict[str, float]]]:
         """For each response other labels over the same attributes: a sibling's, or those of any other response."""
         schema = self.model.schema
@@ -157,7 +183,7 @@ class PolicyTask:
 
     def held_out_tree(self, conversation: Conversation) -> TokenTree:
         """All labels, and a foil for every response, with or without the contrastive term."""
-        return self._tree(conversation, -1, 0.0, foils=True)
+        return self._tree(conversation, -1, 0.0, "sibling")
 
     def measure(self, batch: Batch) -> Measured:
         nll_N = response_nll(self.model, batch, self.settings.loss_chunk)

@@ -167,6 +167,28 @@ def test_foils_without_siblings_come_from_other_conversations(policy: SteerModel
     assert labels_in(policy, alone.tree(lonely, 0)) == [(1, "humor:1", False)]
 
 
+def test_foils_change_one_attribute_to_the_farther_end(policy: SteerModel) -> None:
+    values = {"quality": 3.0, "humor": 1.0, "verbosity": 2.0}
+    conversation = tree_of(*(answer(f"{k}", values) for k in range(40)), answer("x", {"quality": 1.0}))
+    made = task(policy, [conversation], contrast=0.5, contrast_attributes=["humor", "verbosity"])
+    foils = [(message, line) for message, line, foil in labels_in(policy, made.tree(conversation, 0)) if foil]
+    # Humor 1 lies nearer to 0, so 4 is its far end; verbosity 2 has two. A response without either has no foil.
+    assert {line for _, line in foils} == {
+        "quality:3,humor:4,verbosity:2",
+        "quality:3,humor:1,verbosity:0",
+        "quality:3,humor:1,verbosity:4",
+    }
+    assert len(foils) == 40
+    held_out = labels_in(policy, made.held_out_tree(conversation))
+    assert "quality:1" in {line for _, line, foil in held_out if foil}  # there they are siblings' labels
+
+
+def test_an_attribute_to_change_must_be_labelled(policy: SteerModel) -> None:
+    conversation = tree_of(answer("a", {"humor": 1.0}))
+    with pytest.raises(DataError, match="names wit, of which no response carries a label"):
+        task(policy, [conversation], contrast=0.5, contrast_attributes=["humor", "wit"])
+
+
 def test_unlabelled_responses_have_and_are_no_foils(policy: SteerModel) -> None:
     conversation = tree_of(answer("a", {"humor": 1.0}), answer("b", {}))
     tree = task(policy, [conversation], contrast=0.5).tree(conversation, 0)
