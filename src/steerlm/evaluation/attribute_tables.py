@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from steerlm.evaluation.attribute_model import ALL
-from steerlm.pages import figure
+from steerlm.pages import figure, number
 
 
 def evaluation_view(record: Mapping[str, Any]) -> Group:
@@ -23,7 +24,7 @@ def _parts(record: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield _agreement(figures)
         yield Text(
             f"{record['responses']} responses of {record['conversations']} conversations; intervals: 95%, bootstrap "
-            f"over conversations; baselines fitted on {record['baselines_fitted_on']}"
+            f"over conversations; mean, ridge: RMSE of the baselines, fitted on {record['baselines_fitted_on']}"
         )
         if record["unscored"]:
             yield Text(f"{record['unscored']} rated responses are longer than the context and left out")
@@ -46,18 +47,18 @@ def _parts(record: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 
 def _agreement(figures: Mapping[str, Any]) -> Table:
-    table = Table(title="Agreement with people", title_justify="left")
+    """As wide as a terminal of 80 columns holds; all intervals are in the file."""
+    table = Table(title="Agreement with people", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("attribute", no_wrap=True)
-    table.add_column("source")
-    for name in ("n", "Pearson", "Spearman", "MAE", "RMSE", "of mean", "of ridge"):
-        table.add_column(name, justify="right")
+    for name in ("n", "Pearson", "Spearman", "MAE", "RMSE", "mean", "ridge"):
+        table.add_column(name, justify="right", no_wrap=True)
     for name, row in figures.items():
         for source, part in row["sources"].items():
             model = part["model"]
-            cells = [figure(model["pearson"]), figure(model["spearman"])]
-            cells += [figure(model["mae"]), figure(model["rmse"])]
-            cells += [f"{part[other]['rmse']:.2f}" for other in ("mean", "ridge")]
-            table.add_row(name if source == ALL else "", source, str(part["n"]), *cells)
+            cells = [figure(model["pearson"]), number(model["spearman"]["value"])]
+            cells += [number(model[key]["value"]) for key in ("mae", "rmse")]
+            cells += [number(part[other]["rmse"]) for other in ("mean", "ridge")]
+            table.add_row(name if source == ALL else f"  {source}", str(part["n"]), *cells)
     return table
 
 
