@@ -14,6 +14,7 @@ from rich.console import Console
 
 from steerlm import __version__
 from steerlm.attributes import Schema
+from steerlm.card import refresh_card
 from steerlm.devices import pick_precision
 from steerlm.errors import ConfigError, DataError, TrainingError
 from steerlm.files import sha256
@@ -102,7 +103,10 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
         task.remember(data.survey)
         if resume == "never":
             checkpoints.clear()
-        return train(task, root, settings, data, checkpoints, ranks)
+        trained = train(task, root, settings, data, checkpoints, ranks)
+        if ranks.is_main:
+            refresh_card(settings.out)
+        return trained
 
 
 def require_possible(settings: TrainSettings, device: torch.device, world: int = 1) -> None:
