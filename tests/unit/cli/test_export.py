@@ -10,14 +10,9 @@ from steerlm.attributes import STEERLM
 from steerlm.cli.main import run
 from steerlm.models.adapters import Lora
 from steerlm.models.directory import ModelInfo
-<<<<<<< HEAD
-from steerlm.models.load import new_model
-from tiny_lora import save_lora_base, with_lora
-=======
-from steerlm.models.load import load_model, new_model, with_lora
+from steerlm.models.load import load_model, new_model
 from steerlm.steering import asked_values, prompt_ids
-from tiny_lora import save_lora_base
->>>>>>> evaluation
+from tiny_lora import save_lora_base, with_lora
 
 
 @pytest.fixture
