@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 from pydantic import BaseModel
 from transformers import PreTrainedTokenizerBase
@@ -103,9 +104,9 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> bytes:
 
 @lru_cache(maxsize=1)
 def _byte_of() -> dict[str, int]:
-    return {char: byte for byte, char in bytes_to_unicode().items()}
+    return {char: byte for byte, char in bytes_to_unicode().items()}  # type: ignore[no-untyped-call]
 
 
-def _entry(tokenizer: PreTrainedTokenizerBase, token: int, logprob: float) -> dict[str, object]:
+def _entry(tokenizer: PreTrainedTokenizerBase, token: int, logprob: float) -> dict[str, Any]:
     raw = token_bytes(tokenizer, token)
     return {"token": raw.decode("utf-8", errors="replace"), "logprob": logprob, "bytes": list(raw)}

@@ -74,7 +74,7 @@ def event(data: BaseModel | str, name: str | None = None) -> str:
 
 async def begun(request: Request, source: AsyncGenerator[Item, None]) -> AsyncGenerator[Item, None]:
     """`source` with its first item at hand, so that what is wrong from the start has a status of its own."""
-    first = await unless_gone(request, anext(source))  # type: ignore[arg-type]
+    first = await unless_gone(request, anext(source))
 
     async def rest() -> AsyncGenerator[Item, None]:
         async with aclosing(source):

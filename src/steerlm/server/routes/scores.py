@@ -168,7 +168,8 @@ async def score(body: ScoreRequest, request: Request, state: State) -> ScoreList
         raise ApiError("give either messages or conversations", param="messages", code="contradiction")
     if body.messages is not None:
         tree, numbers = _thread(state, body.messages)
-        trees, names, places = [tree], [None], [numbers]
+        trees, places = [tree], [numbers]
+        names: list[str | None] = [None]
     else:
         given = body.conversations or []
         trees = _trees(state, given)
