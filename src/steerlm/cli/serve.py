@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,10 +12,14 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from steerlm.devices import pick_device
+from steerlm.engines.make import EngineName
+from steerlm.errors import ConfigError
 from steerlm.server.guard_settings import GuardSettings
 from steerlm.server.limits import ServerLimits
+from steerlm.training.config import checked
 
 if TYPE_CHECKING:
+    from steerlm.engines.upstream import UpstreamSettings
     from steerlm.server.judge import Judge
 
 
@@ -28,6 +33,10 @@ def serve_command(
     port: int = 8000,
     guard: Annotated[GuardSettings | None, Parameter(name="*")] = None,
     limits: Annotated[ServerLimits | None, Parameter(name="*")] = None,
+    engine: EngineName = "auto",
+    upstream: str | None = None,
+    upstream_model: str | None = None,
+    upstream_context: int | None = None,
     device: str = "auto",
 ) -> None:
     """Serve a policy over OpenAI's API, to be steered by every request.
@@ -56,9 +65,20 @@ def serve_command(
         Who may use the server, and how much at a time.
     limits
         How much one request may ask for.
+    engine
+        What generates: openvino (CPU), torch (any device), upstream (another server), or auto, which is openvino where
+        it is installed and fits, else torch.
+    upstream
+        Address of a server that has the policy, such as http://localhost:8001 of vLLM; its key, if it wants one, is
+        taken from the environment variable STEERLM_UPSTREAM_KEY.
+    upstream_model
+        The name by which that server knows the policy; without one, the first that it lists.
+    upstream_context
+        Most tokens of prompt and answer there, where that server does not say.
     device
         Torch device; auto takes a GPU where there is one.
     """
+    behind = _upstream(engine, upstream, upstream_model, upstream_context)
     from steerlm.server.access import check_binding
     from steerlm.server.policy import OperatorPolicy
 
@@ -66,8 +86,8 @@ def serve_command(
     check_binding(host, settings.keys, settings.insecure)
     rules = OperatorPolicy.load(policy) if policy else OperatorPolicy()
 
-    from steerlm.engines import TorchEngine
-    from steerlm.models.load import load_model
+    from steerlm.engines import make_engine
+    from steerlm.models.prompting import load_prompting
     from steerlm.server.app import create_app
     from steerlm.server.guard import Guard
     from steerlm.server.logs import LogHandler
@@ -77,12 +97,13 @@ def serve_command(
 
     standing = Guard(settings)
     logging.basicConfig(level=logging.WARNING, handlers=[LogHandler(standing.log)], force=True)
-    steered = load_model(model, "policy", pick_device(device))
-    engine = TorchEngine(steered)
+    told = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    steered = load_prompting(model)
+    generator = make_engine(model, steered, engine, device, behind, told.print)
     judge = _judge(attribute_model, device) if attribute_model else None
     state = ServerState(
         steered,
-        engine,
+        generator,
         name or model.resolve().name,
         rules,
         judge,
@@ -97,14 +118,25 @@ def serve_command(
     try:
         with listen(host, port) as listener:
             at = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-            told = Console(stderr=True, soft_wrap=True)
-            told.print(f"serving {state.name} at {at}/v1, described at {at}/docs", highlight=False, markup=False)
-            make_server(app, standing, engine, first).run([listener])
+            told.print(f"serving {state.name} at {at}/v1, described at {at}/docs")
+            make_server(app, standing, generator, first).run([listener])
     finally:
-        engine.close()
+        generator.close()
         if judge is not None:
             judge.close()
         standing.close()
+
+
+def _upstream(engine: EngineName, url: str | None, model: str | None, context: int | None) -> UpstreamSettings | None:
+    """The server behind ours. Raises `ConfigError` where one is named without the other."""
+    if (engine == "upstream") != (url is not None):
+        raise ConfigError("--engine upstream and --upstream URL go together; give both or neither")
+    if url is None:
+        return None
+    from steerlm.engines.upstream import UpstreamSettings
+
+    values = {"url": url, "model": model, "context": context, "api_key": os.environ.get("STEERLM_UPSTREAM_KEY")}
+    return checked(UpstreamSettings, values, where="--upstream")
 
 
 def _judge(directory: Path, device: str) -> Judge:

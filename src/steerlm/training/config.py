@@ -73,7 +73,7 @@ class TrainSettings(Settings):
     """Peak learning rate."""
     new_token_rate: Annotated[float, Field(ge=1)] = 30.0
     """How many times faster the embeddings of newly added tokens learn than all else."""
-    level_spread: Annotated[float, Field(ge=0)] = 1.5
+    level_spread: Annotated[float, Field(ge=0)] = 1.0
     """How far from the middle the ends of a scale begin as added tokens, in lengths of the middle's embedding; levels
     that begin alike (0) are told apart late."""
     min_learning_rate: Annotated[float, Field(ge=0)] = 0.0
@@ -233,8 +233,8 @@ class PolicySettings(TrainSettings):
     contrast_sharpness: Annotated[float, Field(gt=0)] = 0.1
     """Slope of the contrastive term's logistic function, per nat of log-likelihood; steep ones drown in noise."""
     contrast_attributes: list[str] = Field(default_factory=list)
-    """Attributes of which a foil changes one, drawn at random, to the farther end of its scale, so that each learns to
-    count by itself; without any, a foil has all labels of a sibling."""
+    """Attributes of which a foil changes one, drawn at random, to what another response has, so that each learns to count
+    by itself; without any, a foil has all labels of a sibling."""
     best_by: Figure | None = None
     """Validation figure of whose best the weights are kept; without one, the last ones are."""
     defaults: dict[str, int] = Field(default_factory=dict)

@@ -142,15 +142,18 @@ class PolicyTask:
         return self.model.schema.known(labels_of(replace(message, predicted=predicted), self.settings.labels))
 
     def _changed(self, own: Labels, random: Random) -> list[dict[str, float]]:
-        """Labels with one of the contrast's attributes at the far end of its scale; none where a response has none."""
+        """Labels with one of the contrast's attributes as some other response has it; none where there is no such.
+
+        Drawn from the data, a level is the wrong one as often as it is the right one. If it were oftener wrong, the
+        policy would learn that nothing is likely under it.
+        """
         names = [name for name in self.settings.contrast_attributes if name in own]
-        if not names:
+        if not names or not self._others:
             return []
         item = self.model.schema[random.choice(names)]
         level = item.level(own[item.name])
-        reach = max(level - item.low, item.high - level)
-        end = random.choice([end for end in (item.low, item.high) if abs(end - level) == reach])
-        return [{**own, item.name: float(end)}]
+        drawn = (random.choice(self._others).get(item.name, own[item.name]) for _ in range(8))
+        return [{**own, item.name: value} for value in drawn if item.level(value) != level][:1]
 
     def _siblings(
         self, conversation: Conversation, labels: Mapping[int, Labels], random: Random

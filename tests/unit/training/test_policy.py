@@ -179,20 +179,17 @@ def test_foils_without_siblings_come_from_other_conversations(policy: SteerModel
     assert labels_in(policy, alone.tree(lonely, 0)) == [(1, "humor:1", False)]
 
 
-def test_foils_change_one_attribute_to_the_farther_end(policy: SteerModel) -> None:
-    values = {"quality": 3.0, "humor": 1.0, "verbosity": 2.0}
-    conversation = tree_of(*(answer(f"{k}", values) for k in range(40)), answer("x", {"quality": 1.0}))
+def test_foils_change_one_attribute_to_what_others_have(policy: SteerModel) -> None:
+    usual, rare = {"quality": 3.0, "humor": 1.0, "verbosity": 2.0}, {"quality": 2.0, "humor": 4.0, "verbosity": 2.0}
+    answers = [answer(f"{k}", rare if k % 4 == 0 else usual) for k in range(80)]
+    conversation = tree_of(*answers, answer("x", {"quality": 1.0}))
     made = task(policy, [conversation], contrast=0.5, contrast_attributes=["humor", "verbosity"])
-    foils = [(message, line) for message, line, foil in labels_in(policy, made.tree(conversation, 0)) if foil]
-    # Humor 1 lies nearer to 0, so 4 is its far end; verbosity 2 has two. A response without either has no foil.
-    assert {line for _, line in foils} == {
-        "quality:3,humor:4,verbosity:2",
-        "quality:3,humor:1,verbosity:0",
-        "quality:3,humor:1,verbosity:4",
-    }
-    assert len(foils) == 40
-    held_out = labels_in(policy, made.held_out_tree(conversation))
-    assert "quality:1" in {line for _, line, foil in held_out if foil}  # there they are siblings' labels
+    foils = [line for _, line, foil in labels_in(policy, made.tree(conversation, 0)) if foil]
+    # Verbosity is the same everywhere; where it is drawn there is no foil, nor for a response with neither attribute.
+    assert set(foils) == {"quality:3,humor:4,verbosity:2", "quality:2,humor:1,verbosity:2"}
+    assert 20 < len(foils) < 60
+    held_out = {line for _, line, foil in labels_in(policy, made.held_out_tree(conversation)) if foil}
+    assert "quality:2,humor:4,verbosity:2" in held_out  # there a foil has all labels of a sibling
 
 
 def test_an_attribute_to_change_must_be_labelled(policy: SteerModel) -> None:
