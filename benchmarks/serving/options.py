@@ -50,5 +50,7 @@ class Options(Settings):
     """Clients of the load."""
     seconds: Annotated[float, Field(gt=0)] = 60.0
     """How long they ask."""
+    waiting: Annotated[int, Field(ge=1)] = 256
+    """Requests that our server lets wait; beyond them it refuses."""
     flood: Annotated[int, Field(ge=1)] = 10
     """How many times what the queue takes is then asked at once."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import numpy as np
 
 from benchmarks.measure import apart
@@ -94,8 +94,8 @@ class Bench:
         async def at_once(client: httpx.AsyncClient, messages: list[Message]) -> float:
             body = {"messages": messages, "settings": settings, "max_tokens": o.tokens, "min_tokens": o.tokens}
             seconds, answer = await post(client, "/v1/steer/sweep", body)
-            if len(answer["results"]) != len(settings):
-                raise EngineError(f"the sweep gave {len(answer['results'])} answers instead of {len(settings)}")
+            if len(answer["answers"]) != len(settings):
+                raise EngineError(f"the sweep gave {len(answer['answers'])} answers instead of {len(settings)}")
             return seconds
 
         async def one_by_one(client: httpx.AsyncClient, messages: list[Message]) -> float:
@@ -185,8 +185,7 @@ class Bench:
 
     async def _flood(self, url: str) -> list[Seen]:
         async with session(url) as client:
-            limits = (await client.get("/v1/attributes")).json()["limits"]
-            count = self.options.flood * (limits["max_running"] + limits["max_waiting"])
+            count = self.options.flood * self.options.waiting
             return (await ask_all(client, [self._body(_ask(text)) for text in prompts(count)]))[1]
 
     async def _round(self, url: str, bodies: Sequence[dict[str, Any]]) -> float:
@@ -207,7 +206,8 @@ class Bench:
             yield "vllm", self._serving(servers.vllm(o.vllm_python, o.model, 4096))
 
     def _ours(self) -> Callable[[], Any]:
-        return self._serving(servers.ours(self.options.model, self.options.engine))
+        o = self.options
+        return self._serving(servers.ours(o.model, o.engine, "--waiting", str(o.waiting)))
 
     def _serving(self, command: list[str]) -> Callable[[], Any]:
         @contextmanager
