@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from steerlm.training.config import Settings
+from steerlm.engines import EngineName
+from steerlm.settings import Settings
 
 Work = Literal["throughput", "sweep", "second-turn", "load"]
 Contender = Literal["steerlm", "transformers", "vllm", "llama-cpp"]
@@ -24,7 +25,7 @@ class Options(Settings):
     contenders: tuple[Contender, ...] = ("steerlm", "transformers")
     """Who generates: our server, transformers' generate, and where they are installed vLLM's server for CPUs and
     llama-cpp-python, each from the environment named below."""
-    engine: str = "auto"
+    engine: EngineName = "auto"
     """Engine of our server."""
     vllm_python: Path | None = None
     """Interpreter of an environment with vLLM for CPUs."""

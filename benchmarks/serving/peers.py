@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from steerlm.engines import Request, Sampling, complete, make_engine
+from steerlm.engines import EngineName, Request, Sampling, complete, make_engine
 from steerlm.errors import EngineError
+from steerlm.models.prompting import load_prompting
 
 _LLAMA_CPP = Path(__file__).with_name("llama_cpp_peer.py")
 
@@ -43,16 +44,18 @@ def transformers_seconds(
     return seconds
 
 
-def engine_seconds(model: Path, name: str, groups: Sequence[Sequence[Sequence[int]]], tokens: int) -> list[float]:
+def engine_seconds(
+    model: Path, name: EngineName, groups: Sequence[Sequence[Sequence[int]]], tokens: int
+) -> list[float]:
     """Seconds of our engine without a server for each group of prompts, submitted together; greedy."""
-    engine = make_engine(model, name)
+    engine = make_engine(model, load_prompting(model), name)
     sampling = Sampling(max_tokens=tokens, min_tokens=tokens)
     seconds = []
     for prompts in groups:
         began = time.perf_counter()
         answers = complete(engine, [Request(tuple(ids), sampling) for ids in prompts])
         seconds.append(time.perf_counter() - began)
-        if made := sum(len(answer.tokens) for answer in answers) != tokens * len(prompts):
+        if (made := sum(len(answer.tokens) for answer in answers)) != tokens * len(prompts):
             raise EngineError(f"the engine made {made} tokens instead of {tokens * len(prompts)}")
     engine.close()
     return seconds

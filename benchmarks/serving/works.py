@@ -212,9 +212,11 @@ class Bench:
     def _serving(self, command: list[str]) -> Callable[[], Any]:
         @contextmanager
         def started() -> Iterator[servers.Server]:
-            with tempfile.TemporaryDirectory(dir=self.folder) as logs:
-                with servers.serving(command, Path(logs) / "log", self.options.threads) as server:
-                    yield server
+            with (
+                tempfile.TemporaryDirectory(dir=self.folder) as logs,
+                servers.serving(command, Path(logs) / "log", self.options.threads) as server,
+            ):
+                yield server
 
         return started
 
