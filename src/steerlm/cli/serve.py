@@ -41,7 +41,7 @@ def serve_command(
 ) -> None:
     """Serve a policy over OpenAI's API, to be steered by every request.
 
-    steerlm serve runs/quickstart/policy --attribute-model runs/quickstart/attributes
+    steerlm serve runs/quickstart/policy --attribute-model runs/quickstart/attribute-model
 
     Clients use http://127.0.0.1:8000/v1; what can be asked for is at /docs. Without API keys (steerlm keys create) the
     server answers to this machine only. The log is a line of JSON for each request, on stderr, without contents.
