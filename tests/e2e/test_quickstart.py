@@ -32,6 +32,8 @@ policy:
 steering: {{attributes: [verbosity, humor], prompts: 2, max_tokens: 5}}
 """
 
+TORCH = ["--engine", "torch", "--json"]
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -85,13 +87,11 @@ def test_annotations_fill_the_unrated_quarter(finished: Path) -> None:
 
 def test_generate_sweeps_and_prints_json(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy = str(finished / "run" / "policy")
-    assert (
-        run(["generate", policy, "Hi", "--sweep", "verbosity", "--set", "humor=4", "--max-tokens", "4", "--json"]) == 0
-    )
+    assert run(["generate", policy, "Hi", "--sweep", "verbosity", "--set", "humor=4", "--max-tokens", "4", *TORCH]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["attributes"]["verbosity"] for row in rows] == [0, 1, 2, 3, 4]
     assert all(row["attributes"]["humor"] == 4 and len(row["answers"]) == 1 for row in rows)
-    assert run(["generate", policy, "Hi", "--n", "3", "--max-tokens", "4", "--json"]) == 0
+    assert run(["generate", policy, "Hi", "--n", "3", "--max-tokens", "4", *TORCH]) == 0
     assert len(json.loads(capsys.readouterr().out)[0]["answers"]) == 3
 
 
@@ -110,7 +110,7 @@ def test_generate_sweeps_and_prints_json(finished: Path, capsys: pytest.CaptureF
 def test_generate_refuses(
     finished: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    assert run(["generate", str(finished / "run" / "policy"), "Hi", *arguments]) == 2
+    assert run(["generate", str(finished / "run" / "policy"), "Hi", *arguments, *TORCH]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
 
 

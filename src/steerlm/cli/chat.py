@@ -13,12 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from steerlm.cli.sampling import SamplingFlags
-from steerlm.devices import pick_device
-from steerlm.engines import Engine, Sampling, TorchEngine, batch, stream
+from steerlm.cli.sampling import LocalEngine, SamplingFlags, say
+from steerlm.engines import Engine, Sampling, batch, make_engine, stream
 from steerlm.errors import ConfigError, SteerLMError
-from steerlm.models.load import load_model
-from steerlm.models.prompting import Prompting
+from steerlm.models.prompting import Prompting, load_prompting
 from steerlm.steering import Turn, asked_values, parse_assignments, prompt_ids
 
 HELP = """/set NAME VALUE   set an attribute for the answers to come (VALUE none: leave it unset)
@@ -91,6 +89,7 @@ def chat_command(
     set_: Annotated[list[str] | None, Parameter(name=["--set", "-s"])] = None,
     system: str | None = None,
     sampling: Annotated[SamplingFlags | None, Parameter(name="*")] = None,
+    engine: LocalEngine = "auto",
     device: str = "auto",
 ) -> None:
     """Talk to a policy; /set verbosity 0 steers its next answers, /help lists what else there is.
@@ -105,16 +104,18 @@ def chat_command(
         System text; without it, the model's own.
     sampling
         How to choose tokens; each has a flag of its own.
+    engine
+        openvino (CPU, 8-bit weights, fast), torch (any device, any model), or auto.
     device
-        Torch device to run on; auto takes a GPU where there is one.
+        Device to run on; auto takes a GPU where there is one.
     """
     chosen = (sampling or SamplingFlags()).sampling()
-    policy = load_model(model, "policy", pick_device(device))
+    policy = load_prompting(model)
     asked = parse_assignments(policy.schema, set_ or [])
     console = Console()
-    console.print(f"{model}: /help for commands, Ctrl-D to leave", style="dim", highlight=False)
-    with closing(TorchEngine(policy)) as engine:
-        talk(ChatSession(policy, engine, chosen, asked, system), console, _lines(console))
+    with closing(make_engine(model, policy, engine, device, say=say)) as generator:
+        console.print(f"{model}: /help for commands, Ctrl-D to leave", style="dim", highlight=False)
+        talk(ChatSession(policy, generator, chosen, asked, system), console, _lines(console))
 
 
 def talk(session: ChatSession, console: Console, lines: Iterable[str]) -> None:

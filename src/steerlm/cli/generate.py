@@ -12,11 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from steerlm.cli.sampling import SamplingFlags
-from steerlm.devices import pick_device
-from steerlm.engines import Completion, TorchEngine, batch, complete
+from steerlm.cli.sampling import LocalEngine, SamplingFlags, say
+from steerlm.engines import Completion, batch, complete, make_engine
 from steerlm.errors import ConfigError
-from steerlm.models.load import load_model
+from steerlm.models.prompting import load_prompting
 from steerlm.steering import asked_values, attribute_of, parse_assignments, prompt_ids
 
 
@@ -29,6 +28,7 @@ def generate_command(
     n: int = 1,
     system: str | None = None,
     sampling: Annotated[SamplingFlags | None, Parameter(name="*")] = None,
+    engine: LocalEngine = "auto",
     device: str = "auto",
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
@@ -53,8 +53,10 @@ def generate_command(
         System text; without it, the model's own.
     sampling
         How to choose tokens; each has a flag of its own.
+    engine
+        openvino (CPU, 8-bit weights, fast), torch (any device, any model), or auto.
     device
-        Torch device to run on; auto takes a GPU where there is one.
+        Device to run on; auto takes a GPU where there is one.
     json_
         Print JSON.
     """
@@ -63,15 +65,15 @@ def generate_command(
     chosen = (sampling or SamplingFlags()).sampling(temperature=1.0 if n > 1 else 0.0)
     if n > 1 and chosen.temperature == 0:
         raise ConfigError(f"--n {n} at temperature 0 gives the same answer {n} times; raise --temperature")
-    policy = load_model(model, "policy", pick_device(device))
+    policy = load_prompting(model)
     asked = parse_assignments(policy.schema, set_ or [])
     if sweep is not None and sweep in asked:
         raise ConfigError(f"{sweep} is both set and swept; choose one")
     levels = attribute_of(policy.schema, sweep).levels if sweep else [None]
     settings = [asked_values(policy.schema, {**asked, **({sweep: level} if sweep else {})}) for level in levels]
     prompts = [prompt_ids(policy, prompt, values, system=system) for values in settings for _ in range(n)]
-    with closing(TorchEngine(policy)) as engine:
-        answers = complete(engine, batch(prompts, chosen))
+    with closing(make_engine(model, policy, engine, device, say=say)) as generator:
+        answers = complete(generator, batch(prompts, chosen))
     rows = [(values, answers[index * n : (index + 1) * n]) for index, values in enumerate(settings)]
     if json_:
         print(json.dumps([_record(values, found) for values, found in rows], ensure_ascii=False, indent=2))

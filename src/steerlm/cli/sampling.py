@@ -1,12 +1,21 @@
-"""The flags by which `generate` and `chat` choose tokens."""
+"""The flags by which `generate` and `chat` choose engine and tokens."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Literal
+
+from rich.console import Console
 
 from steerlm.engines import Sampling
 
+LocalEngine = Literal["auto", "openvino", "torch"]
 _DEFAULT = Sampling()
+
+
+def say(text: str) -> None:
+    """Tell the user, beside the answers."""
+    Console(stderr=True, soft_wrap=True).print(text, style="dim", markup=False, highlight=False)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,13 @@ from steerlm.engines.base import (
     stream,
     stream_async,
 )
+from steerlm.engines.make import EngineName, make_engine
 from steerlm.engines.torch import TorchEngine
 
 __all__ = [
     "Completion",
     "Engine",
+    "EngineName",
     "Guidance",
     "Piece",
     "Request",
@@ -24,6 +26,7 @@ __all__ = [
     "TorchEngine",
     "batch",
     "complete",
+    "make_engine",
     "stream",
     "stream_async",
 ]

@@ -6,7 +6,7 @@ pass: rows stand one after another, without padding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +69,7 @@ class OpenVinoCore:
 
     def add(self, requests: Sequence[tuple[int, Request]]) -> None:
         prompts = [[r.prompt, *([r.guidance.prompt] if r.guidance else [])] for _, r in requests]
-        parts = iter(share([ids for rows in prompts for ids in rows]))
+        parts: Iterator[Part[Table]] = iter(share([ids for rows in prompts for ids in rows]))
         for (key, request), rows in zip(requests, prompts, strict=True):
             own = [next(parts) for _ in rows]
             self._waiting[key] = _Answer(key, own, Chooser(request, self._stop_ids), _need(request), [None] * len(rows))

@@ -140,9 +140,10 @@ def prepared(directory: Path, progress: Progress | None = None) -> Path:
     for place in places:
         if (place / name / _FACTS).is_file():
             return place / name
-    place = next(filter(_is_writable, places), None)
-    if place is None:
+    writable = [place for place in places if _is_writable(place)]
+    if not writable:
         raise ModelError(f"neither {places[0]} nor {places[1]} can be written, where OpenVINO's form of the model goes")
+    place = writable[0]
     with tempfile.TemporaryDirectory(dir=place, prefix=".", ignore_cleanup_errors=True) as temporary:
         _convert(directory, Path(temporary), progress)
         if place == own:
@@ -165,10 +166,11 @@ def _is_writable(place: Path) -> bool:
 def _convert(directory: Path, out: Path, progress: Progress | None) -> None:
     file = out / "model.gguf"
     export_gguf(directory, file, "q8_0", progress)
-    reader = gguf.GGUFReader(file)
-    architecture = reader.get_field("general.architecture").contents()
-    context = int(reader.get_field(f"{architecture}.context_length").contents())
-    del reader  # it holds the file open
+    context = next(
+        int(field.contents())
+        for name, field in gguf.GGUFReader(file).fields.items()
+        if name.endswith(".context_length")
+    )
     try:
         openvino_genai.LLMPipeline(str(file), "CPU", ATTENTION_BACKEND="SDPA", enable_save_ov_model=True)
     except RuntimeError as error:

@@ -5,7 +5,7 @@ Shapes: B rows of a batch (a request has one, with guidance two), T tokens, V vo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -75,7 +75,7 @@ class TorchCore:
 
     def add(self, requests: Sequence[tuple[int, Request]]) -> None:
         prompts = [[r.prompt, *([r.guidance.prompt] if r.guidance else [])] for _, r in requests]
-        parts = iter(share([ids for rows in prompts for ids in rows]))
+        parts: Iterator[Part[States]] = iter(share([ids for rows in prompts for ids in rows]))
         for (key, request), rows in zip(requests, prompts, strict=True):
             chooser = Chooser(request, self._stop_ids)
             answer = _Answer(key, [next(parts) for _ in rows], chooser, [None] * len(rows))

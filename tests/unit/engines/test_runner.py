@@ -46,8 +46,8 @@ class Script:
         self.going.update({key: (request, 0) for key, request in requests})
 
     def drop(self, key: int) -> None:
-        del self.going[key]  # an unknown key would be a fault of the runner
-        self.dropped.append(key)
+        if self.going.pop(key, None):
+            self.dropped.append(key)
 
     def step(self) -> list[Token]:
         self.stepped.release()

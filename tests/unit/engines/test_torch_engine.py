@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import RepetitionPenaltyLogitsProcessor
+from transformers import PreTrainedModel, RepetitionPenaltyLogitsProcessor
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from steerlm.attributes import STEERLM
-from steerlm.engines import Sampling, TorchEngine, batch, complete, stream
-from steerlm.errors import ConfigError
+from steerlm.engines import Guidance, Piece, Request, Sampling, TorchEngine, batch, complete, stream
+from steerlm.errors import ConfigError, SteerLMError
 from steerlm.models.load import SteerModel, load_model, new_model
 from steerlm.steering import asked_values, prompt_ids
 from tiny import TOKENIZERS, save_base, spread
@@ -105,6 +108,123 @@ def test_too_long_says_the_numbers(policy: SteerModel) -> None:
         list(stream(TorchEngine(policy), batch([[5] * 2040], Sampling(max_tokens=16))))
 
 
+def test_what_is_computed_with_it_changes_no_answer(policy: SteerModel) -> None:
+    """Requests that come while others are under way, of all kinds, against each of them alone."""
+    requests = [
+        Request(
+            tuple(ids), Sampling(max_tokens=4 + 5 * k, temperature=0.9 * (k % 2), seed=k, repetition_penalty=1 + k / 9)
+        )
+        for k, ids in enumerate(token_prompts(policy) * 3)
+    ]
+    alone = [complete(TorchEngine(policy), [request])[0] for request in requests]
+    engine = TorchEngine(policy, max_batch=4, chunk=16)
+    found: dict[int, list[int]] = {number: [] for number in range(len(requests))}
+    over = threading.Semaphore(0)
+
+    def deliver(number: int, piece: Piece | SteerLMError) -> None:
+        assert isinstance(piece, Piece)
+        found[number].append(piece.token)
+        if piece.finish:
+            over.release()
+
+    for number, request in enumerate(requests):
+        engine.submit([request], partial(deliver, number))
+    for _ in requests:
+        assert over.acquire(timeout=60)
+    assert [tuple(tokens) for tokens in found.values()] == [answer.tokens for answer in alone]
+
+
+class Counted:
+    """How many tokens a network computes."""
+
+    def __init__(self, network: PreTrainedModel) -> None:
+        self.tokens = 0
+        network.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, network: object, arguments: object, keywords: dict[str, torch.Tensor]) -> None:
+        self.tokens += keywords["input_ids"].numel()
+
+
+def test_what_prompts_begin_with_is_computed_once(policy: SteerModel) -> None:
+    talk = [5 + k % 40 for k in range(200)]
+    prompts = [[*talk, 60 + level, 7] for level in range(10)]
+    requests = batch(prompts, Sampling(max_tokens=3))
+    alone = [complete(TorchEngine(policy), [request])[0] for request in requests]
+    counted = Counted(policy.network)
+    engine = TorchEngine(policy)
+    pieces = list(stream(engine, requests))
+    assert counted.tokens == 200 + 10 * 2 + 10 * 2
+    assert sorted(piece.cached for piece in pieces if piece.finish) == [0] + [200] * 9
+    for number, answer in enumerate(alone):
+        assert tuple(piece.token for piece in pieces if piece.request == number) == answer.tokens
+
+
+def test_the_next_turn_goes_on_from_the_last(policy: SteerModel) -> None:
+    first = token_prompts(policy)[0]
+    engine = TorchEngine(policy)
+    answer = complete(engine, batch([first], Sampling(max_tokens=8, min_tokens=8)))[0]
+    following = [*first, *answer.tokens, 9, 10, 11]
+    pieces = list(stream(engine, batch([following], Sampling(max_tokens=6))))
+    # The state of the last token of an answer is never computed.
+    assert {piece.cached for piece in pieces} == {len(first) + 7}
+    fresh = complete(TorchEngine(policy), batch([following], Sampling(max_tokens=6)))[0]
+    assert tuple(piece.token for piece in pieces) == fresh.tokens
+    forgetful = TorchEngine(policy, kept_tokens=0)
+    complete(forgetful, batch([first], Sampling(max_tokens=8)))
+    assert next(stream(forgetful, batch([following], Sampling(max_tokens=2)))).cached == 0
+
+
+def test_min_tokens_bars_the_end(policy: SteerModel) -> None:
+    prompt = token_prompts(policy)[1]
+    end = policy.renderer.stop_ids[0]
+
+    def favour_the_end(_network: object, _arguments: object, output: CausalLMOutputWithPast) -> None:
+        assert output.logits is not None
+        output.logits[..., end] += 1e4
+
+    hook = policy.network.register_forward_hook(favour_the_end)
+    answers = [complete(TorchEngine(policy), batch([prompt], Sampling(min_tokens=k)))[0] for k in (0, 5)]
+    hook.remove()
+    assert [(len(answer.tokens), answer.finish) for answer in answers] == [(1, "stop"), (6, "stop")]
+
+
+def test_logprobs_are_those_of_the_network(policy: SteerModel) -> None:
+    prompt = token_prompts(policy)[0]
+    sampling = Sampling(max_tokens=6, temperature=1.3, top_k=30, seed=3, logprobs=4)
+    pieces = list(stream(TorchEngine(policy), batch([prompt], sampling)))
+    tokens = [piece.token for piece in pieces]
+    with torch.no_grad():
+        logits_TV = policy.network(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+    for piece, expected_V in zip(pieces, logits_TV.log_softmax(dim=-1), strict=True):
+        assert piece.logprob is not None
+        assert piece.logprob.logprob == pytest.approx(float(expected_V[piece.token]), abs=1e-4)
+        best = expected_V.topk(4)
+        assert [token for token, _ in piece.logprob.top] == best.indices.tolist()
+        assert [value for _, value in piece.logprob.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+
+
+def test_guidance_pushes_away_from_the_other_prompt(policy: SteerModel) -> None:
+    own, other, _ = token_prompts(policy)
+    request = Request(tuple(own), Sampling(max_tokens=8), Guidance(tuple(other), 3.0))
+    found = complete(TorchEngine(policy), [*batch([own], Sampling(max_tokens=8)), request, *batch([other], Sampling())])
+    tokens: list[int] = []
+    with torch.no_grad():
+        for _ in range(8):
+            mine, theirs = (policy.network(torch.tensor([ids + tokens])).logits[0, -1] for ids in (own, other))
+            tokens.append(int((theirs + 3 * (mine - theirs)).argmax()))
+    assert found[1].tokens == tuple(tokens)
+    assert found[0].tokens != found[1].tokens
+    unguided = Request(tuple(own), Sampling(max_tokens=8), Guidance(tuple(other), 1.0))
+    assert complete(TorchEngine(policy, max_batch=1), [unguided])[0].tokens == found[0].tokens
+
+
+def test_attention_within_a_window(tmp_path: Path) -> None:
+    """Rows of different lengths of a network that sees the last seven tokens only, against transformers' own."""
+    save_base(tmp_path / "base", TOKENIZERS["llama2"](), "mistral")
+    new_model("policy", tmp_path / "base", STEERLM).save(tmp_path / "policy")
+    test_greedy_equals_generate(load_model(tmp_path / "policy", "policy"))
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -115,6 +235,10 @@ def test_too_long_says_the_numbers(policy: SteerModel) -> None:
         {"top_k": -1},
         {"stop": ("",)},
         {"repetition_penalty": 0},
+        {"min_tokens": -1},
+        {"min_tokens": 600},
+        {"logprobs": -1},
+        {"logprobs": 21},
     ],
 )
 def test_sampling_is_checked(bad: dict[str, object]) -> None:
