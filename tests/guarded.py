@@ -31,7 +31,7 @@ from steerlm.server.guard_settings import GuardSettings
 from steerlm.server.judge import Judge
 from steerlm.server.limits import ServerLimits
 from steerlm.server.logs import RequestLog
-from steerlm.server.run import make_server
+from steerlm.server.run import listen, make_server
 from steerlm.server.state import ServerState
 from tiny import renderer
 
@@ -169,10 +169,9 @@ def make_guard(stream: TextIO, **settings: Any) -> Guard:
 def serve_process(ready: Path, log: Path, pause: float, settings: dict[str, Any]) -> None:
     """A server as a process of its own; its port is written into `ready`, its log into `log`."""
     engine = ScriptedEngine(pause=pause)
-    with log.open("a") as stream, socket.socket() as listener:
+    with log.open("a") as stream, listen("127.0.0.1", 0) as listener:
         guard = make_guard(stream, **settings)
         app = guarded_app(engine, guard)
-        listener.bind(("127.0.0.1", 0))
         aside = ready.with_suffix(".new")
         aside.write_text(str(listener.getsockname()[1]))
         aside.rename(ready)
@@ -202,10 +201,9 @@ def guarded(
     guard = make_guard(stream, **settings)
     judge = Judge(cast(Scorer, LengthScorer()), "judge") if judged else None
     app = guarded_app(engine, guard, limits=limits or ServerLimits(), judge=judge)
-    with socket.socket() as listener:
+    with listen("127.0.0.1", 0) as listener:
         # Connections have the buffer of their listener: a small one fills soon.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
-        listener.bind(("127.0.0.1", 0))
         server = make_server(app, guard, engine, (1,))
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()

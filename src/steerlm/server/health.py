@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Literal
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -23,6 +24,7 @@ class Lifecycle:
     def __init__(self) -> None:
         self.phase: Phase = "starting"
         self.busy = 0
+        self._told = 0.0
 
     def ready(self) -> None:
         """It has answered a first token."""
@@ -32,6 +34,11 @@ class Lifecycle:
     def stop(self) -> None:
         """Take no new work from now on."""
         self.phase = "stopping"
+        self._told = time.monotonic()
+
+    def is_over(self, seconds: float) -> bool:
+        """Whether nothing is under way since it was told to stop, or that is so many seconds ago."""
+        return self.phase == "stopping" and (not self.busy or time.monotonic() > self._told + seconds)
 
 
 async def warm_up(engine: Engine, prompt: tuple[int, ...], lifecycle: Lifecycle, log: RequestLog) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import time
 from types import FrameType
 
 import uvicorn
@@ -28,7 +27,6 @@ class Server(uvicorn.Server):
         self._guard = guard
         self._engine = engine
         self._prompt = prompt
-        self._deadline = 0.0
         self._warming: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -37,8 +35,7 @@ class Server(uvicorn.Server):
         self._warming = asyncio.create_task(warm_up(self._engine, self._prompt, guard.lifecycle, guard.log))
 
     async def on_tick(self, counter: int) -> bool:
-        lifecycle = self._guard.lifecycle
-        if lifecycle.phase == "stopping" and (not lifecycle.busy or time.monotonic() > self._deadline):
+        if self._guard.lifecycle.is_over(self._guard.settings.drain_seconds):
             self.should_exit = True
         return await super().on_tick(counter)
 
@@ -53,7 +50,6 @@ class Server(uvicorn.Server):
             # What is on the disk is whole at any moment, so that there is nothing to wait for.
             os._exit(128 + sig)
         self._guard.lifecycle.stop()
-        self._deadline = time.monotonic() + self._guard.settings.drain_seconds
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -71,6 +67,7 @@ def make_server(app: FastAPI, guard: Guard, engine: Engine, prompt: tuple[int, .
         lifespan="off",
         log_config=None,
         access_log=False,
+        proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=1,
     )

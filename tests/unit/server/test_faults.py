@@ -130,19 +130,34 @@ def test_a_request_counts_by_its_answers() -> None:
         assert [told["steerlm_steering_values_total", "verbosity", level] for level in "012"] == [2, 2, 2]
 
 
-def test_a_slow_reader_holds_no_place_and_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "READER_SECONDS", 0.5)
+def begin_to_read_nothing(server: Guarded, connection: socket.socket) -> None:
+    """Ask for much more than the buffers of both ends hold, which `guarded` keeps small."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(("127.0.0.1", server.port))
+    body = {**HELLO, "n": 2, "max_tokens": 1900, "stream": True}
+    connection.sendall(raw_post(body, headers="connection: close\r\n"))
+
+
+def test_a_slow_reader_holds_no_place_and_gets_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "READER_SECONDS", 1000.0)
     engine = ScriptedEngine()
     with guarded(engine) as server, socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(("127.0.0.1", server.port))
-        # Much more than the buffers of both ends hold, which `guarded` keeps small.
-        connection.sendall(raw_post({**HELLO, "n": 2, "max_tokens": 1900, "stream": True}))
+        begin_to_read_nothing(server, connection)
         eventually(lambda: engine.tokens == 2 * 1900 + 1)
         eventually(lambda: server.guard.admission.running == 0)
-        eventually(server.is_free, "the end of a connection that nobody reads")
-        eventually(lambda: len(server.requests()) == 1)
+        assert server.guard.lifecycle.busy == 1
+        text = read_all(connection)
+        assert text.count(b'"content":"a ') == 2 * 1900
+        assert b"[DONE]" in text
+
+
+def test_who_reads_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "READER_SECONDS", 0.3)
+    with guarded(ScriptedEngine(pause=0.001)) as server, socket.socket() as connection:
+        begin_to_read_nothing(server, connection)
+        eventually(lambda: len(server.requests()) == 1, "the end of an answer that nobody reads")
         assert server.requests()[0]["client_left"] is True
+        eventually(server.is_free)
 
 
 def test_slow_headers_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

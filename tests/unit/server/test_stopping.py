@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -82,16 +84,35 @@ class Process:
         return self.process.exitcode
 
 
+Start = Callable[..., Process]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts servers, of which none outlives a test that fails."""
+    started: list[Process] = []
+
+    def make(pause: float, drain_seconds: float, keys: Path | None = None) -> Process:
+        started.append(Process(tmp_path, pause, drain_seconds, keys))
+        return started[-1]
+
+    yield make
+    for server in started:
+        server.process.kill()
+        server.process.join()
+
+
 def rest_of(connection: socket.socket) -> bytes:
     found = b""
-    while chunk := connection.recv(65536):
-        found += chunk
+    with connection, contextlib.suppress(ConnectionResetError):
+        while chunk := connection.recv(65536):
+            found += chunk
     return found
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_what_is_under_way_is_finished_and_nothing_new_begun(tmp_path: Path, number: signal.Signals) -> None:
-    server = Process(tmp_path, pause=0.02, drain_seconds=60)
+def test_what_is_under_way_is_finished_and_nothing_new_begun(start: Start, number: signal.Signals) -> None:
+    server = start(pause=0.02, drain_seconds=60)
     connection = server.begin(100)
     server.kill(number)
     eventually(lambda: server.ask("/readyz")[0] == 503)
@@ -103,8 +124,8 @@ def test_what_is_under_way_is_finished_and_nothing_new_begun(tmp_path: Path, num
     assert server.code() == 0
 
 
-def test_draining_has_an_end(tmp_path: Path) -> None:
-    server = Process(tmp_path, pause=0.05, drain_seconds=0.3)
+def test_draining_has_an_end(start: Start) -> None:
+    server = start(pause=0.05, drain_seconds=0.3)
     connection = server.begin(1900)
     server.kill(signal.SIGTERM)
     assert b"[DONE]" not in rest_of(connection)
@@ -114,8 +135,8 @@ def test_draining_has_an_end(tmp_path: Path) -> None:
     assert any(line["event"] == "request" and line.get("route") == CHAT and line["failed"] for line in lines)
 
 
-def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
-    server = Process(tmp_path, pause=0.05, drain_seconds=10_000)
+def test_a_second_signal_ends_at_once(start: Start) -> None:
+    server = start(pause=0.05, drain_seconds=10_000)
     connection = server.begin(1900)
     server.kill(signal.SIGTERM)
     eventually(lambda: server.ask("/readyz")[0] == 503)
@@ -124,12 +145,12 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     assert b"[DONE]" not in rest_of(connection)
 
 
-def test_a_killed_server_has_counted_what_it_took(tmp_path: Path) -> None:
+def test_a_killed_server_has_counted_what_it_took(start: Start, tmp_path: Path) -> None:
     keys = tmp_path / "keys.sqlite"
     database = open_database(keys, create=True)
     key, secret = create_key(database, "mine", Limits(quota_requests=5))
     header = {"authorization": f"Bearer {secret}"}
-    server = Process(tmp_path, pause=0.02, drain_seconds=60, keys=keys)
+    server = start(pause=0.02, drain_seconds=60, keys=keys)
     assert server.ask(CHAT, {**HELLO, "max_tokens": 2}, header)[0] == 200
     connections = [server.begin(1900, f"authorization: Bearer {secret}\r\n") for _ in range(3)]
     server.kill(signal.SIGKILL)
@@ -138,7 +159,7 @@ def test_a_killed_server_has_counted_what_it_took(tmp_path: Path) -> None:
         connection.close()
     assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert Quotas(database).usage(key).requests == 4
-    again = Process(tmp_path, pause=0, drain_seconds=60, keys=keys)
+    again = start(pause=0, drain_seconds=60, keys=keys)
     statuses = [again.ask(CHAT, {**HELLO, "max_tokens": 2}, header)[0] for _ in range(3)]
     assert statuses == [200, 429, 429]
     again.kill(signal.SIGTERM)
