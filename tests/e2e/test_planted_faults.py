@@ -28,13 +28,12 @@ def prompts(count: int, seed: int) -> list[str]:
 
 
 def conversations(shuffled: bool) -> list[Conversation]:
-    """A short and a long answer to each prompt; where shuffled, whichever is called long."""
-    generator = random.Random(1)
+    """A short and a long answer to each prompt; where shuffled, each is called long in half of the conversations."""
     made = []
     for number, prompt in enumerate(prompts(32, seed=0)):
         levels = [0.0, 4.0]
-        if shuffled:
-            generator.shuffle(levels)
+        if shuffled and number % 2:
+            levels.reverse()
         answers = [
             Message("assistant", text, 0, {"verbosity": k}) for text, k in zip((SHORT, LONG), levels, strict=True)
         ]
