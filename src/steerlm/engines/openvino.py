@@ -181,7 +181,7 @@ class OpenVinoEngine(Runner):
     """See `steerlm.engines.base.Engine`.
 
     max_batch     rows computed together; further requests wait
-    cache_bytes   memory for keys and values, which is also what remembers earlier conversations
+    cache_bytes   most memory for keys and values, which is also what remembers earlier conversations
     chunk         most tokens of a step, of which answers under way take one each and prompts the rest
     """
 
@@ -190,7 +190,7 @@ class OpenVinoEngine(Runner):
         directory: str | Path,
         prompting: Prompting | None = None,
         max_batch: int = 64,
-        cache_bytes: int = 1 << 30,
+        cache_bytes: int = 2 << 30,
         chunk: int = 256,
         progress: Progress | None = None,
     ) -> None:

@@ -44,13 +44,9 @@ def rounded(directory: Path) -> SteerModel:
     return model
 
 
-# Answers of untrained networks hang by a thread, which float16 in the cache would break.
-EXACT = {"KV_CACHE_PRECISION": "f32"}
-
-
 @pytest.fixture(scope="module")
 def network(directory: Path) -> PagedNetwork:
-    return PagedNetwork(prepared(directory), 1 << 22, EXACT)
+    return PagedNetwork(prepared(directory), 1 << 22)
 
 
 def engine_of(network: PagedNetwork, model: SteerModel, max_batch: int = 64, chunk: int = 256) -> Runner:
@@ -124,7 +120,7 @@ def test_the_next_turn_goes_on_from_the_last(engine: Runner, rounded: SteerModel
 def test_a_small_cache_makes_requests_wait_and_forgets(
     directory: Path, network: PagedNetwork, rounded: SteerModel
 ) -> None:
-    small = PagedNetwork(prepared(directory), (1 << 22) // network.blocks * 12, EXACT)
+    small = PagedNetwork(prepared(directory), (1 << 22) // network.blocks * 12)
     assert small.blocks == 12
     requests = batch(prompts_of(rounded) * 3, Sampling(max_tokens=10))
     assert complete(engine_of(small, rounded), requests) == complete(TorchEngine(rounded), requests)
