@@ -277,7 +277,7 @@ def test_compiling_changes_nothing(run: Any, task: str) -> None:
 
 def test_the_best_weights_are_kept(run: Any) -> None:
     """At a rate at which it gets worse again, what is saved is what was best on the way, and its figures are noted."""
-    steps, _ = run("policy", "out", best_by="loss", learning_rate=0.3, schedule="constant", validate_every=2)
+    steps, _ = run("policy", "out", best_by="loss", learning_rate=1.0, schedule="constant", validate_every=2)
     seen = [(line["loss"], line["step"]) for line in steps if line["kind"] == "validation"]
     assert min(seen)[1] != seen[-1][1]
     metrics = load_model(run.folder / "out", "policy").info.metrics

@@ -96,9 +96,9 @@ def test_tables_from_judgment_files_alone(tmp_path: Path, capsys: pytest.Capture
     [
         (["score"], "name the judgment files"),
         (["score", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
-        (["answer", "m", "--out", "o", "--body", "[1]"], "--body: Value error, must be a JSON object"),
-        (["answer", "m", "--out", "o", "--url", "localhost"], "--url: Value error, must begin with http://"),
-        (["answer", "m", "--out", "o", "--concurrency", "0"], "--concurrency: Input should be greater than"),
+        (["answer", "m", "--out", "o", "--body", "[1]"], "--body: must be a JSON object"),
+        (["answer", "m", "--out", "o", "--url", "localhost"], "--url: must begin with http://"),
+        (["answer", "m", "--out", "o", "--concurrency", "0"], "--concurrency: must be at least 1, not 0"),
         (["judge", "--out", "o", "--bench", "nowhere"], "nowhere: no such directory; give --bench"),
     ],
 )
