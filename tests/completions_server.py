@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-MODELS = {"object": "list", "data": [{"id": "policy", "object": "model", "max_model_len": 500}]}
+MODELS = {"object": "list", "data": [{"id": "policy", "object": "model", "max_model_len": 1000}]}
 
 
 class Call:
@@ -106,7 +106,12 @@ def serving(script: Callable[[Call], None], port: int = 0) -> Iterator[Completio
 
         def do_POST(self) -> None:
             assert self.path == "/v1/completions"
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            size = int(self.headers["Content-Length"])
+            data = self.rfile.read(size)
+            if len(data) < size:  # cancelled before all was sent
+                self.close_connection = True
+                return
+            body = json.loads(data)
             server.bodies.append(body)
             self.answer(lambda call: server.script(call), body)
 

@@ -26,13 +26,14 @@ from steerlm.attention import TreeLayout, use_tree_attention
 from steerlm.attributes import STEERLM
 from steerlm.errors import DataError
 from steerlm.losses import LossSum, token_nll, weighted_nll
+from steerlm.models.adapters import Lora
 from steerlm.models.directory import Kind
-from steerlm.models.load import SteerModel, head_of, hidden_states
+from steerlm.models.load import SteerModel, head_of, hidden_states, new_model
 from steerlm.packing import Pack, fit, lay_out
 from steerlm.parallel.balance import is_blank, share_packs
 from steerlm.parallel.export import save_sharded
 from steerlm.parallel.load import blank_model
-from steerlm.parallel.local import local_part, read_rows, write_rows
+from steerlm.parallel.local import local_part, read_rows, write_rows, write_whole
 from steerlm.parallel.ranks import Ranks
 from steerlm.parallel.shard import Root, clip_grad_norm, shard
 from steerlm.tokens import TokenTree
@@ -40,6 +41,7 @@ from steerlm.training.checkpoint import Checkpoints, Progress
 from steerlm.training.new_tokens import NewTokens
 from strategies import random_conversation
 from tiny import PLAIN, SHAPE, spread
+from tiny_lora import with_lora
 
 SEED = 5
 BUDGET = 128
@@ -53,6 +55,14 @@ class Case:
     kind: Kind = "policy"
     dtype: torch.dtype = torch.float32
     checkpointing: bool = False
+    lora: Lora | None = None
+
+    def make(self) -> SteerModel:
+        """The model as one process makes it."""
+        return self.adapted(new_model(self.kind, self.base, STEERLM))
+
+    def adapted(self, model: SteerModel) -> SteerModel:
+        return with_lora(model, self.base, self.lora) if self.lora else model
 
 
 def make_trees(model: SteerModel, count: int = 9) -> list[TokenTree]:
@@ -94,9 +104,28 @@ def weights_of(network: nn.Module) -> dict[str, Tensor]:
     return {name: whole(tensor) for name, tensor in network.state_dict().items()}
 
 
+def learning(network: nn.Module) -> dict[str, nn.Parameter]:
+    """What of a network is trained."""
+    return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+
+def gradients_of(network: nn.Module) -> dict[str, Tensor]:
+    """Of all that is trained and of nothing else."""
+    assert all(parameter.grad is None for parameter in network.parameters() if not parameter.requires_grad)
+    return {name: whole(parameter.grad) for name, parameter in learning(network).items()}
+
+
+def move_adapter(network: nn.Module) -> None:
+    """Let the adapter add something: as it starts, B is zero, and so are the gradients of A."""
+    for name, parameter in learning(network).items():
+        if "lora_B" in name:
+            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            write_whole(parameter, torch.randn(parameter.shape, generator=generator) * 0.2)
+
+
 def give_gradients(network: nn.Module, step: int) -> None:
     """The same gradient for each weight however it is sharded."""
-    for name, parameter in network.named_parameters():
+    for name, parameter in learning(network).items():
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + step)
         gradient = torch.randn(parameter.shape, generator=generator)
         if isinstance(parameter, DTensor):
@@ -113,8 +142,8 @@ def give_gradients(network: nn.Module, step: int) -> None:
 
 
 def make_optimizer(network: nn.Module) -> torch.optim.AdamW:
-    matrices = [parameter for parameter in network.parameters() if parameter.ndim >= 2]
-    others = [parameter for parameter in network.parameters() if parameter.ndim < 2]
+    matrices = [parameter for parameter in learning(network).values() if parameter.ndim >= 2]
+    others = [parameter for parameter in learning(network).values() if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=1e-2, fused=True)
 
@@ -122,13 +151,14 @@ def make_optimizer(network: nn.Module) -> torch.optim.AdamW:
 def spread_out(case: Case, ranks: Ranks) -> tuple[SteerModel, Root]:
     torch.manual_seed(SEED)
     blank = blank_model(case.kind, case.base, STEERLM)
-    network = blank.model.network
+    model = case.adapted(blank.model)
+    network = model.network
     use_tree_attention(network, "segments")
     root = Root(network)
     shard(network, root, ranks, case.dtype, case.checkpointing)
     blank.fill(root, ranks.device)
     network.train()
-    return blank.model, root
+    return model, root
 
 
 def train_in_process(cases: dict[str, Case], tensor_parallel: int) -> dict[str, dict[str, Any]]:
@@ -143,6 +173,7 @@ def _train(case: Case, ranks: Ranks) -> dict[str, Any]:
     model, root = spread_out(case, ranks)
     network = model.network
     found: dict[str, Any] = {"loaded": weights_of(network), "new_tokens": model.new_tokens}
+    move_adapter(network)
     found["held"] = sum(local_part(parameter)[0].numel() for parameter in network.parameters())
     packs = share_packs(make_trees(model), BUDGET, ranks)
     found["packs"] = [0 if is_blank(pack) else pack.size for pack in packs]
@@ -162,10 +193,10 @@ def _train(case: Case, ranks: Ranks) -> dict[str, Any]:
         total, count = total + loss.total.item(), count + loss.count.item()
     sums = ranks.sum(torch.tensor([total, count, sum(before).item()], dtype=torch.float64)).tolist()
     found.update(zip(("loss", "count", "loss_before"), sums, strict=True), types=types)
-    found["gradients"] = {name: whole(parameter.grad) for name, parameter in network.named_parameters()}
-    found["gradient_types"] = {parameter.grad.dtype for parameter in network.parameters()}
+    found["gradients"] = gradients_of(network)
+    found["gradient_types"] = {parameter.grad.dtype for parameter in learning(network).values()}
     found["norm"] = clip_grad_norm(network.parameters(), 0.5, ranks)
-    found["clipped"] = {name: whole(parameter.grad) for name, parameter in network.named_parameters()}
+    found["clipped"] = gradients_of(network)
     new_tokens = NewTokens(model, 10.0)
     new_tokens.straighten()
     optimizer = make_optimizer(network)
@@ -182,13 +213,14 @@ def train_plainly(case: Case, model: SteerModel) -> dict[str, Any]:
     network = model.network.train()
     use_tree_attention(network, "dense")
     found: dict[str, Any] = {"loaded": weights_of(network), "new_tokens": model.new_tokens}
+    move_adapter(network)
     losses = [pack_loss(network, lay_out([tree]))["loss"] for tree in make_trees(model)]
     total = torch.stack([loss.total for loss in losses]).sum()
     total.backward()  # type: ignore[no-untyped-call]
     found.update(loss=total.item(), count=sum(loss.count.item() for loss in losses))
-    found["gradients"] = {name: whole(parameter.grad) for name, parameter in network.named_parameters()}
+    found["gradients"] = gradients_of(network)
     found["norm"] = nn.utils.clip_grad_norm_(network.parameters(), 0.5).item()
-    found["clipped"] = {name: whole(parameter.grad) for name, parameter in network.named_parameters()}
+    found["clipped"] = gradients_of(network)
     new_tokens = NewTokens(model, 10.0)
     new_tokens.straighten()
     optimizer = make_optimizer(network)
@@ -273,7 +305,7 @@ def _trained(root: Root, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Weights and moments by the names of the weights."""
     moments = {
         f"{name} {key}": whole(value)
-        for name, parameter in root.named_parameters()
+        for name, parameter in learning(root).items()
         for key, value in optimizer.state[parameter].items()
     }
     return {"weights": weights_of(root.network), "moments": moments}
@@ -300,12 +332,13 @@ def talk_in_process() -> dict[str, Any]:
         "sum": ranks.sum(own).tolist(),
         "own": own.tolist(),
         "gathered": ranks.gather(str(ranks.rank)),
+        "everywhere": ranks.gather_from_all(str(ranks.rank)),
         "any": [ranks.any(ranks.rank == 3), ranks.any(False)],
         "told": ranks.on_main(lambda: f"by rank {ranks.rank}"),
         "failure": told_of(OSError("no room")),
         "refusal": told_of(DataError("bad data")),
     }
-    ranks.barrier()
+    ranks.any(False)  # so that none leaves while another one still asks
     ranks.close()
     return found
 

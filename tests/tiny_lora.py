@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from torch import nn
 
 from steerlm.files import write_conversations
-from steerlm.models.base import quiet
+from steerlm.models.adapters import Lora, add_lora
+from steerlm.models.base import identify, lasting_name, quiet, resolve
 from steerlm.models.load import SteerModel
 from steerlm.training.config import AttributeSettings, PolicySettings
 from steerlm.training.run import train_attribute_model, train_policy
@@ -25,6 +27,12 @@ def save_lora_base(folder: Path, **changes: Any) -> Path:
         save_base(folder / "base", TOKENIZERS["gpt2"](), **{"num_hidden_layers": 3, **changes})
     write_conversations(folder / "data.jsonl", random_trees(40, seed=5))
     return folder / "base"
+
+
+def with_lora(model: SteerModel, base: str | Path, lora: Lora, frozen_layers: str | None = None) -> SteerModel:
+    """Put an adapter into a new model made from `base`."""
+    add_lora(model.network, lora, resolve(lasting_name(base)), model.new_tokens, frozen_layers)
+    return replace(model, info=replace(model.info, base=identify(base)))
 
 
 def train_lora(folder: Path, kind: str, out: str, fresh: bool = False, **changes: Any) -> SteerModel:

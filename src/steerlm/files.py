@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -186,7 +187,12 @@ def _finite(value: Any) -> Any:
 
 def write_json(path: str | Path, data: object) -> None:
     """Write indented JSON, whole or not at all."""
-    write_text(path, json.dumps(_finite(data), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    write_text(path, json_text(data) + "\n")
+
+
+def json_text(data: object) -> str:
+    """Indented JSON; a figure that does not exist is null."""
+    return json.dumps(_finite(data), ensure_ascii=False, indent=2, allow_nan=False)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -219,6 +225,22 @@ def sync(path: Path) -> None:
     """Push a file's bytes to the disk, so that a rename after it never shows an empty file."""
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
+
+
+def lock(stream: IO[Any]) -> bool:
+    """Lock an open file for this process, until it is closed; False where another process holds it."""
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # Some network file systems have no locks; going on without is no worse than not asking.
+        return True
+    return True
 
 
 def sha256(path: str | Path) -> str:

@@ -1,7 +1,7 @@
 """Losses as pure functions. Each is a sum and its count, never a mean: the caller divides once, by the global
 count, so that neither micro-batches nor packing nor the number of ranks can change it.
 
-Shapes: N trained tokens, C tokens of a chunk, D hidden, V vocabulary, R responses, A attributes.
+Shapes: N trained tokens, C tokens of a chunk, D hidden, V vocabulary, K rows of it, R responses, A attributes.
 """
 
 from __future__ import annotations
@@ -28,26 +28,37 @@ class LossSum:
 register_dataclass(LossSum)
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of an output matrix that stand in another one: those of `tokens_K` are `values_KD`."""
+
+    tokens_K: Tensor
+    values_KD: Tensor
+
+
 def token_nll(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     """-log p(target) of each token in nats, in float32. Returns [N]."""
     return functional.cross_entropy(logits_NV.float(), targets_N, reduction="none")
 
 
-def linear_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int) -> Tensor:
-    """`token_nll` of the logits `hidden @ weight.T`, which never exist for more than `chunk` tokens at a time.
+def linear_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int, rows: Rows | None = None) -> Tensor:
+    """`token_nll` of the logits `hidden @ weight.T`, which never exist for more than `chunk` tokens at a time; where
+    `rows` are given, they stand in place of the weight's own.
 
     The backward pass computes each chunk's logits again. Returns [N].
     """
-    return _LinearNLL.apply(hidden_ND, weight_VD, targets_N, chunk)  # type: ignore[no-any-return, no-untyped-call]
+    tokens_K, values_KD = (rows.tokens_K, rows.values_KD) if rows else (None, None)
+    return _LinearNLL.apply(hidden_ND, weight_VD, values_KD, tokens_K, targets_N, chunk)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def linear_weighted_nll(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, weights_N: Tensor, chunk: int
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, weights_N: Tensor, chunk: int, rows: Rows | None = None
 ) -> LossSum:
     """`weighted_nll` of `linear_nll`, for less: as the weights are known, the forward pass makes the gradients of
     each chunk while its logits exist, and the backward pass only scales them.
     """
-    total = _LinearWeightedNLL.apply(hidden_ND, weight_VD, targets_N, weights_N, chunk)  # type: ignore[no-untyped-call]
+    tokens_K, values_KD = (rows.tokens_K, rows.values_KD) if rows else (None, None)
+    total = _LinearWeightedNLL.apply(hidden_ND, weight_VD, values_KD, tokens_K, targets_N, weights_N, chunk)  # type: ignore[no-untyped-call]
     return LossSum(total, weights_N.sum())
 
 
@@ -60,32 +71,63 @@ class _Head:
     p - onehot(target). Products are computed as autocast wants them, sums in the parameters' own type.
     """
 
-    def __init__(self, ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        values_KD: Tensor | None,
+        tokens_K: Tensor | None,
+        targets_N: Tensor,
+        dtype: torch.dtype,
+    ) -> None:
         self.hidden_ND, self.weight_VD, self.targets_N = hidden_ND.to(dtype), weight_VD.to(dtype), targets_N
-        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        self.values_KD, self.tokens_K = None if values_KD is None else values_KD.to(dtype), tokens_K
+        needs_hidden, needs_weight, needs_values = ctx.needs_input_grad[:3]
         self.hidden_grad_ND = torch.empty_like(hidden_ND) if needs_hidden else None
         self.weight_grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
+        self.values_grad_KD = (
+            torch.zeros_like(values_KD, dtype=torch.float32) if values_KD is not None and needs_values else None
+        )
+
+    @property
+    def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """By the hidden states, the weight, and the rows in its place; None for what is not trained."""
+        return self.hidden_grad_ND, self.weight_grad_VD, self.values_grad_KD
 
     def log_probabilities(self, part: slice) -> tuple[Tensor, Tensor]:
         """Log p of the whole vocabulary, [C, V], and -log p(target), [C], in float32."""
         logits_CV = self.hidden_ND[part] @ self.weight_VD.T
+        if self.values_KD is not None:
+            logits_CV[:, self.tokens_K] = self.hidden_ND[part] @ self.values_KD.T
         logp_CV = functional.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
         return logp_CV, -logp_CV.gather(1, self.targets_N[part, None]).squeeze(1)
 
     def add_gradients(self, part: slice, logp_CV: Tensor, scale_C: Tensor) -> None:
         """Add what the tokens of `part` contribute. Uses `logp_CV` up."""
-        if self.hidden_grad_ND is None and self.weight_grad_VD is None:
+        if all(gradient is None for gradient in self.gradients):
             return
         error_CV = logp_CV.exp_()
         error_CV[torch.arange(len(scale_C), device=scale_C.device), self.targets_N[part]] -= 1.0
         error_CV = error_CV.mul_(scale_C[:, None]).to(self.hidden_ND.dtype)
+        if self.values_KD is not None:
+            error_CK = error_CV[:, self.tokens_K]
+            error_CV[:, self.tokens_K] = 0.0  # the weight's own rows have no part in it
+            _add_product(self.values_grad_KD, error_CK, self.hidden_ND[part])
         if self.hidden_grad_ND is not None:
             self.hidden_grad_ND[part] = error_CV @ self.weight_VD
-        if self.weight_grad_VD is not None:
-            if error_CV.dtype == torch.float32:
-                self.weight_grad_VD.addmm_(error_CV.T, self.hidden_ND[part])
-            else:
-                self.weight_grad_VD += error_CV.T @ self.hidden_ND[part]
+            if self.values_KD is not None:
+                self.hidden_grad_ND[part] += error_CK @ self.values_KD
+        _add_product(self.weight_grad_VD, error_CV, self.hidden_ND[part])
+
+
+def _add_product(total_VD: Tensor | None, error_CV: Tensor, hidden_CD: Tensor) -> None:
+    if total_VD is None:
+        return
+    if error_CV.dtype == torch.float32:
+        total_VD.addmm_(error_CV.T, hidden_CD)
+    else:
+        total_VD += error_CV.T @ hidden_CD
 
 
 def _product_type(hidden_ND: Tensor) -> torch.dtype:
@@ -95,43 +137,58 @@ def _product_type(hidden_ND: Tensor) -> torch.dtype:
 
 class _LinearNLL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int) -> Tensor:
-        ctx.save_for_backward(hidden_ND, weight_VD, targets_N)
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        values_KD: Tensor | None,
+        tokens_K: Tensor | None,
+        targets_N: Tensor,
+        chunk: int,
+    ) -> Tensor:
+        ctx.save_for_backward(hidden_ND, weight_VD, values_KD, tokens_K, targets_N)
         ctx.chunk, ctx.dtype = chunk, _product_type(hidden_ND)
-        head = _Head(ctx, hidden_ND, weight_VD, targets_N, ctx.dtype)
+        head = _Head(ctx, hidden_ND, weight_VD, values_KD, tokens_K, targets_N, ctx.dtype)
         parts = [head.log_probabilities(part)[1] for part in _chunks(len(targets_N), chunk)]
         return torch.cat(parts) if parts else hidden_ND.new_zeros(0, dtype=torch.float32)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (scale_N,) = gradients
-        hidden_ND, weight_VD, targets_N = ctx.saved_tensors
-        head = _Head(ctx, hidden_ND, weight_VD, targets_N, ctx.dtype)
+        hidden_ND, weight_VD, values_KD, tokens_K, targets_N = ctx.saved_tensors
+        head = _Head(ctx, hidden_ND, weight_VD, values_KD, tokens_K, targets_N, ctx.dtype)
         for part in _chunks(len(targets_N), ctx.chunk):
             head.add_gradients(part, head.log_probabilities(part)[0], scale_N[part])
-        return head.hidden_grad_ND, head.weight_grad_VD, None, None
+        return *head.gradients, None, None, None
 
 
 class _LinearWeightedNLL(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, weights_N: Tensor, chunk: int
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        values_KD: Tensor | None,
+        tokens_K: Tensor | None,
+        targets_N: Tensor,
+        weights_N: Tensor,
+        chunk: int,
     ) -> Tensor:
-        head = _Head(ctx, hidden_ND, weight_VD, targets_N, _product_type(hidden_ND))
+        head = _Head(ctx, hidden_ND, weight_VD, values_KD, tokens_K, targets_N, _product_type(hidden_ND))
         total = hidden_ND.new_zeros((), dtype=torch.float32)
         for part in _chunks(len(targets_N), chunk):
             logp_CV, nll_C = head.log_probabilities(part)
             total += (nll_C * weights_N[part]).sum()  # autocast would round a product of vectors
             head.add_gradients(part, logp_CV, weights_N[part])
-        ctx.gradients = (head.hidden_grad_ND, head.weight_grad_VD)
+        ctx.gradients = head.gradients
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = gradients
-        hidden_grad_ND, weight_grad_VD = (None if grad is None else grad.mul_(scale) for grad in ctx.gradients)
+        found = [None if gradient is None else gradient.mul_(scale) for gradient in ctx.gradients]
         del ctx.gradients  # scaled in place: good for one backward pass
-        return hidden_grad_ND, weight_grad_VD, None, None, None
+        return *found, None, None, None, None
 
 
 def weighted_nll(nll_N: Tensor, weights_N: Tensor) -> LossSum:

@@ -11,7 +11,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,10 +18,16 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from steerlm.annotation import AnnotateSettings, annotate
+from steerlm.card import refresh_card
 from steerlm.conversation import Conversation
-from steerlm.engines import Sampling, TorchEngine
 from steerlm.errors import DataError
-from steerlm.evaluation.steering import LevelResult, ends_contrast, measure_steering
+from steerlm.evaluation.figures import has_matplotlib, write_figures
+from steerlm.evaluation.prompts import first_prompts
+from steerlm.evaluation.records import FIGURES, FOLDER, REPORT
+from steerlm.evaluation.report import write_report
+from steerlm.evaluation.steering import Judges, evaluate_steering
+from steerlm.evaluation.steering_settings import SteeringSettings
+from steerlm.evaluation.steering_tables import end_contrasts, level_rows
 from steerlm.files import sha256, write_conversations, write_json
 from steerlm.memory import PeakMemory
 from steerlm.models.load import SteerModel
@@ -30,22 +35,10 @@ from steerlm.provenance import environment
 from steerlm.sources import import_conversations, split_conversations
 from steerlm.sources.bundled import SAMPLE, held_out_prompts
 from steerlm.sources.detect import detect_kind
-from steerlm.steering import prompt_ids
 from steerlm.training.config import AttributeSettings, PolicySettings, Settings, checked
 from steerlm.training.run import Resume, train_attribute_model, train_policy
 
-
-class SteeringSettings(Settings):
-    """How the finished policy is measured."""
-
-    attributes: list[str] = Field(default_factory=lambda: ["verbosity", "complexity", "humor"])
-    """Attributes to set to each of their levels in turn."""
-    prompts: Annotated[int, Field(ge=1)] = 16
-    """Held-out prompts to answer at each level: those of the data, then those of the bundled list."""
-    max_tokens: Annotated[int, Field(ge=1)] = 160
-    """Most tokens of an answer."""
-    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
-    """Above 1 keeps a small model from repeating itself when it answers greedily."""
+_EVALUATION = f"policy/{FOLDER}"
 
 
 class QuickstartSettings(Settings):
@@ -67,17 +60,18 @@ class QuickstartSettings(Settings):
     """Settings of the policy's training, as in `steerlm train policy`."""
     annotation: AnnotateSettings = AnnotateSettings()
     """Settings of the annotation."""
-    steering: SteeringSettings = SteeringSettings()
+    steering: SteeringSettings = SteeringSettings(conditions=["policy"], goals=0)
     """Settings of the measurement at the end."""
 
 
 @dataclass(frozen=True)
 class QuickstartResult:
-    """What a run leaves: the policy's directory, the steering table, and everything in numbers."""
+    """What a run leaves: the policy's directory, how it steers, everything in numbers, and the report."""
 
     policy: Path
-    steering: list[LevelResult]
+    steering: dict[str, Any]
     summary: dict[str, Any]
+    report: Path
 
 
 def run_quickstart(settings: QuickstartSettings, say: Callable[[str], None], fresh: bool = False) -> QuickstartResult:
@@ -138,19 +132,18 @@ class _Quickstart:
         )
         self.stage("annotate", lambda: self._annotate(judge))
         policy: SteerModel = self.stage("policy", lambda: train_policy(self.policy_settings, self.resume))
-        steering: list[LevelResult] = self.stage("measure", lambda: self._measure(policy, prompts))
-        measured = dict.fromkeys(result.attribute for result in steering)
+        steering: dict[str, Any] = self.stage("measure", lambda: self._measure(policy, judge, prompts))
         summary = {
             "stages": self.stages,
             "attribute_model": judge.info.metrics,
             "policy": policy.info.metrics,
-            "steering": [result.row() for result in steering],
-            "contrasts": [ends_contrast(steering, name).record() for name in measured],
+            "steering": level_rows(steering),
+            "contrasts": end_contrasts(steering),
             "settings": self.settings.model_dump(mode="json"),
             **environment(),
         }
         write_json(self.path("summary.json"), summary)
-        return QuickstartResult(self.path("policy"), steering, summary)
+        return QuickstartResult(self.path("policy"), steering, summary, self.path(_EVALUATION) / REPORT)
 
     def stage(self, name: str, work: Callable[[], Any]) -> Any:
         """Run a stage and note its seconds and peak memory; one that was finished before keeps its first record."""
@@ -176,7 +169,7 @@ class _Quickstart:
             "attribute model": ["attribute-model/steerlm.json"],
             "annotate": ["annotated.jsonl", "annotated.held-out.jsonl"],
             "policy": ["policy/steerlm.json"],
-            "measure": ["steering.json"],
+            "measure": [f"{_EVALUATION}/steering.json"],
         }[name]
         return hashlib.sha256("".join(sha256(self.path(file)) for file in files).encode()).hexdigest()
 
@@ -226,41 +219,24 @@ class _Quickstart:
                 fresh=self.fresh,
             )
 
-    def _measure(self, policy: SteerModel, prompts: Sequence[str]) -> list[LevelResult]:
+    def _measure(self, policy: SteerModel, judge: SteerModel, prompts: Sequence[str]) -> dict[str, Any]:
+        """The result of the evaluation of steering, with its report."""
         settings = self.settings.steering
-        key = hashlib.sha256(
-            json.dumps(
-                [policy.info.fingerprint, policy.info.system, settings.model_dump(mode="json"), list(prompts)]
-            ).encode()
-        ).hexdigest()
-        file = self.path("steering.json")
-        if file.is_file() and (kept := json.loads(file.read_text(encoding="utf-8")))["key"] == key:
-            return [
-                LevelResult(item["attribute"], item["level"], tuple(item["answers"]), item["cut_at_limit"])
-                for item in kept["results"]
-            ]
         names = [name for name in settings.attributes if name in policy.schema]
         if left_out := [name for name in settings.attributes if name not in names]:
             self.say(f"    not measured, as no label of the data names it: {', '.join(left_out)}")
-        with closing(TorchEngine(policy)) as engine:
-            room = engine.context - settings.max_tokens
-            fitting = [text for text in prompts if len(prompt_ids(policy, text, policy.schema.defaults)) <= room]
-            if len(fitting) < len(prompts):
-                self.say(f"    {len(prompts) - len(fitting)} prompts are too long for the model and left out")
-            results = measure_steering(
-                engine,
-                policy,
-                fitting,
-                names,
-                Sampling(max_tokens=settings.max_tokens, repetition_penalty=settings.repetition_penalty),
-                progress=lambda what: self.say(f"    answering {len(fitting)} prompts with {what}"),
-            )
-        records = [{**result.row(), "answers": list(result.answers)} for result in results]
-        write_json(file, {"key": key, "prompts": fitting, "results": records})
-        return results
-
-
-def first_prompts(conversations: Sequence[Conversation]) -> list[str]:
-    """The opening prompts of conversations, each once."""
-    opening = [c.messages[root] for c in conversations for root in c.roots]
-    return list(dict.fromkeys(message.text for message in opening if message.role == "user"))
+        names = names or list(policy.schema.names)[: len(settings.attributes)]
+        folder = self.path(_EVALUATION)
+        record = evaluate_steering(
+            policy,
+            prompts,
+            settings.model_copy(update={"attributes": names}),
+            folder,
+            Judges(judge),
+            say=lambda text: self.say(f"    {text}"),
+        )
+        write_report(record, folder / REPORT, "the policy")
+        if has_matplotlib():
+            write_figures(record, folder / FIGURES)
+        refresh_card(self.path("policy"))
+        return record

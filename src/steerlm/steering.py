@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from steerlm.attributes import Attribute, Schema
 from steerlm.conversation import Conversation, Message
 from steerlm.errors import SchemaError
-from steerlm.models.prompting import Prompting
+
+if TYPE_CHECKING:
+    from steerlm.models.prompting import Prompting
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +78,20 @@ def prompt_ids(
     messages.append(Message("user", prompt, len(messages) - 1 if messages else None))
     conversation = Conversation("prompt", tuple(messages), model.info.system if system is None else system)
     return model.renderer.prompt(conversation, labels, values)
+
+
+def distance(schema: Schema, asked: Mapping[str, int], measured: Mapping[str, float] | None) -> float:
+    """How far an answer is from what was asked: the mean of |measured - asked| over the attributes that were
+    measured, as a share of their scales; infinite where none was.
+    """
+    gaps = [
+        abs(measured[name] - value) / (schema[name].high - schema[name].low)
+        for name, value in asked.items()
+        if measured is not None and name in measured
+    ]
+    return sum(gaps) / len(gaps) if gaps else math.inf
+
+
+def nearest(schema: Schema, asked: Mapping[str, int], measured: Sequence[Mapping[str, float] | None]) -> int:
+    """Which of several answers is nearest to what was asked; the first of equally near ones."""
+    return min(range(len(measured)), key=lambda number: distance(schema, asked, measured[number]))

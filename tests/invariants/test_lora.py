@@ -10,9 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from processes import launch
+from steerlm.models.load import load_model
 from steerlm.training.attribute_model import AttributeTask
 from steerlm.training.policy import PolicyTask
-from tiny_lora import KINDS, save_lora_base, train_lora
+from tiny_lora import KINDS, logits, save_lora_base, train_lora
+from tiny_runs import prepare, stop_on_ranks, train, train_on_ranks
 
 TASKS = {"policy": PolicyTask, "attribute-model": AttributeTask}
 
@@ -66,6 +69,30 @@ def test_stopped_and_resumed_is_bit_identical(folder: Path, kind: str, monkeypat
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (folder / "parts" / name).read_bytes() == (folder / "whole" / name).read_bytes()
     assert load_file(folder / "whole" / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize(("task", "kind"), [("policy", "policy"), ("attributes", "attribute-model")])
+def test_the_number_of_ranks_changes_nothing(tmp_path: Path, task: str, kind: Any) -> None:
+    """Alone, on two ranks, and stopped on two to go on alone: the same losses, and adapters that say the same."""
+    prepare(tmp_path)
+    changes = {"lora_rank": 4, "lora_alpha": 8.0, "learning_rate": 1e-2, "pack_tokens": 192}
+    train(tmp_path, task, "alone", **changes)
+    launch(2, train_on_ranks, tmp_path, task, "two", changes)
+    told = launch(2, stop_on_ranks, tmp_path, task, "stopped", changes, 4)
+    assert all("stopped after step 4" in said for said in told)
+    train(tmp_path, task, "stopped", **changes)
+    launch(2, train_on_ranks, tmp_path, task, "two", changes)  # finished: nothing is done again
+    wanted = torch.tensor(losses(tmp_path, "alone"))
+    alone = load_model(tmp_path / "alone", kind)
+    for name in ("two", "stopped"):
+        torch.testing.assert_close(torch.tensor(losses(tmp_path, name)), wanted, rtol=1e-4, atol=1e-6)
+        found = load_model(tmp_path / name, kind)
+        torch.testing.assert_close(logits(found.network, 0), logits(alone.network, 0), rtol=1e-3, atol=1e-3)
+        config = (tmp_path / name / "adapter_config.json").read_bytes()
+        assert config == (tmp_path / "alone" / "adapter_config.json").read_bytes()
+        assert {path.name for path in (tmp_path / name).iterdir()} == {
+            path.name for path in (tmp_path / "alone").iterdir()
+        }
 
 
 def test_a_finished_run_is_loaded_again(folder: Path) -> None:

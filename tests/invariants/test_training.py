@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from make_trajectory import TRAJECTORY, trajectories
 from processes import launch
 from steerlm.conversation import Conversation, Message
-from steerlm.errors import TrainingError
+from steerlm.errors import StoppedError, TrainingError
 from steerlm.files import write_conversations
 from steerlm.models.load import load_model
 from steerlm.training import loop
@@ -76,7 +77,8 @@ def test_one_pack_of_eight_conversations_is_eight_packs_of_one(run: Any, tmp_pat
         for k in range(16)
     ]
     write_conversations(tmp_path / "data.jsonl", talks)
-    shared = {"batch_conversations": 8, "epochs": 2, "validation_fraction": 0.0, "contrast": 0.0}
+    # Nothing is said of tokens, so that the default stands.
+    shared = {"batch_conversations": 8, "batch_tokens": 4096, "epochs": 2, "validation_fraction": 0.0, "contrast": 0.0}
     shared = shared if task == "policy" else {k: v for k, v in shared.items() if k != "contrast"}
     eight, _ = run(task, "eight", context=300, pack_tokens=2400, **shared)
     sizes = [line["tokens"] / 8 for line in eight if line["kind"] == "train"]
@@ -115,6 +117,32 @@ def test_stopped_on_two_ranks_and_resumed_on_one_and_on_four(run: Any, tmp_path:
     for found in (one, logged(tmp_path / "four")):
         assert len(found) == len(whole)
         assert_same(found, whole, rtol=1e-4)
+
+
+@pytest.mark.parametrize("task", TRAIN)
+@pytest.mark.parametrize("when", ["before the first step", "last validation"])
+def test_stopped_where_nothing_is_learnt(run: Any, task: str, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal while the run prepares itself, or while it validates for the last time: what is left is done later."""
+    changes = {"max_steps": 5, "validate_every": 50} | ({"head": "ridge"} if task == "attributes" else {})
+    whole_steps, whole = run(task, "whole", **changes)
+    passes = loop._Run._passes
+
+    def signalled(self: Any, *arguments: Any) -> Any:
+        if when.startswith("before") or self.saved is not None:
+            signal.raise_signal(signal.SIGTERM)
+        return passes(self, *arguments)
+
+    monkeypatch.setattr(loop._Run, "_passes", signalled)
+    with pytest.raises(StoppedError) as stopped:
+        run(task, "parts", **changes)
+    monkeypatch.undo()
+    assert stopped.value.signal == signal.SIGTERM
+    assert str(stopped.value).endswith("run the same command again to go on")
+    first = "stopped before the first step, with nothing to save yet" if when.startswith("before") else "after step "
+    assert first in str(stopped.value)
+    part_steps, parts = run(task, "parts", **changes)
+    assert part_steps == whole_steps
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
 def test_the_trajectory_of_training_is_the_one_that_was_written_down(tmp_path: Path) -> None:
@@ -249,7 +277,7 @@ def test_compiling_changes_nothing(run: Any, task: str) -> None:
 
 def test_the_best_weights_are_kept(run: Any) -> None:
     """At a rate at which it gets worse again, what is saved is what was best on the way, and its figures are noted."""
-    steps, _ = run("policy", "out", best_by="loss", learning_rate=0.3, schedule="constant", validate_every=2)
+    steps, _ = run("policy", "out", best_by="loss", learning_rate=1.0, schedule="constant", validate_every=2)
     seen = [(line["loss"], line["step"]) for line in steps if line["kind"] == "validation"]
     assert min(seen)[1] != seen[-1][1]
     metrics = load_model(run.folder / "out", "policy").info.metrics

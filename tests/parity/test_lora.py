@@ -18,8 +18,8 @@ from steerlm.checkpoints.huggingface import export_hf
 from steerlm.models.adapters import Lora, Variant
 from steerlm.models.base import load_causal_lm, quiet
 from steerlm.models.directory import ModelInfo
-from steerlm.models.load import SteerModel, load_model, new_model, with_lora
-from tiny_lora import KINDS, logits, save_lora_base, train_lora, without_adapter
+from steerlm.models.load import SteerModel, load_model, new_model
+from tiny_lora import KINDS, logits, save_lora_base, train_lora, with_lora, without_adapter
 
 # peft asks transformers for a name that it has given up.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

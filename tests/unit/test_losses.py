@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from steerlm.losses import (
+    Rows,
     contrast,
     linear_nll,
     linear_weighted_nll,
@@ -196,3 +197,29 @@ def test_chunks_do_not_change_the_result_beyond_rounding(chunk: int) -> None:
     hidden_ND, weight_VD, targets_N = head(50, torch.float32)
     whole_N = linear_nll(hidden_ND, weight_VD, targets_N, 50)
     torch.testing.assert_close(linear_nll(hidden_ND, weight_VD, targets_N, chunk), whole_N, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rows_that_stand_in_the_weights_place(weighted: bool, frozen: bool) -> None:
+    """The same as a weight into which they were copied, and the weight's own rows there have no gradient."""
+    hidden_ND, weight_VD, targets_N = head(TOKENS)
+    values_KD = torch.randn(3, HIDDEN, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    tokens_K = torch.tensor([2, int(targets_N[0]), VOCABULARY - 1])
+    assert len(set(tokens_K.tolist())) == 3
+    weight_VD.requires_grad_(not frozen)
+    trained = (hidden_ND, values_KD.requires_grad_(), *([] if frozen else [weight_VD]))
+    logits_NV = hidden_ND @ weight_VD.index_copy(0, tokens_K, values_KD).T
+    nll_N = functional.cross_entropy(logits_NV, targets_N, reduction="none")
+    expected = torch.autograd.grad(2 * nll_N.sum(), trained)
+
+    trained = tuple(tensor.detach().float().requires_grad_() for tensor in trained)
+    rows = Rows(tokens_K, trained[1])
+    weight_VD = weight_VD.detach().float() if frozen else trained[2]
+    if weighted:
+        total = linear_weighted_nll(trained[0], weight_VD, targets_N, torch.ones(TOKENS), 3, rows).total
+    else:
+        total = linear_nll(trained[0], weight_VD, targets_N, 3, rows).sum()
+    assert total.item() == pytest.approx(nll_N.sum().item(), rel=1e-6)
+    for ours, theirs in zip(torch.autograd.grad(2 * total, trained), expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=2e-6, atol=2e-6)

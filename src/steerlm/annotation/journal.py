@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +21,7 @@ from typing import IO, Any, Self
 
 from steerlm.annotation.report import Totals
 from steerlm.errors import DataError
-from steerlm.files import json_line
+from steerlm.files import json_line, lock
 
 _FORMAT = 1
 _NAMES = {
@@ -106,19 +105,10 @@ class Journal:
 
     def _lock(self, stream: IO[bytes]) -> None:
         """Two processes that append to one journal would mix their blocks."""
-        if sys.platform == "win32":
-            return
-        import fcntl
-
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(stream):
             raise DataError(
                 f"{self.path}: another process is annotating into the same file; wait for it, or choose another --out"
-            ) from None
-        except OSError:
-            # Some network file systems have no locks; going on without is no worse than not asking.
-            return
+            )
 
     def _read_key(self, key: Mapping[str, Any]) -> Mapping[str, Any]:
         line = self._stream.readline()

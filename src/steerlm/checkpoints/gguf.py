@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,10 +121,10 @@ def _open(directory: Path) -> _Source:
         return _Source(info, model.network.config, model.renderer, shapes, state.__getitem__)
     with loading(directory):
         config = AutoConfig.from_pretrained(directory)
-        places = {}
+        places: dict[str, Any] = {}
         shapes = {}
         for path in sorted(directory.glob("*.safetensors")):
-            file = safe_open(path, framework="pt")
+            file: Any = safe_open(path, framework="pt")
             for name in file.keys():  # noqa: SIM118  it is no mapping
                 places[name] = file
                 shapes[name] = tuple(file.get_slice(name).get_shape())
@@ -196,14 +197,14 @@ def _items(source: _Source, arch: gguf.MODEL_ARCH, directory: Path, form: Form) 
     config = source.config
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     if config.rope_parameters.get("rope_type") == "llama3":
-        yield _Item("rope_freqs.weight", (_head_size(config) // 2,), Form.F32, lambda: _rope_divisors(config))
+        yield _Item("rope_freqs.weight", (_head_size(config) // 2,), Form.F32, partial(_rope_divisors, config))
     for name, shape in source.shapes.items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         known = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if known is None:
             raise ModelError(f"{directory}: the tensor {name} has no place in a GGUF file of a {config.model_type}")
-        yield _Item(known, shape, _form(shape, form), lambda name=name: _read(source, name, arch))
+        yield _Item(known, shape, _form(shape, form), partial(_read, source, name, arch))
 
 
 def _form(shape: tuple[int, ...], wanted: Form) -> Form:

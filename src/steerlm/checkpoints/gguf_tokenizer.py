@@ -81,7 +81,9 @@ def _split(pre_tokenizer: dict[str, Any] | None, ignore_merges: bool) -> str | N
 def _add_sentencepiece(writer: Any, renderer: Renderer, form: dict[str, Any], rows: int, warnings: list[str]) -> None:
     model = form["model"]
     vocabulary: dict[str, int] = model["vocab"]
-    types = {f"<0x{byte:02X}>": TokenType.BYTE for byte in range(256)} | {model["unk_token"]: TokenType.UNKNOWN}
+    types = {f"<0x{byte:02X}>": TokenType.BYTE for byte in range(256)}
+    if unknown := model.get("unk_token") or renderer.tokenizer.unk_token:
+        types[str(unknown)] = TokenType.UNKNOWN
     # llama.cpp joins the neighbours whose union has the highest score: what is merged first here.
     scores = [0.0] * rows
     merges = [tuple(merge) for merge in model["merges"]]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console, Group, RenderableType
@@ -11,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from steerlm.attributes import STEERLM, Schema
 from steerlm.chat_template import Task
 from steerlm.conversation import Conversation, Message
 from steerlm.dialects import Renderer
@@ -226,3 +229,13 @@ def _number(value: float | None, digits: int = 3) -> str:
 def stdout() -> Console:
     """Where results go. Texts are printed as they are: no markup is read in them, and no numbers coloured."""
     return Console(highlight=False, markup=False, emoji=False)
+
+
+def schema_of(path: Path | None) -> Schema:
+    """The attributes of a file; without one, the nine of SteerLM."""
+    return Schema.from_yaml(path) if path is not None else STEERLM
+
+
+def print_json(data: object) -> None:
+    """Print what a program may read."""
+    print(json.dumps(data, ensure_ascii=False, indent=2))

@@ -9,6 +9,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 from rich.progress import Progress
 
+from steerlm.card import refresh_card
 from steerlm.checkpoints.gguf import Quantization, export_gguf
 from steerlm.checkpoints.huggingface import export_hf
 
@@ -16,7 +17,9 @@ export_app = App(name="export", help="Write a trained model in another program's
 
 
 @export_app.command(name="hf")
-def export_hf_command(model: Path, *, out: Path) -> None:
+def export_hf_command(
+    model: Path, *, out: Path, set_: Annotated[list[str] | None, Parameter(name=["--set", "-s"])] = None
+) -> None:
     """Write plain Hugging Face weights, with an adapter merged into its base model.
 
     steerlm export hf runs/adapter --out runs/merged
@@ -30,8 +33,12 @@ def export_hf_command(model: Path, *, out: Path) -> None:
         Directory of a trained policy or attribute model.
     out
         Directory to write; it must not exist, or be empty.
+    set_
+        An attribute and the value that the new policy is asked for by default, such as verbosity=1, so that programs
+        which know nothing of attributes (lm-evaluation-harness, for one) get it at this setting. May be repeated.
     """
-    exported = export_hf(model, out)
+    exported = export_hf(model, out, set_ or [])
+    refresh_card(out)
     console = Console(stderr=True, soft_wrap=True)
     console.print(f"saved {exported.info.kind} {exported.info.fingerprint} to {out}", highlight=False, markup=False)
 

@@ -21,11 +21,18 @@ COMMANDS = {
     "data": ("data:data_app", "Import rated conversations from other formats, check them and look into them."),
     "train": ("train:train_app", "Train an attribute model (a judge of responses) or a policy (what is steered)."),
     "plan": ("plan:plan_command", "Tell whether a training fits on GPUs, what to change if not, how long it takes."),
+    "eval": ("eval:eval_app", "Measure models: an attribute model against people, a policy against what is asked."),
+    "card": ("card:card_command", "Write the model card of a trained model."),
     "annotate": ("annotate:annotate_command", "Score every response of a file with an attribute model."),
     "export": ("export:export_app", "Write a trained model in another program's form."),
     "generate": ("generate:generate_command", "Answer a prompt with the attributes you ask for."),
+    "serve": ("serve:serve_command", "Serve a policy over OpenAI's API, to be steered by every request."),
+    "keys": ("keys:keys_app", "Make, list and revoke the API keys of a server."),
     "chat": ("chat:chat_command", "Talk to a policy in the terminal, with its attributes at hand."),
 }
+
+
+_NUMBERS: dict[type, str] = {int: "a whole number", float: "a number"}
 
 
 def build_app(summaries: bool = False) -> cyclopts.App:
@@ -61,13 +68,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _in_words(error: cyclopts.CycloptsError) -> str:
-    """What is wrong with a command line; of settings, each with its flag, without what pydantic adds."""
+    """What is wrong with a command line; of settings, each with its flag."""
     from pydantic import ValidationError
 
+    if isinstance(error, cyclopts.CoercionError) and error.token is not None and error.target_type in _NUMBERS:
+        what = f"must be {_NUMBERS[error.target_type]}, not {error.token.value!r}"
+        return f"{error.token.keyword}: {what}" if error.token.keyword else what
     if not isinstance(error.__cause__, ValidationError):
         return str(error)
-    faults = ((".".join(str(part) for part in item["loc"]), item["msg"]) for item in error.__cause__.errors())
-    return "; ".join(f"--{name.replace('_', '-')}: {message}" for name, message in faults)
+    from steerlm.training.wording import faults
+
+    return "; ".join(faults(error.__cause__, name=lambda path: f"--{path.replace('_', '-')}"))
+
+
+def _tell(errors: Console, error: Exception) -> None:
+    """Print an error; of one that many processes meet, only one does."""
+    if "WORLD_SIZE" in os.environ:
+        from steerlm.parallel.ranks import is_first_to_tell
+
+        if not is_first_to_tell(error):
+            return
+    errors.print(f"error: {error}", markup=False, highlight=False, style="red")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -81,13 +102,13 @@ def run(arguments: Sequence[str]) -> int:
         errors.print(f"error: {_in_words(error)}\nsee {command} --help", markup=False, highlight=False, style="red")
         return 2
     except SteerLMError as error:
-        errors.print(f"error: {error}", markup=False, highlight=False, style="red")
+        _tell(errors, error)
         if isinstance(error, StoppedError):
             return 128 + error.signal
         return 1 if isinstance(error, TrainingError) else 2
     except OSError as error:
         # A full disk, a missing permission: circumstances, not bugs.
-        errors.print(f"error: {error}", markup=False, highlight=False, style="red")
+        _tell(errors, error)
         return 2
     except KeyboardInterrupt:
         errors.print("interrupted; run the same command again to go on where it stopped", style="red")

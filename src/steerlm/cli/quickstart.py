@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
-from steerlm.evaluation.steering import steering_table
+from steerlm.evaluation.steering_tables import steering_view
 from steerlm.quickstart import QuickstartSettings, run_quickstart
 from steerlm.training.config import load_settings
 
@@ -46,7 +46,8 @@ def quickstart_command(
     errors = Console(stderr=True, soft_wrap=True)
     result = run_quickstart(settings, lambda text: errors.print(text, highlight=False, markup=False), fresh)
     console = Console()
-    console.print(steering_table(result.steering))
+    console.print(steering_view(result.steering))
     minutes = sum(stage["seconds"] for stage in result.summary["stages"]) / 60
     console.print(f"{minutes:.0f} minutes of work; figures in {settings.out / 'summary.json'}", highlight=False)
+    console.print(f"Report: {result.report}", highlight=False, soft_wrap=True)
     console.print(f"Talk to it: steerlm chat {result.policy}", highlight=False)

@@ -100,7 +100,7 @@ def _show_dry_run(settings: TrainSettings) -> None:
         "one epoch": f"{found.report}",
         "with loss": f"{found.trained} {'tokens' if policy else 'responses'} an epoch",
         "packs": f"{found.packs} an epoch, {found.fill:.1%} full, the largest of {found.largest_pack} tokens",
-        "steps": f"{found.steps}",
+        "steps": f"{found.steps}" if found.exact else f"about {found.steps}, as every epoch is cut into steps anew",
         "memory": f"{memory.peak / GIB:.1f} GiB in one process, of them {memory.steady / GIB:.1f} for weights, "
         "gradients and AdamW, the rest for the largest pack",
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Literal, NamedTuple, Protocol
@@ -134,7 +134,7 @@ def stream(engine: Engine, requests: Sequence[Request]) -> Iterator[Piece]:
         cancel()
 
 
-async def stream_async(engine: Engine, requests: Sequence[Request]) -> AsyncIterator[Piece]:
+async def stream_async(engine: Engine, requests: Sequence[Request]) -> AsyncGenerator[Piece, None]:
     """As `stream`, for an event loop."""
     loop = asyncio.get_running_loop()
     arrived: asyncio.Queue[Piece | SteerLMError] = asyncio.Queue()

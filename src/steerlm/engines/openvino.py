@@ -13,7 +13,8 @@ from pathlib import Path
 from steerlm.engines.base import Request
 from steerlm.engines.blocks import BLOCK, Pool, Table, blocks_for
 from steerlm.engines.choosing import Chooser, Scores
-from steerlm.engines.openvino_network import PagedNetwork, Precision, Progress, Row, prepared
+from steerlm.engines.make import Precision
+from steerlm.engines.openvino_network import PagedNetwork, Progress, Row, prepared
 from steerlm.engines.prefixes import Known, Part, share
 from steerlm.engines.runner import Runner, Token
 from steerlm.errors import ConfigError

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gguf
 import numpy as np
@@ -26,6 +26,7 @@ from openvino import opset13
 from openvino._offline_transformations import paged_attention_transformation
 
 from steerlm.checkpoints.gguf import Quantization, export_gguf
+from steerlm.engines.make import Precision
 from steerlm.errors import ModelError
 from steerlm.files import write_json
 from steerlm.models.base import cache_dir
@@ -35,13 +36,6 @@ Progress = Callable[[int, int], None]
 _FORMAT = 1
 _FOLDER = "openvino"
 _NETWORK, _FACTS = "openvino_model.xml", "facts.json"
-Precision = Literal["f32", "bf16"]
-"""f32 computes in float32 with 8-bit weights. An answer does then not depend on what is computed with it: scores of a
-row alone and among 32 others differ by 4e-5.
-
-bf16 computes in bfloat16 with float16 weights. Those scores differ by 0.3, so that an answer may change with the load;
-on CPUs that multiply bfloat16 natively, prompts take a quarter of the time and 32 answers at a time half of it.
-"""
 _FORMS: dict[Precision, Quantization] = {"f32": "q8_0", "bf16": "f16"}
 
 

@@ -1,4 +1,4 @@
-"""Bootstrap intervals over prompts or responses."""
+"""Bootstrap intervals over prompts, conversations or responses."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Clusters = Sequence[Hashable] | NDArray[np.generic]
+RESAMPLES = 2000
 
 
 class Estimate(NamedTuple):
@@ -22,38 +25,63 @@ class Estimate(NamedTuple):
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def bootstrap(statistic: Callable[..., float], *samples: Floats, resamples: int = 2000, seed: int = 0) -> Estimate:
+def bootstrap(statistic: Callable[..., float], *samples: Floats, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
     """`statistic(*samples)` with its interval. The samples are paired: entry i of each belongs to unit i, and units
     are drawn with replacement. Resamples on which the statistic is not finite are left out.
     """
-    random = np.random.default_rng(seed)
-    size = len(samples[0])
-    draws = []
-    for _ in range(resamples):
-        chosen = random.integers(0, size, size)
-        value = statistic(*(sample[chosen] for sample in samples))
-        if np.isfinite(value):
-            draws.append(value)
-    low, high = np.percentile(draws, [2.5, 97.5]) if draws else (np.nan, np.nan)
-    return Estimate(float(statistic(*samples)), float(low), float(high))
+    return cluster_bootstrap(statistic, np.arange(len(samples[0])), *samples, resamples=resamples, seed=seed)
 
 
 def cluster_bootstrap(
-    statistic: Callable[..., float],
-    clusters: Sequence[Hashable] | NDArray[np.generic],
-    *samples: Floats,
-    resamples: int = 2000,
-    seed: int = 0,
+    statistic: Callable[..., float], clusters: Clusters, *samples: Floats, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
     """As `bootstrap`, for entries that are not independent: whole clusters are drawn, such as all responses of one
     conversation. `clusters[i]` is the cluster of entry i of each sample.
     """
+
+    def figure(entries: Ints) -> Floats:
+        return np.array([statistic(*(sample[entries] for sample in samples))])
+
+    return bootstrap_figures(figure, clusters, resamples, seed)[0]
+
+
+def bootstrap_figures(
+    figures: Callable[[Ints], Floats], clusters: Clusters, resamples: int = RESAMPLES, seed: int = 0
+) -> list[Estimate]:
+    """Several figures of the same draws: `figures` takes the indices of entries (some more than once, a drawn
+    cluster's together) and returns an array of them.
+    """
     _, number = np.unique(np.asarray(clusters), return_inverse=True)
     order = np.argsort(number, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(number[order])) + 1)
+    sizes = np.bincount(number)
+    starts = np.cumsum(sizes) - sizes
+    random = np.random.default_rng(seed)
+    whole = np.asarray(figures(np.arange(len(order))), dtype=np.float64)
+    draws = np.empty((resamples, len(whole)))
+    for row in draws:
+        chosen = random.integers(0, len(sizes), len(sizes))
+        lengths = sizes[chosen]
+        ends = np.cumsum(lengths)
+        row[:] = figures(order[np.arange(ends[-1]) + np.repeat(starts[chosen] - (ends - lengths), lengths)])
+    return [_estimate(float(value), column) for value, column in zip(whole, draws.T, strict=True)]
 
-    def of_clusters(chosen: Floats) -> float:
-        entries = np.concatenate([members[int(index)] for index in chosen])
-        return statistic(*(sample[entries] for sample in samples))
 
-    return bootstrap(of_clusters, np.arange(len(members), dtype=np.float64), resamples=resamples, seed=seed)
+def _estimate(value: float, draws: Floats) -> Estimate:
+    finite = draws[np.isfinite(draws)]
+    low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (np.nan, np.nan)
+    return Estimate(value, float(low), float(high))
+
+
+def draw_weights(size: int, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+    """How often each of `size` units is in each of B draws, [B, size]: for means, which are products with these."""
+    return np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), resamples).astype(np.float64)
+
+
+def mean_estimates(values: Floats, weights: Floats) -> list[Estimate]:
+    """The mean over units of each column of `values` [size, K], entries that are NaN left out, with its interval."""
+    present = np.isfinite(values)
+    filled = np.where(present, values, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        draws = (weights @ filled) / (weights @ present)
+        whole = filled.sum(axis=0) / present.sum(axis=0)
+    return [_estimate(float(value), column) for value, column in zip(whole, draws.T, strict=True)]

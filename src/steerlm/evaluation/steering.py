@@ -1,132 +1,238 @@
-"""Steering measured from outside: what changes in the answers when one attribute is set to each of its levels."""
+"""Does a policy do what it is asked: answers are generated under every condition, measured, and reckoned up."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from textwrap import shorten
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import textstat
-from rich.table import Table
-from rich.text import Text
+from steerlm import __version__
+from steerlm.annotation import Scorer
+from steerlm.engines import Engine, Sampling, TorchEngine
+from steerlm.errors import ConfigError, DataError
+from steerlm.evaluation.answers import Answer, Measured
+from steerlm.evaluation.answers_file import AnswersFile, digest_of
+from steerlm.evaluation.asks import Ask, goals, paraphrased, sweep
+from steerlm.evaluation.conditions import (
+    Condition,
+    PolicyCondition,
+    VerifiedCondition,
+    WordsCondition,
+    answer_all,
+    untuned_base,
+)
+from steerlm.evaluation.goal_space import consistency, goal_figures
+from steerlm.evaluation.measuring import Instruments, measure
+from steerlm.evaluation.records import read_record, write_record
+from steerlm.evaluation.response_curves import RULE, examples, leakage, sweep_figures, sweep_of
+from steerlm.evaluation.steering_settings import ConditionName, SteeringSettings
+from steerlm.models.load import SteerModel
+from steerlm.provenance import environment
 
-from steerlm.engines import Engine, Sampling, batch, complete
-from steerlm.errors import DataError
-from steerlm.evaluation.bootstrap import Estimate, bootstrap
-from steerlm.models.prompting import Prompting
-from steerlm.steering import asked_values, prompt_ids
+NAME = "steering"
+"""Of the result's file, without its suffix."""
+TITLES: dict[ConditionName, str] = {
+    "policy": "policy",
+    "words": "untuned base, asked in words",
+    "guidance": "policy with guidance",
+    "verified": "policy, verified",
+}
 
-EXAMPLE_WIDTH = 34
-"""Characters of an answer that the table shows: what 80 columns leave beside the figures."""
+
+@dataclass(frozen=True)
+class Judges:
+    """The attribute models that measure: `judge`, and `second`, which the policy did not learn from."""
+
+    judge: SteerModel | None = None
+    second: SteerModel | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LevelResult:
-    """The answers to all prompts with one attribute at one level and the others at their defaults."""
+def evaluate_steering(
+    policy: SteerModel,
+    prompts: Sequence[str],
+    settings: SteeringSettings,
+    folder: Path,
+    judges: Judges = Judges(),
+    engine: Engine | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure a policy on held-out prompts; returns the result, and writes it to `folder`/steering.json, with the
+    answers beside it in answers.jsonl. Answers that are there already, made under the same circumstances, are used.
 
-    attribute: str
-    level: int
-    answers: tuple[str, ...]
-    cut: int
-    """How many answers reached the token limit."""
+    A result made under the same circumstances is read back. Raises `SchemaError` for an attribute that the policy does
+    not know, `DataError` where no prompt is left, `ConfigError` for a condition that lacks what it needs.
+    """
+    return _Evaluation(policy, list(prompts), settings, folder, judges, engine, say).run()
 
-    @property
-    def characters(self) -> list[int]:
-        return [len(answer) for answer in self.answers]
 
-    @property
-    def grades(self) -> list[float]:
-        return [reading_grade(answer) for answer in self.answers]
+class _Evaluation:
+    def __init__(
+        self,
+        policy: SteerModel,
+        prompts: list[str],
+        settings: SteeringSettings,
+        folder: Path,
+        judges: Judges,
+        engine: Engine | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self.policy, self.settings, self.folder, self.say = policy, settings, folder, say
+        self.given_engine = engine
+        for name in settings.attributes:
+            policy.schema[name]
+        if "verified" in settings.conditions and judges.judge is None:
+            raise ConfigError("verified steering needs an attribute model to choose by; give --judge, or leave it out")
+        self.judge, self.second = (Scorer(model) if model else None for model in (judges.judge, judges.second))
+        self.base: SteerModel | None = None
+        self.sampling = Sampling(
+            max_tokens=settings.max_tokens,
+            temperature=settings.temperature,
+            repetition_penalty=settings.repetition_penalty,
+            seed=settings.seed,
+        )
+        self.conditions: dict[ConditionName, Measured] = {}
+        self.prompts = prompts[: settings.prompts]
 
-    def row(self) -> dict[str, Any]:
-        """The figures of a result file."""
+    def _base(self) -> SteerModel | None:
+        """The untuned base, where anything needs it."""
+        if not self.settings.perplexity and "words" not in self.settings.conditions:
+            return None
+        base = untuned_base(self.policy.info)
+        base.network.to(self.policy.device)  # type: ignore[arg-type]
+        base.network.train(mode=False)
+        return base
+
+    def run(self) -> dict[str, Any]:
+        settings, schema = self.settings, self.policy.schema
+        key = self._key()
+        kept_record = read_record(self.folder, NAME)
+        if kept_record and kept_record.get("key") == key:
+            return kept_record
+        self.base = self._base()
+        left_out = self._leave_out_long_prompts()
+        if not self.prompts:
+            raise DataError("no prompt is short enough for the model; give shorter ones or lower max_tokens")
+        count = len(self.prompts)
+        asks = [
+            *sweep(schema, settings.attributes, count),
+            *goals(
+                schema, settings.attributes, count, settings.goals if len(settings.attributes) > 1 else 0, settings.seed
+            ),
+            *paraphrased(schema, settings.attributes, min(settings.paraphrases, count)),
+        ]
+        kept = AnswersFile(self.folder / "answers.jsonl")
+        context = getattr(self.policy.network.config, "max_position_embeddings", 2048)
+        instruments = Instruments(
+            self.judge, self.second, self.base if settings.perplexity else None, min(2048, context)
+        )
+        for name in settings.conditions:
+            with self._condition(name) as condition:
+                answers = self._answers(name, condition, asks, kept)
+                self.say(f"measuring {len(answers)} answers: {TITLES[name]}")
+                self.conditions[name] = measure(condition, asks, answers, self.prompts, instruments)
+        write_record(self.folder, NAME, {"key": key, **self._record(left_out)})
+        written = read_record(self.folder, NAME)
+        assert written is not None
+        return written
+
+    def _key(self) -> str:
+        """A digest of all that the result depends on."""
+        models = [scorer.model.info.fingerprint if scorer else None for scorer in (self.judge, self.second)]
+        info = self.policy.info
+        known = [info.fingerprint, info.system, info.schema.to_list(), *models, self.prompts]
+        return digest_of(known, self.settings.model_dump(mode="json"), __version__)
+
+    def _leave_out_long_prompts(self) -> int:
+        context = getattr(self.policy.network.config, "max_position_embeddings", 1 << 30)
+        room = context - self.settings.max_tokens - _FRAME_TOKENS
+        before = len(self.prompts)
+        for name in self.settings.conditions:
+            with self._condition(name) as condition:
+                lengths = condition.longest(self.prompts)
+            self.prompts = [text for text, length in zip(self.prompts, lengths, strict=True) if length <= room]
+        if len(self.prompts) < before:
+            self.say(f"{before - len(self.prompts)} prompts are too long for the model and left out")
+        return before - len(self.prompts)
+
+    @contextmanager
+    def _condition(self, name: ConditionName) -> Iterator[Condition]:
+        """A condition with its engine, which is closed after it unless it was given."""
+        model = self.base if name == "words" else self.policy
+        assert model is not None
+        if self.given_engine is not None and name != "words":
+            yield self._made(name, self.given_engine)
+            return
+        with closing(TorchEngine(model)) as engine:
+            yield self._made(name, engine)
+
+    def _made(self, name: ConditionName, engine: Engine) -> Condition:
+        if name == "words":
+            assert self.base is not None
+            return WordsCondition(engine, self.base, self.policy)
+        plain = PolicyCondition(engine, self.policy)
+        if name == "guidance":
+            return PolicyCondition(engine, self.policy, self.settings.guidance)
+        if name == "verified":
+            assert self.judge is not None
+            return VerifiedCondition(plain, self.judge, self.settings.draws)
+        return plain
+
+    def _answers(
+        self, name: ConditionName, condition: Condition, asks: Sequence[Ask], kept: AnswersFile
+    ) -> dict[Hashable, Answer]:
+        made = digest_of(
+            name,
+            self.policy.info.fingerprint,
+            self.policy.info.system,
+            self.policy.schema.to_list(),
+            self.prompts,
+            self.settings.model_dump(
+                mode="json", include={"max_tokens", "temperature", "repetition_penalty", "seed", "guidance", "draws"}
+            ),
+            self.judge.model.info.fingerprint if self.judge and name == "verified" else None,
+        )
+        known = kept.get(made, condition, asks)
+        missing = [ask for ask in asks if condition.key(ask) not in known]
+        if missing:
+            distinct = len({condition.key(ask) for ask in missing})
+            self.say(f"answering {len(self.prompts)} prompts under {distinct} requests in all: {TITLES[name]}")
+            known |= answer_all(condition, missing, self.prompts, self.sampling)
+            kept.put(made, name, condition, asks, self.prompts, known)
+        return known
+
+    def _record(self, left_out: int) -> dict[str, Any]:
+        settings, schema = self.settings, self.policy.schema
+        conditions: dict[str, Any] = {}
+        for name, measured in self.conditions.items():
+            sweeps = {attribute: sweep_of(measured, schema[attribute]) for attribute in settings.attributes}
+            figures = {
+                attribute: sweep_figures(item, schema, settings.resamples, settings.seed)
+                for attribute, item in sweeps.items()
+            }
+            conditions[name] = {
+                "title": TITLES[name],
+                "attributes": figures,
+                "leakage": leakage(figures, schema),
+                "goal_space": goal_figures(measured, schema, settings.attributes, settings.resamples, settings.seed),
+                "consistency": consistency(measured, schema, settings.attributes),
+                "examples": {attribute: examples(item, self.prompts) for attribute, item in sweeps.items()},
+            }
         return {
-            "attribute": self.attribute,
-            "level": self.level,
-            "mean_characters": float(np.mean(self.characters)),
-            "mean_reading_grade": float(np.mean(self.grades)),
-            "n": len(self.answers),
-            "cut_at_limit": self.cut,
+            "kind": "steering",
+            "model": self.policy.info.fingerprint,
+            "base": self.policy.info.provenance.get("base"),
+            "judge": self.judge.model.info.fingerprint if self.judge else None,
+            "second_judge": self.second.model.info.fingerprint if self.second else None,
+            "rule": RULE,
+            "prompts": {"used": len(self.prompts), "left_out": left_out, "digest": digest_of(self.prompts)},
+            "schema": schema.to_list(),
+            "conditions": conditions,
+            "settings": settings.model_dump(mode="json"),
+            **environment(),
         }
 
 
-def reading_grade(text: str) -> float:
-    """Flesch-Kincaid grade (years of school); 0 for text without words."""
-    return float(textstat.flesch_kincaid_grade(text)) if any(char.isalpha() for char in text) else 0.0
-
-
-def measure_steering(
-    engine: Engine,
-    model: Prompting,
-    prompts: Sequence[str],
-    attributes: Sequence[str],
-    sampling: Sampling,
-    levels: Mapping[str, Sequence[int]] | None = None,
-    progress: Callable[[str], None] = lambda _: None,
-) -> list[LevelResult]:
-    """Answer every prompt at every level of every attribute. `progress` is told what is being generated."""
-    if not prompts:
-        raise DataError("no prompts to measure steering on")
-    results = []
-    for name in attributes:
-        scale = (levels or {}).get(name, model.schema[name].levels)
-        progress(f"{name} at {', '.join(map(str, scale))}")
-        # All levels go in together: a batch costs little more than its longest answer.
-        asked = [asked_values(model.schema, {name: level}) for level in scale]
-        asking = [prompt_ids(model, prompt, values) for values in asked for prompt in prompts]
-        found = complete(engine, batch(asking, sampling))
-        for number, level in enumerate(scale):
-            answers = found[number * len(prompts) : (number + 1) * len(prompts)]
-            cut = sum(answer.finish == "length" for answer in answers)
-            results.append(LevelResult(name, level, tuple(answer.text for answer in answers), cut))
-    return results
-
-
-@dataclass(frozen=True, slots=True)
-class Contrast:
-    """The top level of an attribute against its bottom: how many times longer, how many grades higher."""
-
-    attribute: str
-    length_ratio: Estimate
-    grade_difference: Estimate
-
-    def record(self) -> dict[str, Any]:
-        figures = asdict(self)
-        return {**figures, **{key: value._asdict() for key, value in figures.items() if isinstance(value, Estimate)}}
-
-
-def ends_contrast(results: Sequence[LevelResult], attribute: str) -> Contrast:
-    """Compare the highest level measured with the lowest, paired by prompt."""
-    ordered = sorted((result for result in results if result.attribute == attribute), key=lambda result: result.level)
-    low, high = ordered[0], ordered[-1]
-    length_ratio = bootstrap(
-        lambda top, bottom: float(top.mean() / bottom.mean()) if bottom.mean() else np.nan,
-        np.array(high.characters, dtype=float),
-        np.array(low.characters, dtype=float),
-    )
-    grade_difference = bootstrap(
-        lambda top, bottom: float(top.mean() - bottom.mean()), np.array(high.grades), np.array(low.grades)
-    )
-    return Contrast(attribute, length_ratio, grade_difference)
-
-
-def steering_table(results: Sequence[LevelResult], example: int = 0) -> Table:
-    """What a person looks at: one row a level, with the beginning of one answer."""
-    table = Table(title="Steering: one attribute set, the others at default", title_justify="left")
-    table.add_column("attribute", no_wrap=True)
-    for name in ("level", "characters", "grade"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("example", overflow="ellipsis", no_wrap=True)
-    for result, after in zip(results, [*results[1:], None], strict=True):
-        row = result.row()
-        table.add_row(
-            result.attribute,
-            str(result.level),
-            f"{row['mean_characters']:.0f}",
-            f"{row['mean_reading_grade']:.1f}",
-            Text(shorten(result.answers[example], EXAMPLE_WIDTH, placeholder="…")),
-            end_section=after is None or after.attribute != result.attribute,
-        )
-    return table
+# The longest frame of a paraphrase and an instruction in words for one attribute, on the safe side.
+_FRAME_TOKENS = 32

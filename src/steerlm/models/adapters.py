@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import re
-from collections.abc import Collection, Sequence
+import zlib
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from steerlm.errors import ConfigError, ModelError
 from steerlm.files import write_json
+from steerlm.losses import Rows
 from steerlm.models.base import decoder_layers, embedding_weight
 from steerlm.models.directory import ADAPTER_CONFIG
+from steerlm.parallel.local import local_part, read_rows, write_whole
 
 WEIGHTS = "adapter_model.safetensors"
 ALL_LINEAR = "all-linear"
@@ -75,15 +81,69 @@ def add_lora(
         base_model_name_or_path=base,
     )
     try:
-        inject_adapter_in_model(config, network, _NAME)
+        # What peft draws here is drawn anew below, alike for networks with and without weights.
+        with torch.random.fork_rng(devices=[]):
+            inject_adapter_in_model(config, network, _NAME)
     except ValueError as error:
         raise ConfigError(
             f"no layer to adapt with lora_targets {', '.join(lora.targets)}"
             f"{f' outside of frozen_layers {frozen_layers}' if frozen_layers else ''}: {error}"
         ) from error
+    if (adapter := getattr(network.get_input_embeddings(), "token_adapter", None)) is not None:
+        adapter.forward = partial(_embed, adapter)
     for parameter in network.parameters():
         if parameter.requires_grad:  # peft makes adapters of 4-bit layers in the type that these compute in
             parameter.data = parameter.data.float()
+    if embedding_weight(network).device.type != "meta":
+        _draw(network)
+
+
+def start_adapter(network: PreTrainedModel) -> None:
+    """Give an adapter that was put into a network without weights, and perhaps sharded since, the values with which
+    it would have begun in the network that now has them. Torch's random numbers must have the same seed on all ranks.
+    """
+    _draw(network)
+    for _, layer in _adapted(network):
+        nn.init.zeros_(local_part(layer.lora_B[_NAME].weight.detach())[0])
+        if layer.use_dora.get(_NAME):
+            # Both are split alike, by their first dimension, so that each rank has the rows whose lengths it keeps.
+            lengths = torch.linalg.norm(local_part(layer.base_layer.weight.detach())[0], dim=1)
+            local_part(layer.lora_magnitude_vector[_NAME].weight.detach())[0].copy_(lengths)
+    for module in network.modules():
+        if copies := getattr(module, "modules_to_save", None):
+            original = cast(nn.Module, module.original_module)
+            pairs = zip(copies[_NAME].parameters(), original.parameters(), strict=True)
+            for copy, source in pairs:
+                local_part(copy.detach())[0].copy_(local_part(source.detach())[0])
+        if (adapter := getattr(module, "token_adapter", None)) is not None and adapter.tied_adapter is None:
+            base = adapter.base_layer.weight
+            rows = read_rows(base, torch.tensor(adapter.token_indices[_NAME], device=base.device))
+            write_whole(adapter.trainable_tokens_delta[_NAME], rows)
+            adapter.trainable_tokens_original[_NAME] = rows
+
+
+def _draw(network: PreTrainedModel) -> None:
+    """Start the matrices A in peft's range. Each depends on the seed of torch's random numbers and on its layer alone,
+    and is drawn whole, so that all ranks have parts of the same one.
+    """
+    for name, layer in _adapted(network):
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{torch.initial_seed()} {name}".encode()))
+        weight = layer.lora_A[_NAME].weight
+        write_whole(weight, nn.init.kaiming_uniform_(torch.empty(weight.shape), math.sqrt(5), generator=generator))
+
+
+def _adapted(network: PreTrainedModel) -> Iterator[tuple[str, Any]]:
+    """The layers with an adapter, by their names."""
+    return ((name, module) for name, module in network.named_modules() if _NAME in getattr(module, "lora_A", ()))
+
+
+_WRAPPED = re.compile(r"\.(?:base_layer|token_adapter|original_module)(?=\.)")
+_OWN = re.compile(r"\.(?:lora_\w+|modules_to_save|trainable_tokens_\w+)\.")
+
+
+def plain_name(name: str) -> str | None:
+    """The name that a weight of an adapted network has in the plain one; None for what is the adapter's own."""
+    return None if _OWN.search(name) else _WRAPPED.sub("", name)
 
 
 def _token_indices(network: PreTrainedModel, output: nn.Module | None, tokens: list[int]) -> dict[str, list[int]]:
@@ -136,11 +196,21 @@ def has_adapter(network: nn.Module) -> bool:
 
 def save_adapter(network: PreTrainedModel, directory: Path) -> None:
     """Write what is trained in peft's own format: it loads in `peft.PeftModel.from_pretrained`."""
+    tensors = {name: value.cpu().contiguous() for name, value in adapter_weights(network).items()}
+    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    save_adapter_config(network, directory)
+
+
+def adapter_weights(network: PreTrainedModel) -> dict[str, Tensor]:
+    """What is trained, perhaps sharded, under the names of peft's own files."""
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(network, adapter_name=_NAME, save_embedding_layers=False)
-    tensors = {_PREFIX + name: value.detach().cpu().contiguous() for name, value in state.items()}
-    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    return {_PREFIX + name: value.detach() for name, value in state.items()}
+
+
+def save_adapter_config(network: PreTrainedModel, directory: Path) -> None:
+    """Write adapter_config.json."""
     config: Any = network.peft_config[_NAME]
     # Equal trainings write equal files: peft keeps names in sets, which have no order.
     ordered = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
@@ -173,6 +243,29 @@ def own_copy(module: nn.Module | None) -> nn.Module | None:
     """The copy of a module that the adapter trains in its stead; without one, the module itself."""
     copies = getattr(module, "modules_to_save", None)
     return module if copies is None else copies[_NAME]
+
+
+def without_new_rows(layer: nn.Module | None) -> tuple[nn.Module | None, Rows | None]:
+    """An embedding or an output layer as it is in the base, and the rows of added tokens that are trained apart."""
+    adapter = getattr(layer, "token_adapter", None)
+    if adapter is None:
+        return layer, None
+    return adapter.base_layer, _rows(adapter)
+
+
+def _rows(adapter: Any) -> Rows:
+    values_KD = adapter.trainable_tokens_delta[_NAME]
+    return Rows(torch.tensor(adapter.token_indices[_NAME], device=values_KD.device), values_KD)
+
+
+def _embed(adapter: Any, ids: Tensor) -> Tensor:
+    """The embeddings of tokens, of which some are trained apart. peft would copy the whole matrix in each pass, and
+    make a gradient of that size.
+    """
+    rows, layer = _rows(adapter), adapter.base_layer
+    is_row = ids[..., None] == rows.tokens_K
+    values = functional.embedding(is_row.int().argmax(-1), rows.values_KD) * getattr(layer, "embed_scale", 1.0)
+    return torch.where(is_row.any(-1, keepdim=True), values, layer(ids))
 
 
 def embedding_rows(network: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -99,9 +99,16 @@ def decoder_layers(network: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 
 def identify(name: str | Path) -> Base:
-    """What an adapter notes of the base model that it belongs to: a path is made absolute."""
+    """What an adapter notes of the base model that it belongs to. A model from the Hugging Face hub must have been
+    loaded before.
+    """
+    return Base(lasting_name(name), weights_digest(name))
+
+
+def lasting_name(name: str | Path) -> str:
+    """The name of a base model wherever it is read: a path is made absolute."""
     is_path = str(name) != SMOLLM2 and Path(name).is_dir()
-    return Base(str(Path(name).resolve()) if is_path else str(name), weights_digest(name))
+    return str(Path(name).resolve()) if is_path else str(name)
 
 
 def weights_digest(name: str | Path) -> str:

@@ -17,10 +17,17 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from steerlm.attributes import Schema
 from steerlm.dialects import DIALECTS, Renderer, detect_dialect, level_tokens
 from steerlm.errors import ModelError
-from steerlm.models.adapters import Lora, add_lora, four_bit, has_adapter, merge_adapter, own_copy, save_adapter
+from steerlm.losses import Rows
+from steerlm.models.adapters import (
+    four_bit,
+    has_adapter,
+    merge_adapter,
+    own_copy,
+    save_adapter,
+    without_new_rows,
+)
 from steerlm.models.base import (
     Spellings,
-    identify,
     load_causal_lm,
     load_tokenizer,
     loading,
@@ -159,13 +166,6 @@ def load_model(directory: str | Path, kind: Kind, device: str | torch.device = "
     return SteerModel(info, renderer, network)
 
 
-def with_lora(model: SteerModel, base: str | Path, lora: Lora, frozen_layers: str | None = None) -> SteerModel:
-    """Put an adapter into a new model made from `base`; it alone is trained, with the head and the added tokens."""
-    known = identify(base)
-    add_lora(model.network, lora, resolve(known.name), model.new_tokens, frozen_layers)
-    return replace(model, info=replace(model.info, base=known))
-
-
 def _merged(directory: Path, info: ModelInfo, base: Base, renderer: Renderer) -> PreTrainedModel:
     try:
         network = _from_base(info.kind, base.name, info.schema)
@@ -206,16 +206,19 @@ def hidden_states(network: PreTrainedModel, **inputs: Any) -> Tensor:
     return backbone(use_cache=False, **inputs).last_hidden_state  # type: ignore[no-any-return]
 
 
-def plain_head(network: PreTrainedModel) -> Tensor | None:
-    """The weight [V, D] of a language model whose logits are the hidden states times it, and no more; else None."""
-    head = network.get_output_embeddings()  # type: ignore[no-untyped-call]
+def plain_head(network: PreTrainedModel) -> tuple[Tensor, Rows | None] | None:
+    """The weight [V, D] of a language model whose logits are the hidden states times it, and no more; else None.
+
+    With it come the rows of added tokens, where an adapter trains them apart from it.
+    """
+    head, rows = without_new_rows(network.get_output_embeddings())  # type: ignore[no-untyped-call]
     config = network.config.get_text_config()
     # What the models that transformers knows do to logits.
     changes = [getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")]
-    has_bias = len(list(head.parameters())) > 1
+    has_bias = getattr(head, "bias", None) is not None
     if not isinstance(head, nn.Linear) or has_bias or any(change not in (None, 1) for change in changes):
         return None
-    return head.weight
+    return head.weight, rows
 
 
 def _with_head(base: str | Path, schema: Schema, **how: Any) -> PreTrainedModel:

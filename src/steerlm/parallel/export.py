@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from steerlm.models.adapters import WEIGHTS, adapter_weights, has_adapter, save_adapter_config
 from steerlm.models.base import quiet
 from steerlm.models.load import SteerModel
 from steerlm.parallel.ranks import Ranks
@@ -36,11 +37,20 @@ def save_sharded(model: SteerModel, directory: str | Path, ranks: Ranks, file_by
 
     temporary = ranks.on_main(begin)
     try:
-        write_weights(model.network, temporary, file_bytes)
+        adapted = has_adapter(model.network)
+        if adapted:
+            tensors = adapter_weights(model.network)
+            _write(tensors, temporary, dict.fromkeys(tensors, 1))
+        else:
+            write_weights(model.network, temporary, file_bytes)
 
         def finish() -> str:
             with quiet():
-                _write_configuration(model.network, temporary)
+                if adapted:
+                    _one_file(temporary, WEIGHTS)
+                    save_adapter_config(model.network, temporary)
+                else:
+                    _write_configuration(model.network, temporary)
                 return model.complete(temporary, directory).info.fingerprint
 
         return replace(model, info=replace(model.info, fingerprint=ranks.on_main(finish)))
@@ -53,7 +63,10 @@ def write_weights(network: PreTrainedModel, directory: Path, file_bytes: int) ->
     """Write the weights as safetensors in files of about `file_bytes`, with an index where there are several."""
     tied = network.all_tied_weights_keys or {}
     weights = {name: tensor for name, tensor in network.state_dict().items() if name not in tied}
-    numbers = _file_numbers(weights, file_bytes)
+    _write(weights, directory, _file_numbers(weights, file_bytes))
+
+
+def _write(weights: dict[str, Tensor], directory: Path, numbers: dict[str, int]) -> None:
     writer = HuggingFaceStorageWriter(
         str(directory), fqn_to_index_mapping=numbers, save_distributed=True, enable_consolidation=True
     )
@@ -74,13 +87,19 @@ def _file_numbers(weights: dict[str, Tensor], file_bytes: int) -> dict[str, int]
 
 def _write_configuration(network: PreTrainedModel, directory: Path) -> None:
     """What `save_pretrained` writes beside the weights, and one file where one is enough."""
-    shutil.rmtree(directory / "sharded")
-    files = list(directory.glob("*.safetensors"))
-    if len(files) == 1:
-        files[0].rename(directory / SAFE_WEIGHTS_NAME)
-        (directory / SAFE_WEIGHTS_INDEX_NAME).unlink()
+    if len(list(directory.glob("*.safetensors"))) == 1:
+        _one_file(directory, SAFE_WEIGHTS_NAME)
+    shutil.rmtree(directory / "sharded", ignore_errors=True)
     network.config.architectures = [type(network).__name__]
     network.config.dtype = str(network.dtype).removeprefix("torch.")
     network.config.save_pretrained(directory)
     if network.can_generate():
         network.generation_config.save_pretrained(directory)
+
+
+def _one_file(directory: Path, name: str) -> None:
+    """Give the only file of weights this name; it needs no index."""
+    (file,) = directory.glob("*.safetensors")
+    file.rename(directory / name)
+    (directory / SAFE_WEIGHTS_INDEX_NAME).unlink()
+    shutil.rmtree(directory / "sharded")

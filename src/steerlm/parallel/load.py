@@ -31,6 +31,7 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from steerlm.attributes import Schema
 from steerlm.errors import ModelError
+from steerlm.models.adapters import has_adapter, plain_name, start_adapter
 from steerlm.models.base import Spellings, loading, resolve
 from steerlm.models.directory import Kind
 from steerlm.models.load import SteerModel, head_of, head_settings, start_model
@@ -53,14 +54,14 @@ class BlankModel:
 
     @torch.no_grad()
     def fill(self, root: nn.Module, device: torch.device) -> None:
-        """Read the weights into the (by now perhaps sharded) network inside `root`, on `device`.
+        """Read the weights into the (by now perhaps adapted and sharded) network inside `root`, on `device`.
 
-        They are, bit for bit, those that `new_model` gives. So is the fresh head of an attribute model, where
-        torch's random numbers start from the same seed; this must be the same on all ranks. Raises `ModelError`
-        where the files lack a weight, have one too many, or have one of another shape.
+        They are, bit for bit, those that `new_model` gives. So are the fresh head of an attribute model and an adapter
+        that was put in, where torch's random numbers start from the same seed; this must be the same on all ranks.
+        Raises `ModelError` where the files lack a weight, have one too many, or have one of another shape.
         """
         network = self.model.network
-        _allocate(network, root, device)
+        allocate(root, device)
         targets = _targets(network)
         grown = _embeddings(network)
         with loading(self.base), _opened(self.base) as stored:
@@ -77,6 +78,8 @@ class BlankModel:
                         write_rows(target, torch.tensor([token], device=device), row.to(device))
             if self.model.info.kind == "attribute-model" and _HEAD not in stored:
                 _draw_head(network, targets[_HEAD])
+        if has_adapter(network):
+            start_adapter(network)
 
     def _require_same_names(self, targets: Mapping[str, Tensor], stored: Mapping[str, Any]) -> None:
         network = self.model.network
@@ -150,23 +153,33 @@ def _from_config(kind: Any, config: Any) -> PreTrainedModel:
     return kind.from_config(config, dtype=torch.float32)  # type: ignore[no-any-return]
 
 
-def _allocate(network: PreTrainedModel, root: nn.Module, device: torch.device) -> None:
-    """Give all weights memory on `device`, without values; buffers keep theirs, and tied weights are one."""
-    buffers = {name: buffer.clone() for name, buffer in root.named_buffers()}
+def allocate(root: nn.Module, device: torch.device) -> None:
+    """Give all weights memory on `device`, without values; what was one weight stays one, and buffers that have values
+    keep them.
+    """
+    buffers = {name: buffer.clone() for name, buffer in root.named_buffers() if buffer.device.type != "meta"}
+    shared: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in root.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            shared.setdefault(id(parameter), []).append((module, name))
     root.to_empty(device=device)
+    for (first, source), *others in shared.values():
+        for module, name in others:
+            setattr(module, name, getattr(first, source))
     for name, buffer in root.named_buffers():
-        buffer.copy_(buffers[name])
-    network.tie_weights()
+        if name in buffers:
+            buffer.copy_(buffers[name])
 
 
 def _targets(network: PreTrainedModel) -> dict[str, Tensor]:
-    """What must come from the files, by name; of tied weights the one that the others follow."""
+    """What must come from the files, by its name there; of tied weights the one that the others follow."""
     tied = network.all_tied_weights_keys or {}
-    return {name: tensor for name, tensor in network.state_dict().items() if name not in tied}
+    named = ((plain_name(name), tensor) for name, tensor in network.state_dict().items())
+    return {name: tensor for name, tensor in named if name is not None and name not in tied}
 
 
 def _embeddings(network: PreTrainedModel) -> set[str]:
-    """The names of the matrices with a row for each token."""
+    """The names in the files of the matrices with a row for each token."""
     output = network.get_output_embeddings()  # type: ignore[no-untyped-call]
     layers = [network.get_input_embeddings(), *([] if output is None else [output])]
     return {f"{name}.weight" for name, module in network.named_modules() if any(module is layer for layer in layers)}

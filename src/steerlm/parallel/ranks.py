@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, distributed
 
 from steerlm.devices import pick_device
-from steerlm.errors import ConfigError, SteerLMError, TrainingError
+from steerlm.errors import ConfigError, SteerLMError, StoppedError, TrainingError
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -21,6 +22,7 @@ T = TypeVar("T")
 _BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
 # Reading the first weights of a large model from a slow disk keeps ranks apart for longer than the usual ten minutes.
 _PATIENCE = timedelta(hours=1)
+_ANSWER = timedelta(seconds=5)
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,14 @@ class Ranks:
         distributed.all_gather_object(found, value, group=self.mesh.get_group("data"))
         return found
 
+    def gather_from_all(self, value: T) -> list[T]:
+        """What each process passed, of whatever group, in their order, on every process."""
+        if self.mesh is None:
+            return [value]
+        found: list[Any] = [None] * self.world
+        distributed.all_gather_object(found, value)
+        return found
+
     def any(self, flag: bool) -> bool:
         """Whether any process says yes. All must ask, and at the same point of the program."""
         if self.mesh is None:
@@ -119,11 +129,6 @@ class Ranks:
         said = torch.tensor(int(flag), device=self.device)
         distributed.all_reduce(said, distributed.ReduceOp.MAX)
         return bool(said.item())
-
-    def barrier(self) -> None:
-        """Wait for all processes."""
-        if self.mesh is not None:
-            distributed.barrier(device_ids=[self.local_rank] if self.device.type == "cuda" else None)
 
     def on_main(self, work: Callable[[], T]) -> T:
         """Let the main process do something while the others wait; all get its (picklable) result.
@@ -151,6 +156,26 @@ class Ranks:
         """Leave the group of processes; nothing can be exchanged after it."""
         if self.mesh is not None and distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def is_first_to_tell(error: Exception) -> bool:
+    """Whether this process is to tell the user of an error, which other processes of its run may have met too.
+
+    What the loop raises it raises on all ranks together, of which the first one speaks. Of errors with the same message
+    the process does that was the first to ask, so that a fault of one node is told by that node.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    if isinstance(error, TrainingError | StoppedError):
+        return os.environ.get("RANK") == "0"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    key = hashlib.sha256(f"{attempt} {error}".encode()).hexdigest()
+    try:
+        place = (os.environ["MASTER_ADDR"], _whole_number(os.environ, "MASTER_PORT"))
+        store = distributed.TCPStore(*place, is_master=False, timeout=_ANSWER, wait_for_workers=False)  # type: ignore[attr-defined]
+        return store.add(f"steerlm/told/{key}", 1) == 1
+    except (KeyError, ConfigError, RuntimeError):  # nobody to ask yet, or any more
+        return True
 
 
 def _device_of_rank(name: str, local_rank: int) -> torch.device:

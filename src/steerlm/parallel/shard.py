@@ -7,6 +7,7 @@ ranks, which share a pack; embeddings, norms and heads are whole on each of thos
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from steerlm.errors import ConfigError
+from steerlm.models.adapters import has_adapter, own_copy
 from steerlm.models.base import decoder_layers
 from steerlm.parallel.ranks import Ranks
 
@@ -71,7 +73,7 @@ def shard(
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    head = getattr(network, "score", None)
+    head = own_copy(getattr(network, "score", None))
     if isinstance(head, nn.Module):
         fully_shard(head, mesh=mesh, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
     # Inputs of the root may be loss weights, which keep their precision.
@@ -103,7 +105,7 @@ def _split_matrices(network: PreTrainedModel, ranks: Ranks) -> None:
     from torch.distributed.tensor.parallel import parallelize_module
 
     assert ranks.mesh is not None
-    plan = tensor_plan(network, ranks.tensor_world)
+    plan = _with_adapters(network, tensor_plan(network, ranks.tensor_world))
     parallelize_module(network.base_model, ranks.mesh["tensor"], plan, src_data_rank=None)
 
 
@@ -141,6 +143,31 @@ def tensor_plan(network: PreTrainedModel, parts: int) -> dict[str, Any]:
         if count % parts:
             raise ConfigError(f"tensor_parallel={parts} does not divide the {count} {what} of {name}; choose a divisor")
     return {path: styles[style]() for path, style in plan.items()}
+
+
+def _with_adapters(network: PreTrainedModel, plan: dict[str, Any]) -> dict[str, Any]:
+    """The plan for a network with adapters: of each product B A x the matrix that borders on what is split is split as
+    the adapted one is, and the other one, which is small, is whole on every rank.
+    """
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
+
+    if not has_adapter(network):
+        return plan
+    found = {}
+    for path, style in plan.items():
+        pattern = re.compile(re.escape(path).replace(r"\*", r"[^.]+"))
+        for name, module in network.base_model.named_modules():
+            if pattern.fullmatch(name) is None:
+                continue
+            if not hasattr(module, "lora_A"):
+                found[name] = style
+                continue
+            found[f"{name}.base_layer"] = style
+            if isinstance(style, ColwiseParallel):
+                found[f"{name}.lora_B.default"] = style
+            elif isinstance(style, RowwiseParallel):
+                found[f"{name}.lora_A.default"] = style
+    return found
 
 
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, ranks: Ranks) -> float:

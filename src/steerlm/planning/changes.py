@@ -31,7 +31,7 @@ def ways_to_fit(
     settings: TrainSettings, hardware: Hardware, now: Footprint, measure: Callable[[TrainSettings, int], Footprint]
 ) -> list[Change]:
     """The first that fits of: recomputed activations, smaller packs, matrices split over more ranks, one after the
-    other and together. Where none does, more GPUs; and an adapter, on one GPU, with the base in 4 bits if need be.
+    other and together. Where none does, more GPUs; and an adapter, if need be on one GPU with the base in 4 bits.
 
     `now` is the footprint as things stand, `measure` gives that of other settings and another number of GPUs.
     """
@@ -51,7 +51,7 @@ def ways_to_fit(
     leaner = {} if settings.gradient_checkpointing else {"gradient_checkpointing": True}
     found = []
     gpus = 2 * hardware.gpus
-    while gpus <= _MOST_GPUS and settings.lora_rank is None:
+    while gpus <= _MOST_GPUS and settings.quantize == "none":
         # What is alive all the time is shared by all; without room for that there is none for the rest.
         if now.steady * hardware.gpus / gpus < room and (change := tried(leaner, gpus)):
             found.append(change)
@@ -59,8 +59,9 @@ def ways_to_fit(
         gpus *= 2
     if settings.quantize == "none":
         rank = settings.lora_rank or _LORA_RANK
-        adapter = {**leaner, "lora_rank": rank} | ({"tensor_parallel": 1} if settings.tensor_parallel > 1 else {})
-        if change := tried(adapter, 1) or tried({**adapter, "quantize": "4bit"}, 1):
+        adapter = {**leaner, "lora_rank": rank}
+        alone = {**adapter, "quantize": "4bit"} | ({"tensor_parallel": 1} if settings.tensor_parallel > 1 else {})
+        if change := (None if settings.lora_rank else tried(adapter, hardware.gpus)) or tried(alone, 1):
             found.append(change)
     return found
 

@@ -6,6 +6,9 @@ All decoder blocks being alike, networks of a few and of one more tell what each
 from __future__ import annotations
 
 import copy
+import hashlib
+import pickle
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -69,6 +72,28 @@ def footprint(
 
     Raises `ConfigError` where the settings do not fit the model or the number of GPUs.
     """
+    # Plans try the same again and again: with other numbers of GPUs, and to say what else could be done.
+    told = settings.model_dump_json(exclude={"data", "validation", "out"})
+    key = (
+        config.to_json_string(),
+        type(settings).__name__,
+        told,
+        hashlib.sha256(pickle.dumps(pack)).digest(),
+        gpus,
+        dtype,
+        attention,
+    )
+    if key not in _KNOWN:
+        _KNOWN[key] = _measured(config, settings, pack, gpus, dtype, attention)
+    return _KNOWN[key]
+
+
+_KNOWN: dict[Hashable, Footprint] = {}
+
+
+def _measured(
+    config: PretrainedConfig, settings: TrainSettings, pack: Pack, gpus: int, dtype: torch.dtype, attention: Attention
+) -> Footprint:
     depth = config.get_text_config().num_hidden_layers
     # Frozen layers are not like the others.
     few = _STEADY if gpus > 1 else _STEADY_ALONE

@@ -20,6 +20,7 @@ from steerlm.models.base import decoder_layers, quiet
 from steerlm.models.directory import ModelInfo
 from steerlm.models.load import SteerModel
 from steerlm.packing import Pack, PackedResponse, Run
+from steerlm.parallel.load import allocate
 from steerlm.parallel.ranks import Ranks
 from steerlm.parallel.shard import Root, shard
 from steerlm.planning.adapted import adapt
@@ -42,8 +43,8 @@ def pretended_ranks(settings: TrainSettings, gpus: int) -> Iterator[Ranks]:
     """
     tensor_parallel = settings.tensor_parallel
     place = torch.device("cpu")
-    if settings.lora_rank is not None and gpus > 1:
-        raise ConfigError("an adapter is trained on one GPU; leave out lora_rank, or plan for one")
+    if settings.quantize == "4bit" and gpus > 1:
+        raise ConfigError("a base in 4 bits is held by one GPU; leave out quantize, or plan for one")
     if gpus % tensor_parallel:
         raise ConfigError(f"tensor_parallel={tensor_parallel} does not divide {gpus} GPUs; choose a divisor")
     if gpus == 1:
@@ -81,8 +82,7 @@ def rehearse(
     root = Root(network)
     shard(network, root, ranks, dtype, settings.gradient_checkpointing)
     with FakeTensorMode(allow_non_fake_inputs=True), quiet():
-        root.to_empty(device=ranks.device)
-        network.tie_weights()
+        allocate(root, ranks.device)
         # Gradients are there from the packs before, and added to.
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         for parameter in trained:

@@ -78,8 +78,17 @@ class Checkpoints:
         return self.directory / f"step-{step:08d}"
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that is whole; a damaged one is passed over with a warning."""
-        return self.ranks.on_main(self._newest_whole)
+        """The newest checkpoint that is whole; a damaged one is passed over with a warning.
+
+        Raises `TrainingError` for one of another version.
+        """
+        for path in self.ranks.on_main(self._candidates):
+            fault = self._damage(path)
+            if fault is None:
+                return path
+            if self.ranks.is_main:
+                warnings.warn(f"{path} is damaged ({fault}); going on from the one before it", stacklevel=2)
+        return None
 
     def save(self, network: nn.Module, optimizer: Optimizer, progress: Progress) -> Path:
         """Write the state after `progress.step` steps, then let go of the oldest beyond `keep`."""
@@ -119,7 +128,7 @@ class Checkpoints:
         path = self.directory / "best"
         if not self.ranks.on_main(path.is_dir):
             return
-        if fault := self.ranks.on_main(lambda: damage(path)):
+        if fault := self._damage(path):
             raise TrainingError(f"{path}, the best weights of the run, is damaged: {fault}; train again")
         self._read(path, {"network": trained(network)})
 
@@ -131,15 +140,20 @@ class Checkpoints:
         found = [path for path in self.directory.glob("step-*") if _NAME.match(path.name) and path.is_dir()]
         return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
-    def _newest_whole(self) -> Path | None:
+    def _candidates(self) -> list[Path]:
+        """Newest first."""
         for torn in self.directory.glob(".*.partial"):  # of a process that was killed while it wrote
             shutil.rmtree(torn, ignore_errors=True)
-        for path in reversed(self._found()):
-            fault = damage(path)
-            if fault is None:
-                return path
-            warnings.warn(f"{path} is damaged ({fault}); going on from the one before it", stacklevel=2)
-        return None
+        return self._found()[::-1]
+
+    def _damage(self, path: Path) -> str | None:
+        """What is wrong with a checkpoint, or None; every rank reads a share of its files."""
+        listed = self.ranks.on_main(lambda: listed_files(path))
+        if isinstance(listed, str):
+            return listed
+        own = list(listed.items())[self.ranks.rank :: self.ranks.world]
+        found = [fault for name, seal in own if (fault := _fault(path / name, *seal))]
+        return next((fault for share in self.ranks.gather_from_all(found) for fault in share), None)
 
     def _write(self, path: Path, state: dict[str, Any], progress: Progress) -> None:
         partial = path.with_name(f".{path.name}.partial")
@@ -149,7 +163,7 @@ class Checkpoints:
             partial.mkdir(parents=True)
 
         def finish() -> None:
-            files = {file.name: [file.stat().st_size, sha256(file)] for file in sorted(partial.iterdir())}
+            files = {file.name: written.get(file.name) or _seal(file) for file in sorted(partial.iterdir())}
             manifest = {"format": _FORMAT, "key": self.key, "progress": asdict(progress), "files": files}
             write_json(partial / _MANIFEST, manifest)
             replace_directory(partial, path)
@@ -161,6 +175,9 @@ class Checkpoints:
         except CheckpointException as error:
             causes = list(error.failures.values())
             raise OSError(f"{path}: cannot write the checkpoint: {causes[0][0] if causes else error}") from error
+        # Each rank reads again what it wrote itself, by the name that PyTorch gives its files.
+        own = {file.name: _seal(file) for file in partial.glob(f"__{self.ranks.rank}_*")}
+        written = {name: seal for share in self.ranks.gather_from_all(own) for name, seal in share.items()}
         self.ranks.on_main(finish)
 
     def _read(self, path: Path, state: dict[str, Any]) -> None:
@@ -197,23 +214,38 @@ def optimizer_state(network: nn.Module, optimizer: Optimizer) -> dict[str, dict[
     return found
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
+def listed_files(path: Path) -> dict[str, tuple[int, str]] | str:
+    """The files of a checkpoint with their sizes and digests, or what is wrong with its manifest.
+
+    Raises `TrainingError` where another version wrote it.
+    """
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] != _FORMAT:
-            return "written by another version"
-        for name, (size, digest) in manifest["files"].items():
-            file = path / name
-            if not file.is_file():
-                return f"{name} is missing"
-            if file.stat().st_size != size:
-                return f"{name} has {file.stat().st_size} of {size} bytes"
-            if sha256(file) != digest:
-                return f"{name} does not have its digest"
+        if isinstance(manifest["format"], int) and manifest["format"] != _FORMAT:
+            raise TrainingError(
+                f"{path} was written by another version of steerlm (its format is {manifest['format']}, here it is "
+                f"{_FORMAT}); go on with that version, choose another --out, or pass --resume never to start over"
+            )
+        return {name: (int(size), str(digest)) for name, (size, digest) in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{_MANIFEST}: {error}"
-    return None
+
+
+def _fault(file: Path, size: int, digest: str) -> str | None:
+    """What is wrong with a file of a checkpoint, or None."""
+    try:
+        if not file.is_file():
+            return f"{file.name} is missing"
+        if file.stat().st_size != size:
+            return f"{file.name} has {file.stat().st_size} of {size} bytes"
+        return None if sha256(file) == digest else f"{file.name} does not have its digest"
+    except OSError as error:
+        return f"{file.name}: {error}"
+
+
+def _seal(file: Path) -> tuple[int, str]:
+    """Size and digest."""
+    return file.stat().st_size, sha256(file)
 
 
 def replace_directory(source: Path, target: Path) -> None:

@@ -6,23 +6,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from steerlm.attributes import STEERLM, Schema
 from steerlm.errors import ConfigError
 from steerlm.models.adapters import ALL_LINEAR, Variant
 from steerlm.recipes import find_recipe
+from steerlm.settings import Settings as Settings
+from steerlm.training.wording import faults
 
 Precision = Literal["auto", "fp32", "bf16"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 Figure = Literal["loss", "gap", "gap_won"]
 LabelSource = Literal["predicted", "ratings-first"]
-
-
-class Settings(BaseModel):
-    """Base of all settings: frozen, unknown keys refused, every field described."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class TrainSettings(Settings):
@@ -77,6 +73,9 @@ class TrainSettings(Settings):
     """Peak learning rate."""
     new_token_rate: Annotated[float, Field(ge=1)] = 30.0
     """How many times faster the embeddings of newly added tokens learn than all else."""
+    level_spread: Annotated[float, Field(ge=0)] = 1.0
+    """How far from the middle the ends of a scale begin as added tokens, in lengths of the middle's embedding; levels
+    that begin alike (0) are told apart late."""
     min_learning_rate: Annotated[float, Field(ge=0)] = 0.0
     """Learning rate at the end of a cosine schedule."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -141,16 +140,42 @@ class TrainSettings(Settings):
             )
         if self.min_learning_rate > self.learning_rate:
             found.append(f"min_learning_rate={self.min_learning_rate} is above learning_rate={self.learning_rate}")
+        if self.schedule == "constant" and self._changed("min_learning_rate"):
+            found.append(
+                f"min_learning_rate={self.min_learning_rate} is where a cosine schedule ends, and this one is "
+                "constant; leave it out, or choose schedule cosine"
+            )
+        if self.batch_conversations is not None and self._changed("batch_tokens"):
+            found.append(
+                f"batch_tokens={self.batch_tokens} and batch_conversations={self.batch_conversations} both say what a "
+                "step is made of; leave one of them out"
+            )
+        if not self._adds_tokens() and self._changed("new_token_rate"):
+            found.append(
+                f"new_token_rate={self.new_token_rate:g} is for added tokens, and none are added; leave it out, or "
+                "turn marker_tokens on"
+            )
         return found + self._lora_contradictions()
+
+    def _changed(self, *names: str) -> list[str]:
+        """Which of these settings are not what they are by default."""
+        defaults = {name: type(self).model_fields[name].get_default(call_default_factory=True) for name in names}
+        return [name for name, default in defaults.items() if getattr(self, name) != default]
+
+    def _adds_tokens(self) -> bool:
+        """Whether tokens may be added to the vocabulary; it depends on the tokenizer whether they are."""
+        return self.marker_tokens
 
     def _lora_contradictions(self) -> list[str]:
         found = []
-        if self.lora_rank is None:
-            names = ("lora_alpha", "lora_dropout", "lora_targets", "lora_variant", "quantize")
-            defaults = {name: type(self).model_fields[name].get_default(call_default_factory=True) for name in names}
-            given = [name for name, default in defaults.items() if getattr(self, name) != default]
-            if given:
-                found.append(f"{', '.join(given)} without an adapter to train; set lora_rank")
+        given = self._changed("lora_alpha", "lora_dropout", "lora_targets", "lora_variant", "quantize")
+        if self.lora_rank is None and given:
+            found.append(f"{', '.join(given)} without an adapter to train; set lora_rank")
+        if self.lora_variant == "dora" and self.tensor_parallel > 1:
+            found.append(
+                f"lora_variant=dora needs whole matrices, and tensor_parallel={self.tensor_parallel} splits them; "
+                "choose another variant, or tensor_parallel 1"
+            )
         if ALL_LINEAR in self.lora_targets and len(self.lora_targets) > 1:
             found.append(f"lora_targets names {ALL_LINEAR} and others; name one or the other")
         return found
@@ -207,20 +232,33 @@ class PolicySettings(TrainSettings):
     """Weight of the contrastive term: a response is likelier under its own labels than under a sibling's."""
     contrast_sharpness: Annotated[float, Field(gt=0)] = 0.1
     """Slope of the contrastive term's logistic function, per nat of log-likelihood; steep ones drown in noise."""
+    contrast_attributes: list[str] = Field(default_factory=list)
+    """Attributes of which a foil changes one, drawn at random, to what another response has, so that each learns to
+    count by itself; without any, a foil has all labels of a sibling."""
     best_by: Figure | None = None
     """Validation figure of whose best the weights are kept; without one, the last ones are."""
     defaults: dict[str, int] = Field(default_factory=dict)
     """Attribute values that the trained model asks for when a user sets none, over those of the schema."""
 
     def contradictions(self) -> list[str]:
-        """As for all trainings, and: a response must fit into a pack together with its foil."""
+        """As for all trainings, and: a response must fit into a pack together with its foil, if it has one."""
         found = super().contradictions()
         if self.contrast and self.pack_tokens < 2 * self.context:
             found.append(
                 f"with the contrastive term a response is packed with its foil: pack_tokens={self.pack_tokens} "
                 f"must be at least twice context={self.context}"
             )
+        if self.contrast_attributes and not self.contrast:
+            found.append("contrast_attributes without a contrastive term; set contrast, such as 0.5")
+        if not self.contrast and self._changed("contrast_sharpness"):
+            found.append(
+                f"contrast_sharpness={self.contrast_sharpness:g} shapes the contrastive term, which has no weight; set "
+                "contrast, or leave it out"
+            )
         return found
+
+    def _adds_tokens(self) -> bool:
+        return self.marker_tokens or self.level_tokens
 
 
 S = TypeVar("S", bound=Settings)
@@ -247,17 +285,11 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
 
 
 def checked(kind: type[S], values: dict[str, Any], where: str) -> S:
-    """Build settings; a `ConfigError` says in one line each what is wrong."""
+    """Build settings; a `ConfigError` says what is wrong with each, in one line."""
     try:
         settings = kind(**values)
         if isinstance(settings, TrainSettings) and (found := settings.contradictions()):
             raise ConfigError(f"{where}: " + "; ".join(found))
         return settings
     except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            name = ".".join(str(part) for part in item["loc"])
-            lines.append(f"{name}: {item['msg']}" if name else item["msg"])
-        if any(item["type"] == "extra_forbidden" for item in error.errors()):
-            lines.append(f"known settings: {', '.join(kind.model_fields)}")
-        raise ConfigError(f"{where}: " + "; ".join(lines)) from error
+        raise ConfigError(f"{where}: " + "; ".join(faults(error, kind.model_fields))) from error

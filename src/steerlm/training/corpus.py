@@ -1,4 +1,4 @@
-"""The data of a training: read once, checked, and left on the disk. Memory holds some 20 bytes a conversation."""
+"""The data of a training: read once, checked, and left on the disk. Memory holds some 30 bytes a conversation."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ class Library:
         self._length = array("I")
         self._name = array("Q")
         """A 64-bit digest of each conversation's id."""
+        self._content = array("Q")
+        """A 64-bit digest of each conversation's bytes."""
 
     def __len__(self) -> int:
         return len(self._file)
@@ -71,7 +73,8 @@ class Library:
             self._file.append(number)
             self._start.append(start)
             self._length.append(len(raw))
-            self._name.append(_name_digest(conversation.id))
+            self._name.append(_digest(conversation.id.encode()))
+            self._content.append(_digest(raw))
             watch(len(self) - 1, conversation)
         stream.flush()
         if len(self) == before:
@@ -101,20 +104,16 @@ class Library:
         """Conversation `number`, read from the disk anew; safe from several threads."""
         stream = self._streams[self._file[number]]
         raw = os.pread(stream.fileno(), self._length[number], self._start[number])
-        try:
-            conversation = Conversation.from_dict(json.loads(raw), self.schema)
-            if _name_digest(conversation.id) != self._name[number]:
-                raise DataError(f"there is conversation {conversation.id!r}")
-        except (ValueError, DataError) as error:
+        if _digest(raw) != self._content[number]:
             raise DataError(
                 f"{self.path_of(number)}: changed while it was in use: at byte {self._start[number]} there was "
-                "another conversation before; leave data alone while a training runs, and start it again"
-            ) from error
-        return conversation
+                "something else before; leave data alone while a training runs, and start it again"
+            )
+        return Conversation.from_dict(json.loads(raw), self.schema)
 
 
-def _name_digest(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
+def _digest(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
 
 
 class Corpus(Sequence[Conversation]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from steerlm.attention import default_form
+from steerlm.attention import default_form, use_plain_attention, use_tree_attention
 from steerlm.devices import pick_device, pick_precision
 from steerlm.errors import DataError
 from steerlm.models.directory import Kind
@@ -19,8 +19,9 @@ from steerlm.training.config import PolicySettings, TrainSettings
 from steerlm.training.corpus import TrainingData, training_data
 from steerlm.training.loop import require_positions, steps_of
 from steerlm.training.policy import weights_of_own
-from steerlm.training.run import make_task, schema_of_labels
+from steerlm.training.run import choose_trained, make_task, require_possible, schema_of_labels
 from steerlm.training.task import Task
+from steerlm.training.trackers import require_dashboards
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class DryRun:
 
     report     what fitting does to the conversations of one epoch
     steps      optimiser steps of the whole training
+    exact      whether these are counted, or reckoned from those of the first pass, as every epoch is cut anew
     packs      forward passes of one epoch, and of their `pack_tokens` the share that is filled
     trained    tokens (policy) or responses (attribute model) of one epoch that the loss falls on
     memory     what one process takes for the largest pack
@@ -40,6 +42,7 @@ class DryRun:
     held_out: int
     report: Report
     steps: int
+    exact: bool
     packs: int
     fill: float
     trained: int
@@ -49,10 +52,12 @@ class DryRun:
 
 
 def dry_run(settings: TrainSettings) -> DryRun:
-    """Read and render the data of one epoch. Raises what the training itself would raise for bad data
-    and settings.
+    """Read and render the data of one epoch. Raises what the training itself would raise for bad data and settings,
+    before its first step.
     """
     settings.require_consistent()
+    require_possible(settings, pick_device(settings.device))
+    require_dashboards(settings.track)
     schema = settings.schema_of_attributes
     if isinstance(settings, PolicySettings):
         schema = schema.with_defaults(settings.defaults)
@@ -61,10 +66,22 @@ def dry_run(settings: TrainSettings) -> DryRun:
         as_tokens = isinstance(settings, PolicySettings) and settings.level_tokens
         schema = schema_of_labels(settings, schema, data.survey)
         what = (kind, settings.base, schema, settings.dialect, as_tokens, "", settings.marker_tokens)
-        task = make_task(blank_model(*what).model, settings)
-        require_positions(task.model.network, settings)
+        model = blank_model(*what).model
+        # Each raises where it does not fit the base model.
+        choose_trained(model, settings)
+        use_tree_attention(model.network, "segments")
+        use_plain_attention(model.network)
+        task = make_task(model, settings)
+        require_positions(model.network, settings)
         task.remember(data.survey)
+        _require_figures(task, data)
         return _counted(task, settings, data)
+
+
+def _require_figures(task: Task, data: TrainingData) -> None:
+    """Raise what validation would raise where nothing that is held out can be measured."""
+    if data.held_out and not any(task.held_out_tree(conversation).active for conversation in data.held_out):
+        task.figures([])
 
 
 def _counted(task: Task, settings: TrainSettings, data: TrainingData) -> DryRun:
@@ -85,12 +102,16 @@ def _counted(task: Task, settings: TrainSettings, data: TrainingData) -> DryRun:
     if largest is None:
         raise DataError("no response of the data can be trained on: none has labels or ratings, or all are too long")
     whole = round(steps * settings.epochs / part)
+    total = whole if settings.max_steps is None else min(whole, settings.max_steps)
+    # Steps of so many conversations each are as many in each epoch.
+    alike = settings.batch_conversations is not None and float(settings.epochs).is_integer()
     return DryRun(
         model=task.model,
         conversations=len(data.train),
         held_out=len(data.held_out),
         report=report,
-        steps=whole if settings.max_steps is None else min(whole, settings.max_steps),
+        steps=total,
+        exact=total <= steps or alike,
         packs=packs,
         fill=report.tokens / (packs * settings.pack_tokens),
         trained=trained,

@@ -95,6 +95,10 @@ def steps_of(
     return plan_steps(len(data.train), render, epochs, settings.seed, *batch, start or Position())
 
 
+class _StopAskedError(Exception):
+    """A signal asks to stop, between two packs that nothing is learnt from."""
+
+
 class _Run:
     def __init__(
         self,
@@ -118,8 +122,9 @@ class _Run:
         form = default_form(self.device) if settings.attention == "auto" else settings.attention
         use_tree_attention(self.network, form)
         self.optimizer = make_optimizer(self.network, settings)
-        self.new_tokens = NewTokens(task.model, settings.new_token_rate)
+        self.new_tokens = NewTokens(task.model, settings.new_token_rate, settings.level_spread)
         self.saved: Path | None = None
+        self.stop = StopRequest()
 
     def run(self) -> SteerModel:
         settings = self.settings
@@ -128,13 +133,13 @@ class _Run:
         main = self.ranks.is_main
         path = settings.out / "metrics.jsonl" if main else None
         log = MetricsLog(path, progress.step if progress else None, settings.track)
-        with contextlib.closing(log), StopRequest() as stop:
+        with contextlib.closing(log), self.stop:
             if progress is None:
                 progress = self._start(log)
             title = f"train {self.task.model.info.kind}"
             total = math.ceil(len(self.data.train) * settings.epochs)
             with Display(title, total, settings.max_steps, quiet=not main) as display:
-                progress = self._steps(progress, log, display, stop)
+                progress = self._steps(progress, log, display)
                 if progress.step == 0 and settings.max_steps != 0:
                     raise DataError(
                         "no response of the data can be trained on: none has labels or ratings, or all are too long"
@@ -148,13 +153,16 @@ class _Run:
     def _start(self, log: MetricsLog) -> Progress:
         self.checkpoints.clear()  # of a run that did not come to its first checkpoint
         self.new_tokens.straighten()
-        figures = self.task.prepare(self.data.train, self._passes)
+        try:
+            figures = self.task.prepare(self.data.train, self._passes)
+        except _StopAskedError:
+            raise self._stopped(Progress()) from None
         survey = self.data.survey
         data = {"conversations": survey.conversations, "responses": survey.responses}
         log.write({"step": 0, "kind": "start", **data, **figures})
         return self._validate(Progress(), log)
 
-    def _steps(self, progress: Progress, log: MetricsLog, display: Display, stop: StopRequest) -> Progress:
+    def _steps(self, progress: Progress, log: MetricsLog, display: Display) -> Progress:
         settings = self.settings
         if self._is_due(progress):  # stopped before it
             progress = self._validate(progress, log, display)
@@ -185,19 +193,28 @@ class _Run:
                 log.write({"step": progress.step, "kind": "train", **figures, "learning_rate": rate, **speed})
                 seen = progress.position.epoch * len(self.data.train) + progress.position.at
                 display.step(seen, progress.step, figures["loss"], speed)
-                stopping = self.ranks.any(stop.signal != 0)
-                if self._is_due(progress) and not stopping:
+                if self._is_asked_to_stop():
+                    raise self._stopped(progress)
+                if self._is_due(progress):
                     progress = self._validate(progress, log, display)
-                if stopping or progress.step % settings.checkpoint_every == 0:
+                if progress.step % settings.checkpoint_every == 0:
                     self.saved = self.checkpoints.save(self.network, self.optimizer, progress)
-                if stopping:
-                    raise StoppedError(
-                        f"stopped after step {progress.step}, saved in {self.saved}; "
-                        "run the same command again to go on",
-                        stop.signal or signal.SIGTERM,  # another rank's
-                    )
                 began = time.perf_counter()  # waiting for data is part of a step
         return progress
+
+    def _is_asked_to_stop(self) -> bool:
+        """Whether any rank got a signal; all ask at the same point."""
+        return self.ranks.any(self.stop.signal != 0)
+
+    def _stopped(self, progress: Progress) -> StoppedError:
+        """Save where the run stands, unless it stands at the beginning or is saved already; returns what to raise."""
+        where = "stopped before the first step, with nothing to save yet"
+        if progress.step:
+            if self.saved != self.checkpoints.path(progress.step):
+                self.saved = self.checkpoints.save(self.network, self.optimizer, progress)
+            where = f"stopped after step {progress.step}, saved in {self.saved}"
+        # Another rank may have got the signal.
+        return StoppedError(f"{where}; run the same command again to go on", self.stop.signal or signal.SIGTERM)
 
     def _is_due(self, progress: Progress) -> bool:
         return progress.validated < progress.step and progress.step % self.settings.validate_every == 0
@@ -279,7 +296,10 @@ class _Run:
         )
 
     def _passes(self, trees: Iterable[TokenTree], work: Callable[[Batch], T]) -> list[T]:
-        """See `steerlm.training.task.Passes`: the results of all ranks, the same on each."""
+        """See `steerlm.training.task.Passes`: the results of all ranks, the same on each.
+
+        Raises `_StopAskedError` after a signal.
+        """
         found: list[T] = []
         self.network.eval()  # type: ignore[no-untyped-call]
         trees = iter(trees)
@@ -290,13 +310,18 @@ class _Run:
                     result = self.root(work, Batch.of(item, self.device))
                 if not is_blank(item):
                     found.append(result)
+                if self._is_asked_to_stop():
+                    raise _StopAskedError
         return [result for share in self.ranks.gather(found) for result in share]
 
     def _validate(self, progress: Progress, log: MetricsLog, display: Display | None = None) -> Progress:
-        progress = replace(progress, validated=progress.step)
+        before, progress = progress, replace(progress, validated=progress.step)
         if not self.data.held_out:
             return progress
-        measured = self._passes(map(self.task.held_out_tree, self.data.held_out), self.task.measure)
+        try:
+            measured = self._passes(map(self.task.held_out_tree, self.data.held_out), self.task.measure)
+        except _StopAskedError:
+            raise self._stopped(before) from None
         figures = self.task.figures(measured)
         log.write({"step": progress.step, "kind": "validation", **figures})
         shown = "  ".join(f"{name} {figure:.4f}" for name, figure in figures.items() if isinstance(figure, float))

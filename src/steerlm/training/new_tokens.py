@@ -27,11 +27,16 @@ class NewTokens:
 
     The levels of an attribute are steps on a scale, and data seldom show its ends: predictions lean to the mean.
     The embedding of level k is therefore kept at a + b * k. What the common levels teach moves the rare ones too.
+
+    Levels that begin alike are told apart late: what the network can learn of b is in proportion to b, and the other
+    way round. So each attribute begins with a direction of its own, in which the ends of its scale lie `spread` times
+    the length of the middle away from it; 0 leaves the levels where their spelling puts them.
     """
 
-    def __init__(self, model: SteerModel, times: float) -> None:
+    def __init__(self, model: SteerModel, times: float, spread: float = 0.0) -> None:
         self._network: PreTrainedModel = model.network
         self._times = times
+        self._spread = spread
         self._rows = torch.tensor(model.new_tokens, dtype=torch.long)
         place = {token: index for index, token in enumerate(model.new_tokens)}
         tokenizer = model.renderer.tokenizer
@@ -47,7 +52,13 @@ class NewTokens:
         if not len(self._rows):
             return
         weight, rows = embedding_rows(self._network, self._rows)
-        write_rows(weight, rows, self._on_lines(read_rows(weight, rows)))
+        values = self._on_lines(read_rows(weight, rows))
+        for number, group in enumerate(self._groups if self._spread else ()):
+            middle_D = values[group].mean(dim=0)
+            direction_D = torch.randn(len(middle_D), generator=torch.Generator().manual_seed(number)).to(values)
+            reach_D = direction_D / direction_D.norm() * middle_D.norm() * self._spread
+            values[group] = middle_D + torch.linspace(-1, 1, len(group)).to(values)[:, None] * reach_D
+        write_rows(weight, rows, values)
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:

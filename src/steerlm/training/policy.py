@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -25,6 +27,8 @@ from steerlm.training.config import LabelSource, PolicySettings
 from steerlm.training.plan import random_for
 from steerlm.training.survey import Survey
 from steerlm.training.task import Batch, Passes, Term
+
+FoilKind = Literal["none", "sibling", "changed"]
 
 
 def labels_of(message: Message, source: LabelSource) -> dict[str, float]:
@@ -70,25 +74,44 @@ class PolicyTask:
     def remember(self, survey: Survey) -> None:
         """Keep label lines of the data, from which responses without siblings draw their foils.
 
-        Raises `DataError` where no response carries labels.
+        Raises `DataError` where no response carries labels, or none of an attribute that the contrast is to change.
         """
+        if lacking := [name for name in self.settings.contrast_attributes if name not in self.model.schema]:
+            raise DataError(
+                f"contrast_attributes names {', '.join(lacking)}, of which no response carries a label; "
+                f"the data label {', '.join(self.model.schema.names)}"
+            )
         if self.settings.match_spread:
             self._stretch = stretches(survey)
         self._others = [values for message in survey.sample if (values := self._labels(message))]
         self._bare = survey.responses - (survey.predicted if self.settings.labels == "predicted" else survey.labelled)
         if self._bare == survey.responses:
-            raise DataError(
-                "no response carries labels to condition on; run `steerlm annotate` on the data first, "
-                "or train with --labels ratings-first on rated data"
+            raise DataError(self._what_lacks(survey))
+
+    def _what_lacks(self, survey: Survey) -> str:
+        source = self.settings.data[0] if self.settings.data else Path("DATA.jsonl")
+        made = source.with_name(f"{source.name.split('.')[0]}.annotated.jsonl")
+        annotate = f"`steerlm annotate {source} --model ATTRIBUTE_MODEL --out {made}`, then train with --data {made}"
+        if survey.rated:
+            return (
+                "no response carries predicted labels to condition on, but people rated some: train with "
+                f"--labels ratings-first, or predict labels first: {annotate}"
             )
+        return (
+            "no response carries labels to condition on; predict them with an attribute model (`steerlm train "
+            f"attributes` makes one from rated data): {annotate}"
+        )
 
     def prepare(self, conversations: Sequence[Conversation], passes: Passes[Any]) -> dict[str, Any]:
         return {"responses_without_labels": self._bare}
 
     def tree(self, conversation: Conversation, epoch: int) -> TokenTree:
-        return self._tree(conversation, epoch, self.settings.label_dropout, foils=self.settings.contrast > 0)
+        kind: FoilKind = "none"
+        if self.settings.contrast > 0:
+            kind = "changed" if self.settings.contrast_attributes else "sibling"
+        return self._tree(conversation, epoch, self.settings.label_dropout, kind)
 
-    def _tree(self, conversation: Conversation, epoch: int, dropout: float, foils: bool) -> TokenTree:
+    def _tree(self, conversation: Conversation, epoch: int, dropout: float, foils: FoilKind) -> TokenTree:
         labels = {index: self._labels(conversation.messages[index]) for index in conversation.responses}
         threads = conversation.threads_through
         weights = {
@@ -96,7 +119,11 @@ class PolicyTask:
             for index in conversation.responses
         }
         random = random_for(self.settings.seed, epoch, conversation.id)
-        chosen = self._foils(conversation, labels, random) if foils else {}
+        chosen: dict[int, list[dict[str, float]]] = {}
+        if foils == "sibling":
+            chosen = self._siblings(conversation, labels, random)
+        elif foils == "changed":
+            chosen = {index: changed for index, own in labels.items() if (changed := self._changed(own, random))}
         if dropout:
             for index in conversation.responses:
                 kept = {name for name in self.model.schema.names if random.random() >= dropout}
@@ -114,8 +141,22 @@ class PolicyTask:
                 predicted[name] = target + factor * (predicted[name] - middle)
         return self.model.schema.known(labels_of(replace(message, predicted=predicted), self.settings.labels))
 
-    def _foils(
-        self, conversation: Conversation, labels: Mapping[int, Labels], random: Any
+    def _changed(self, own: Labels, random: Random) -> list[dict[str, float]]:
+        """Labels with one of the contrast's attributes as some other response has it; none where there is no such.
+
+        Drawn from the data, a level is the wrong one as often as it is the right one. If it were oftener wrong, the
+        policy would learn that nothing is likely under it.
+        """
+        names = [name for name in self.settings.contrast_attributes if name in own]
+        if not names or not self._others:
+            return []
+        item = self.model.schema[random.choice(names)]
+        level = item.level(own[item.name])
+        drawn = (random.choice(self._others).get(item.name, own[item.name]) for _ in range(8))
+        return [{**own, item.name: value} for value in drawn if item.level(value) != level][:1]
+
+    def _siblings(
+        self, conversation: Conversation, labels: Mapping[int, Labels], random: Random
     ) -> dict[int, list[dict[str, float]]]:
         """For each response other labels over the same attributes: a sibling's, or those of any other response."""
         schema = self.model.schema
@@ -157,7 +198,7 @@ class PolicyTask:
 
     def held_out_tree(self, conversation: Conversation) -> TokenTree:
         """All labels, and a foil for every response, with or without the contrastive term."""
-        return self._tree(conversation, -1, 0.0, foils=True)
+        return self._tree(conversation, -1, 0.0, "sibling")
 
     def measure(self, batch: Batch) -> Measured:
         nll_N = response_nll(self.model, batch, self.settings.loss_chunk)
@@ -183,20 +224,22 @@ class PolicyTask:
 def response_nll(model: SteerModel, batch: Batch, chunk: int) -> Tensor:
     """-log p of every trained token of a pack, [N], with logits of at most `chunk` tokens at a time."""
     rows_N, targets_N = batch.tensor(batch.pack.rows_N), batch.tensor(batch.pack.targets_N)
-    if (weight_VD := plain_head(model.network)) is not None:
-        return linear_nll(hidden_states(model.network, **batch.inputs())[0, rows_N], weight_VD, targets_N, chunk)
+    if (head := plain_head(model.network)) is not None:
+        weight_VD, rows = head
+        return linear_nll(hidden_states(model.network, **batch.inputs())[0, rows_N], weight_VD, targets_N, chunk, rows)
     logits_1NV = model.network(**batch.inputs(), logits_to_keep=rows_N, use_cache=False).logits
     return token_nll(logits_1NV[0], targets_N)
 
 
 def response_loss(model: SteerModel, batch: Batch, weights_N: Tensor, chunk: int) -> LossSum:
     """`weighted_nll` of `response_nll`, where nothing else is asked of the single tokens."""
-    weight_VD = plain_head(model.network)
-    if weight_VD is None:
+    head = plain_head(model.network)
+    if head is None:
         return weighted_nll(response_nll(model, batch, chunk), weights_N)
+    weight_VD, rows = head
     rows_N, targets_N = batch.tensor(batch.pack.rows_N), batch.tensor(batch.pack.targets_N)
     states_ND = hidden_states(model.network, **batch.inputs())[0, rows_N]
-    return linear_weighted_nll(states_ND, weight_VD, targets_N, weights_N, chunk)
+    return linear_weighted_nll(states_ND, weight_VD, targets_N, weights_N, chunk, rows)
 
 
 def weights_of_own(pack: Pack) -> Any:

@@ -14,13 +14,16 @@ from rich.console import Console
 
 from steerlm import __version__
 from steerlm.attributes import Schema
+from steerlm.card import refresh_card
 from steerlm.devices import pick_precision
 from steerlm.errors import ConfigError, DataError, TrainingError
+from steerlm.files import sha256
 from steerlm.memory import keep_freed_memory
-from steerlm.models.adapters import Lora, freeze_layers
+from steerlm.models.adapters import Lora, add_lora, freeze_layers
+from steerlm.models.base import identify, lasting_name, resolve, weights_digest
 from steerlm.models.directory import Kind, ModelInfo
 from steerlm.models.kernels import compile_blocks, require_liger, use_liger
-from steerlm.models.load import SteerModel, load_model, new_model, with_lora
+from steerlm.models.load import SteerModel, load_model, new_model
 from steerlm.parallel.load import blank_model
 from steerlm.parallel.ranks import Ranks
 from steerlm.parallel.shard import Root, shard
@@ -80,7 +83,7 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
     ranks = Ranks.start(settings.device, settings.tensor_parallel)
     keep_freed_memory()
     with contextlib.closing(ranks), contextlib.ExitStack() as opened:
-        _require_possible(settings, ranks)
+        require_possible(settings, ranks.device, ranks.world)
         data = opened.enter_context(training_data(settings, schema))
         whole, schema = schema, schema_of_labels(settings, schema, data.survey)
         # Ranks may see other copies of the base; the main one's word counts.
@@ -100,16 +103,23 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
         task.remember(data.survey)
         if resume == "never":
             checkpoints.clear()
-        return train(task, root, settings, data, checkpoints, ranks)
+        trained = train(task, root, settings, data, checkpoints, ranks)
+        if ranks.is_main:
+            refresh_card(settings.out)
+        return trained
 
 
-def _require_possible(settings: TrainSettings, ranks: Ranks) -> None:
-    if settings.quantize == "4bit" and ranks.device.type != "cuda":
+def require_possible(settings: TrainSettings, device: torch.device, world: int = 1) -> None:
+    """Raise `ConfigError` for what cannot be done on this device, or by so many processes."""
+    if settings.quantize == "4bit" and device.type != "cuda":
         raise ConfigError("quantize=4bit needs a CUDA device, and none is used here; leave quantize out")
+    if settings.quantize == "4bit" and world > 1:
+        raise ConfigError(
+            "a base in 4 bits is held by one process, and cannot be spread over several; leave out quantize, or start "
+            "without torchrun"
+        )
     if settings.kernels == "liger":
-        require_liger(ranks.device)
-    if settings.lora_rank is not None and ranks.mesh is not None:
-        raise ConfigError("an adapter is trained in one process; leave out lora_rank, or start without torchrun")
+        require_liger(device)
 
 
 def _finished(directory: Path, kind: Kind, ranks: Ranks) -> SteerModel:
@@ -117,7 +127,7 @@ def _finished(directory: Path, kind: Kind, ranks: Ranks) -> SteerModel:
     if ranks.mesh is None:
         return load_model(directory, kind)
     info = ModelInfo.load(directory, kind)
-    blank = blank_model(kind, directory, info.schema, info.dialect)
+    blank = blank_model(kind, info.base.name if info.base else directory, info.schema, info.dialect)
     return replace(blank.model, info=info)
 
 
@@ -155,7 +165,8 @@ def make_model(
     what = (kind, settings.base, schema, settings.dialect, as_tokens, system, settings.marker_tokens)
     dtype = pick_precision(settings.precision, ranks.device)
     if ranks.mesh is None:
-        model = choose_trained(new_model(*what, ranks.device if settings.quantize == "4bit" else None), settings)
+        model = new_model(*what, ranks.device if settings.quantize == "4bit" else None)
+        choose_trained(model, settings)
         model.network.to(ranks.device)  # type: ignore[arg-type]
         root = Root(model.network)
         if settings.kernels == "liger":
@@ -163,7 +174,8 @@ def make_model(
         shard(model.network, root, ranks, dtype, settings.gradient_checkpointing)
     else:
         blank = blank_model(*what)
-        model, root = choose_trained(blank.model, settings), Root(blank.model.network)
+        model, root = blank.model, Root(blank.model.network)
+        choose_trained(model, settings)
         if settings.kernels == "liger":
             use_liger(model.network)
         shard(model.network, root, ranks, dtype, settings.gradient_checkpointing)
@@ -173,16 +185,19 @@ def make_model(
     provenance: dict[str, Any] = {**model.info.provenance, "base": settings.base, **environment()}
     if ranks.world > 1:
         provenance["ranks"] = {"data": ranks.data_world, "tensor": ranks.tensor_world}
-    return replace(model, info=replace(model.info, provenance=provenance)), root
+    known = identify(settings.base) if settings.lora_rank is not None else None
+    return replace(model, info=replace(model.info, base=known, provenance=provenance)), root
 
 
-def choose_trained(model: SteerModel, settings: TrainSettings) -> SteerModel:
-    """Leave to be trained what the settings say: an adapter with what goes with it, or all but the frozen layers."""
+def choose_trained(model: SteerModel, settings: TrainSettings) -> None:
+    """Leave to be trained what the settings say, in place: an adapter with what goes with it, or all but the frozen
+    layers. The weights need not be there yet.
+    """
     if lora := adapter_of(settings):
-        return with_lora(model, settings.base, lora, settings.frozen_layers)
-    if settings.frozen_layers is not None:
+        base = resolve(lasting_name(settings.base))
+        add_lora(model.network, lora, base, model.new_tokens, settings.frozen_layers)
+    elif settings.frozen_layers is not None:
         freeze_layers(model.network, settings.frozen_layers, model.new_tokens)
-    return model
 
 
 def adapter_of(settings: TrainSettings) -> Lora | None:
@@ -206,9 +221,11 @@ def run_key(settings: TrainSettings, data: TrainingData, schema: Schema) -> str:
 
 
 def _base_state(base: str) -> list[Any]:
-    """What tells one state of a local base model from another, without reading gigabytes of weights."""
-    files = sorted(path for path in Path(base).glob("*") if path.suffix in (".json", ".safetensors"))
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    """What tells one state of a base model on this disk from another, wherever it lies and whenever it was written."""
+    folder = Path(resolve(base))
+    if not folder.is_dir():
+        return []
+    return [weights_digest(folder), *([file.name, sha256(file)] for file in sorted(folder.glob("*.json")))]
 
 
 def is_finished(settings: TrainSettings, key: str, kind: Kind) -> bool:

@@ -59,14 +59,21 @@ def open_dashboards(names: Sequence[str], folder: Path, resume_at: int | None = 
 
     Raises `ConfigError` where one is not installed.
     """
-    opened: list[Dashboard] = []
+    modules = require_dashboards(names)
+    return [
+        (_TensorBoard if name == "tensorboard" else _Run)(module, folder, resume_at) for name, module in modules.items()
+    ]
+
+
+def require_dashboards(names: Sequence[str]) -> dict[str, Any]:
+    """The modules of these dashboards. Raises `ConfigError` where one is not installed."""
+    modules = {}
     for name in names:
         try:
-            module = importlib.import_module(_MODULES[name])
+            modules[name] = importlib.import_module(_MODULES[name])
         except ImportError as error:
             raise ConfigError(f"track={name} needs the package {name}; install it with `pip install {name}`") from error
-        opened.append((_TensorBoard if name == "tensorboard" else _Run)(module, folder, resume_at))
-    return opened
+    return modules
 
 
 def scalars(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -21,9 +21,9 @@ from steerlm.cli.main import run
 from steerlm.errors import ConfigError, ModelError
 from steerlm.models.adapters import Lora
 from steerlm.models.base import quiet
-from steerlm.models.load import SteerModel, load_model, new_model, with_lora
+from steerlm.models.load import SteerModel, load_model, new_model
 from tiny import TOKENIZERS, save_base
-from tiny_lora import save_lora_base
+from tiny_lora import save_lora_base, with_lora
 
 # Rows of 96 are whole blocks of q8_0; those of 48 are not, and are kept in float16.
 WIDE = {"intermediate_size": 96}

@@ -2,91 +2,42 @@
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gguf
 import openvino_genai
 import pytest
-import sentencepiece
 from gguf import TokenType
-from tokenizers import Tokenizer, normalizers, pre_tokenizers
-from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
+from tokenizers import normalizers, pre_tokenizers
+from transformers import AutoTokenizer, LlamaTokenizer
 
 from steerlm.attributes import STEERLM
-from steerlm.checkpoints.gguf import GGUFFile, export_gguf
+from steerlm.checkpoints.gguf import export_gguf
 from steerlm.models.base import quiet
-from steerlm.models.load import SteerModel, new_model
-from tiny import CHATML, CORPUS, LLAMA3, LLAMA3_PATTERN, TOKENIZERS, byte_level, save_base
-
-QWEN2_PATTERN = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
-TEXTS = [
-    "Why is the sea salty?\n\nRivers carry 12345 minerals;  they'd say it's SO.\n",
-    "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nverbosity:4,humor:0\nhello",
-    "<extra_id_0>System\nBe brief.\n<extra_id_1>User\nHi\n<extra_id_1>Assistant\n<extra_id_2>quality:4,humor:1\n",
-    "Grüße, 世界 \N{GRINNING FACE} \t x=y+1",
-]
-
-
-def merged_whole(made: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """The same tokenizer, but whole words of the vocabulary are taken without merging them, as Llama 3's does."""
-    form = json.loads(made.backend_tokenizer.to_str())
-    form["model"]["ignore_merges"] = True
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(form)), eos_token=made.eos_token)
-
-
-def trained_sentencepiece() -> tuple[sentencepiece.SentencePieceProcessor, bytes]:
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([line for text in CORPUS for line in text.split("\n") if line]),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=400,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-    )
-    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()), model.getvalue()
-
-
-def exported(folder: Path, tokenizer: Any, **changes: Any) -> tuple[SteerModel, GGUFFile]:
-    with quiet():
-        base = save_base(folder / "base", tokenizer, **changes)
-    policy = new_model("policy", base, STEERLM).save(folder / "policy")
-    return policy, export_gguf(folder / "policy", folder / "out.gguf")
+from steerlm.models.load import new_model
+from tiny import TOKENIZERS, save_base
+from tiny_gguf import BYTE_LEVEL, TEXTS, exported, trained_sentencepiece
 
 
 def fields(folder: Path) -> dict[str, Any]:
     return {name: field.contents() for name, field in gguf.GGUFReader(folder / "out.gguf").fields.items()}
 
 
-BYTE_LEVEL: dict[str, tuple[str, Callable[[], PreTrainedTokenizerFast]]] = {
-    "smollm2": ("smollm", TOKENIZERS["digits"]),
-    "llama3": ("llama-bpe", lambda: merged_whole(byte_level(["<|end_of_text|>", *LLAMA3], LLAMA3_PATTERN))),
-    "llama3, merging": ("smaug-bpe", TOKENIZERS["llama3"]),
-    "qwen2": ("qwen2", lambda: byte_level(["<|endoftext|>", *CHATML], QWEN2_PATTERN, normalizers.NFC())),
-    "gpt2": ("gpt-2", TOKENIZERS["gpt2"]),
-}
-
-
 @pytest.mark.parametrize("name", list(BYTE_LEVEL))
 def test_others_make_the_same_tokens(tmp_path: Path, name: str) -> None:
-    """OpenVINO knows how three of these split text, transformers the other two."""
+    """OpenVINO knows how two of these split text, transformers the others."""
     pre, make = BYTE_LEVEL[name]
     policy, written = exported(tmp_path, make())
     assert (written.warnings, fields(tmp_path)["tokenizer.ggml.pre"]) == ((), pre)
     ours = policy.renderer.tokenizer
-    if pre in ("gpt-2", "smaug-bpe"):
+    if pre in ("smollm", "qwen2"):
+        tokenizer = openvino_genai.Tokenizer(str(tmp_path / "out.gguf"))
+        found = [tokenizer.encode(text, add_special_tokens=False).input_ids.data[0].tolist() for text in TEXTS]
+    else:
         with quiet():
             theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="out.gguf")
         found = [theirs(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
-    else:
-        tokenizer = openvino_genai.Tokenizer(str(tmp_path / "out.gguf"))
-        found = [tokenizer.encode(text, add_special_tokens=False).input_ids.data[0].tolist() for text in TEXTS]
     assert found == [ours(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
 
 
@@ -141,11 +92,6 @@ def test_sentencepiece_has_its_own_scores_in_order(tmp_path: Path) -> None:
     joined = [token for token in range(size) if len(original.id_to_piece(token)) > 1 and kinds[token] == 1]
     assert sorted(joined, key=lambda token: -scores[token]) == sorted(joined, key=lambda k: -original.get_score(k))
     assert kinds[policy.renderer.tokenizer.convert_tokens_to_ids("<extra_id_0>")] == TokenType.CONTROL
-    with quiet():
-        theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="out.gguf")
-    for text in TEXTS:
-        ids = policy.renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert theirs(text, add_special_tokens=False)["input_ids"] == ids
 
 
 def test_a_dummy_space_after_every_special_token(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from steerlm.attributes import STEERLM
-from steerlm.cli.data import check_file, data_app, held_out_name, renderer_for
+from steerlm.cli.data import data_app
+from steerlm.cli.data_convert import held_out_name
+from steerlm.cli.data_inspect import check_file, renderer_for
 from steerlm.cli.data_views import printable, token_texts
 from steerlm.conversation import Conversation, Message
 from steerlm.errors import ConfigError, DataError, SteerLMError

@@ -10,8 +10,9 @@ from steerlm.attributes import STEERLM
 from steerlm.cli.main import run
 from steerlm.models.adapters import Lora
 from steerlm.models.directory import ModelInfo
-from steerlm.models.load import new_model, with_lora
-from tiny_lora import save_lora_base
+from steerlm.models.load import load_model, new_model
+from steerlm.steering import asked_values, prompt_ids
+from tiny_lora import save_lora_base, with_lora
 
 
 @pytest.fixture
@@ -54,3 +55,19 @@ def test_what_cannot_be_exported(models: Path, capsys: pytest.CaptureFixture[str
         assert run(["export", "hf", str(models / model), "--out", str(models / out)]) == 2
         assert says in capsys.readouterr().err
     assert not (models / "out").exists()
+
+
+def test_a_policy_at_a_setting(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Programs that know nothing of attributes then prompt it as we would at that setting."""
+    command = ["export", "hf", str(models / "plain"), "--out"]
+    assert run([*command, str(models / "brief"), "--set", "verbosity=0", "--set", "humor=3"]) == 0
+    policy, brief = (load_model(models / name, "policy") for name in ("plain", "brief"))
+    messages = [{"role": "user", "content": "Why is the sea salty?"}]
+    ids = brief.renderer.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    asked = asked_values(policy.schema, {"verbosity": 0, "humor": 3})
+    assert ids == prompt_ids(policy, "Why is the sea salty?", asked)
+    assert "| verbosity | 0 to 4 | 0 |" in (models / "brief" / "README.md").read_text()
+    assert brief.info.fingerprint != policy.info.fingerprint
+    for wrong, says in (("humor=9", "levels 0 to 4"), ("humor=none", "a default must be a level")):
+        assert run([*command, str(models / "wrong"), "--set", wrong]) == 2
+        assert says in " ".join(capsys.readouterr().err.split())

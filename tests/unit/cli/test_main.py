@@ -46,7 +46,9 @@ def test_help_of_lists_and_flags_is_short(capsys: pytest.CaptureFixture[str]) ->
             ["generate", "m", "p", "--temprature", "1"],
             "--temprature. Did you mean --temperature?\nsee steerlm generate",
         ),
-        (["train", "policy", "--learning-rate", "-1"], "error: --learning-rate: Input should be greater than 0\nsee "),
+        (["train", "policy", "--learning-rate", "-1"], "error: --learning-rate: must be more than 0, not -1\nsee "),
+        (["train", "policy", "--learning-rate", "fast"], "error: --learning-rate: must be a number, not 'fast'\nsee "),
+        (["train", "policy", "--max-steps", "1.5"], "error: --max-steps: must be a whole number, not '1.5'\nsee "),
         (["annotate", "x", "--model", "m", "--out", "o", "--context", "3", "--precision", "x"], "--precision"),
     ],
 )

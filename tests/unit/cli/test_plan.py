@@ -86,7 +86,7 @@ def test_nothing_makes_it_fit(base: str, capsys: pytest.CaptureFixture[str]) -> 
         ("quickstart", "say which training this is for"),
         ("llama2-7b-policy --head random", "say which training this is for"),
         ("llama2-7b-policy --gpus 6 --tensor-parallel 4", "tensor_parallel=4 does not divide 6 GPUs"),
-        ("llama2-70b-adapter --gpus 8", "an adapter is trained on one GPU"),
+        ("llama2-70b-adapter --gpus 8", "a base in 4 bits is held by one GPU"),
         ("llama2-7b-policy --context 8192", "cannot hold a path of context=8192"),
         ("nothing", "no such recipe"),
     ],

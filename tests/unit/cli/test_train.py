@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from steerlm.cli.main import run
-from steerlm.errors import ConfigError
+from steerlm.conversation import Conversation, Message
+from steerlm.errors import SteerLMError
 from steerlm.files import write_conversations
 from steerlm.training import loop
 from steerlm.training.config import AttributeSettings, PolicySettings
@@ -70,22 +71,42 @@ def test_a_dry_run_of_an_attribute_model_counts_what_the_training_does(folder: P
 
 def test_steps_of_many_epochs_and_at_most_so_many(folder: Path, tmp_path: Path) -> None:
     def steps(**changes: Any) -> int:
+        """Of so many conversations each, which are as many in every epoch."""
         made = values(folder, out=tmp_path / "out", labels="ratings-first", batch_conversations=4, **changes)
-        return dry_run(PolicySettings(**made)).steps
+        del made["batch_tokens"]
+        found = dry_run(PolicySettings(**made))
+        assert found.exact
+        return found.steps
 
     one = steps()
     assert steps(epochs=3.0) == 3 * one
     assert steps(epochs=3.0, max_steps=2) == 2
 
 
+def test_steps_of_many_epochs_are_reckoned(folder: Path, tmp_path: Path) -> None:
+    def exact(**changes: Any) -> bool:
+        return dry_run(PolicySettings(**values(folder, out=tmp_path, labels="ratings-first", **changes))).exact
+
+    assert exact()
+    assert not exact(epochs=3.0)
+    assert exact(epochs=3.0, max_steps=2)
+
+
 def test_a_dry_run_refuses_what_the_training_refuses(folder: Path, tmp_path: Path) -> None:
+    unrated = tmp_path / "unrated.jsonl"
+    write_conversations(unrated, [Conversation("c", (Message("user", "Why?"), Message("assistant", "So.", 0)))])
     for changes, says in (
         ({"context": 4096, "pack_tokens": 4096}, "context=4096 is beyond the base model's 2048 positions"),
         ({"context": 96, "pack_tokens": 64}, "cannot hold a path of context=96"),
+        ({"lora_rank": 4, "lora_targets": ["w_q"]}, "no layer to adapt with lora_targets w_q"),
+        ({"frozen_layers": "0:9"}, "frozen_layers=0:9: give a range"),
+        ({"kernels": "liger"}, "kernels=liger needs a CUDA device"),
+        ({"track": ["wandb"]}, "track=wandb needs the package wandb"),
+        ({"validation": [unrated]}, "no held-out response carries labels"),
     ):
         settings = PolicySettings(**values(folder, out=tmp_path / "out", labels="ratings-first", **changes))
         for function in (dry_run, train_policy):
-            with pytest.raises(ConfigError, match=says):
+            with pytest.raises(SteerLMError, match=says):
                 function(settings)
 
 

@@ -13,13 +13,15 @@ import torch
 from steerlm.attributes import STEERLM
 from steerlm.engines import Guidance, Request, Sampling, TorchEngine, batch, complete, make_engine, stream
 from steerlm.engines.blocks import blocks_for
+from steerlm.engines.make import Precision
 from steerlm.engines.openvino import OpenVinoCore, OpenVinoEngine
-from steerlm.engines.openvino_network import PagedNetwork, Precision, Row, prepared
+from steerlm.engines.openvino_network import PagedNetwork, Row, prepared
 from steerlm.engines.runner import Runner
 from steerlm.errors import ConfigError, ModelError
+from steerlm.files import load_conversations
 from steerlm.models.load import SteerModel, load_model, new_model
 from steerlm.models.prompting import load_prompting
-from steerlm.sources.bundled import held_out_prompts
+from steerlm.sources.bundled import SAMPLE, held_out_prompts
 from steerlm.steering import asked_values, prompt_ids
 from tiny import TOKENIZERS, save_base
 
@@ -164,6 +166,8 @@ def test_models_that_it_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     engine = make_engine(tmp_path / "policy", prompting, "auto", "cpu", say=said.append)
     assert isinstance(engine, TorchEngine)
     assert "engine torch, not openvino" in said[0]
+    with pytest.raises(ConfigError, match="precision bf16 is for engine openvino"):
+        make_engine(tmp_path / "policy", prompting, "torch", precision="bf16")
     with pytest.raises(ConfigError, match="address of a server"):
         make_engine(tmp_path / "policy", prompting, "upstream")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -180,7 +184,7 @@ def test_logprobs_of_real_text(tmp_path: Path) -> None:
     """
     new_model("policy", "smollm2", STEERLM).save(tmp_path / "policy")
     model = load_model(tmp_path / "policy", "policy")
-    text = " ".join((Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8").split())
+    text = " ".join(message.text for item in load_conversations(SAMPLE)[:4] for message in item.messages)
     ids = model.renderer.tokenizer(text, add_special_tokens=False)["input_ids"][:201]
     exact = logprobs_of(model, ids)
     round_weights(model)

@@ -61,7 +61,7 @@ def test_answers_by_token_ids(start: Start) -> None:
         call.done()
 
     engine, server = start(script)
-    assert (engine.model, engine.context) == ("policy", 500)
+    assert (engine.model, engine.context) == ("policy", 1000)
     pieces = ask(engine)
     assert [piece.token for piece in pieces] == [*IDS, END]
     assert "".join(piece.text for piece in pieces) == ANSWER
@@ -280,14 +280,16 @@ def test_a_request_that_was_sent_is_not_repeated(start: Start) -> None:
 
 
 def test_a_connection_that_breaks_within_an_answer(start: Start) -> None:
-    gone = threading.Event()
+    arrived, gone = threading.Event(), threading.Event()
 
     def script(call: Call) -> None:
         call.begin()
         call.tokens(IDS[0])
         if call.body["prompt"] == [1]:
+            arrived.wait(60)
             call.drop()
         else:
+            arrived.set()
             call.wait_until_gone()
             gone.set()
 
@@ -412,7 +414,7 @@ def test_model_and_context(start: Start) -> None:
 def test_what_is_refused_before_anything_is_sent(start: Start) -> None:
     engine, server = start(Call.drop)
     for request, says in (
-        (Request((1,) * 400, Sampling(max_tokens=101)), "exceed the model's context of 500"),
+        (Request((1,) * 900, Sampling(max_tokens=101)), "exceed the model's context of 1000"),
         (Request((1,), Sampling(), Guidance((1,), 2.0)), "use engine torch"),
     ):
         with pytest.raises(ConfigError, match=says):

@@ -6,8 +6,10 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from steerlm.evaluation.bootstrap import bootstrap, cluster_bootstrap
+from steerlm.evaluation.bootstrap import bootstrap, bootstrap_figures, cluster_bootstrap
+from steerlm.training.metrics import pearson
 
 
 def mean(sample: np.ndarray) -> float:
@@ -52,3 +54,34 @@ def test_a_cluster_comes_whole() -> None:
     sizes = set()
     cluster_bootstrap(lambda a: float(sizes.add(len(a)) or 0.0), [7, 5, 5, 5], np.arange(4.0))  # type: ignore[func-returns-value]
     assert sizes == {2, 4, 6}
+
+
+def test_several_figures_of_the_same_draws() -> None:
+    """A figure has the interval that it has alone, and a difference is that of the same draws."""
+    values = np.random.default_rng(3).normal(size=(80, 2))
+    clusters = np.repeat(np.arange(20), 4)
+
+    def figures(entries: np.ndarray) -> np.ndarray:
+        one, other = values[entries].mean(axis=0)
+        return np.array([one, other, one - other])
+
+    found = bootstrap_figures(figures, clusters)
+    assert found[0] == pytest.approx(cluster_bootstrap(mean, clusters, values[:, 0]))
+    difference = cluster_bootstrap(lambda a, b: float((a - b).mean()), clusters, values[:, 0], values[:, 1])
+    assert found[2] == pytest.approx(difference)
+
+
+@pytest.mark.parametrize("statistic", ["mean", "pearson"])
+def test_intervals_agree_with_scipy(statistic: str) -> None:
+    """Scipy's percentile bootstrap of the same data has the same interval, up to the noise of its draws."""
+    random = np.random.default_rng(4)
+    x = random.normal(size=120)
+    y = x + random.normal(size=120)
+    of = (lambda a, b: float((a + b).mean())) if statistic == "mean" else pearson
+    theirs = stats.bootstrap(
+        (x, y), of, paired=True, vectorized=False, method="percentile", n_resamples=2000, rng=np.random.default_rng(5)
+    ).confidence_interval
+    ours = bootstrap(of, x, y)
+    width = theirs.high - theirs.low
+    assert ours.low == pytest.approx(theirs.low, abs=0.1 * width)
+    assert ours.high == pytest.approx(theirs.high, abs=0.1 * width)

@@ -27,11 +27,11 @@ from steerlm.models.adapters import (
 )
 from steerlm.models.base import decoder_layers, identify, load_causal_lm, weights_digest
 from steerlm.models.directory import ModelInfo
-from steerlm.models.load import SteerModel, head_of, load_model, new_model, with_lora
+from steerlm.models.load import SteerModel, head_of, load_model, new_model
 from steerlm.training.checkpoint import trained
 from steerlm.training.new_tokens import NewTokens
 from tiny import TOKENIZERS, llama, save_base, spread
-from tiny_lora import KINDS, logits, save_lora_base
+from tiny_lora import KINDS, logits, save_lora_base, with_lora
 
 LORA = Lora(rank=2, alpha=4.0)
 LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

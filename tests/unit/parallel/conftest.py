@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sharded import Case
+from steerlm.models.adapters import Lora
 from tiny import TOKENIZERS, save_base
 
 
@@ -17,4 +18,6 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         "llama policy": Case(llama),
         "qwen2 policy": Case(qwen2, checkpointing=True),
         "llama judge": Case(llama, "attribute-model"),
+        "qwen2 adapter": Case(qwen2, checkpointing=True, lora=Lora(3, 6.0, variant="rslora")),
+        "judge's adapter": Case(llama, "attribute-model", lora=Lora(5, 10.0)),
     }

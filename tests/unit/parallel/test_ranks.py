@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import distributed
 
 from processes import launch
 from sharded import talk_in_process
-from steerlm.errors import ConfigError
-from steerlm.parallel.ranks import Ranks
+from steerlm.errors import ConfigError, DataError, StoppedError, TrainingError
+from steerlm.parallel.ranks import Ranks, is_first_to_tell
 
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 
@@ -33,7 +34,7 @@ def test_a_single_process_talks_to_nobody(environment: dict[str, str], monkeypat
     assert ranks.any(True)
     assert not ranks.any(False)
     assert ranks.on_main(lambda: 3) == 3
-    ranks.barrier()
+    assert ranks.gather_from_all("a") == ["a"]
     ranks.close()
 
 
@@ -67,6 +68,23 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         Ranks.start("auto")
 
 
+def test_an_error_of_many_processes_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What all meet by the first, what one alone meets by that one; where nobody keeps count, by each."""
+    assert is_first_to_tell(DataError("bad"))
+    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    for name, value in {"WORLD_SIZE": "3", "RANK": "1", **place}.items():
+        monkeypatch.setenv(name, value)
+    told = [is_first_to_tell(DataError(text)) for text in ("bad", "bad", "no such file here", "bad")]
+    assert told == [True, False, True, False]
+    assert not is_first_to_tell(TrainingError("not finite"))
+    assert not is_first_to_tell(StoppedError("stopped", 15))
+    monkeypatch.setenv("RANK", "0")
+    assert is_first_to_tell(TrainingError("not finite"))
+    monkeypatch.delenv("MASTER_PORT")
+    assert is_first_to_tell(DataError("bad"))
+
+
 def test_four_processes_in_two_groups_of_two() -> None:
     """Neighbours share packs; what is summed or gathered goes over the data ranks, what is asked over all."""
     found = launch(4, talk_in_process)
@@ -74,6 +92,7 @@ def test_four_processes_in_two_groups_of_two() -> None:
     assert [process["main"] for process in found] == [True, False, False, False]
     # Ranks 0 and 2 are the data ranks of the first tensor rank, 1 and 3 those of the second.
     assert [process["sum"] for process in found] == [[2.0, 20.0], [4.0, 20.0], [2.0, 20.0], [4.0, 20.0]]
+    assert all(process["everywhere"] == ["0", "1", "2", "3"] for process in found)
     assert all(process["own"] == [float(rank), 10.0] for rank, process in enumerate(found))
     assert [process["gathered"] for process in found] == [["0", "2"], ["1", "3"], ["0", "2"], ["1", "3"]]
     assert [process["any"] for process in found] == [[True, False]] * 4

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -61,6 +62,8 @@ def test_one_process_saves_for_two(cases: dict[str, Case], tmp_path: Path) -> No
 def test_the_model_directory_is_an_ordinary_one(saved: Any, cases: dict[str, Case], tmp_path: Path) -> None:
     folder, _, by_rank = saved
     for name, case in cases.items():
+        if case.lora:
+            continue
         directory = folder / name
         kind = AutoModelForCausalLM if case.kind == "policy" else AutoModelForSequenceClassification
         network = kind.from_pretrained(directory)
@@ -77,4 +80,28 @@ def test_the_model_directory_is_an_ordinary_one(saved: Any, cases: dict[str, Cas
         weights = {file.name for file in directory.iterdir()} - ours.keys()
         assert "model.safetensors.index.json" in weights
         assert len(weights) > 2
+
+
+def test_the_directory_of_an_adapter_is_an_ordinary_one(saved: Any, cases: dict[str, Case], tmp_path: Path) -> None:
+    """The files that one process writes, in peft's names."""
+    folder, _, by_rank = saved
+    for name, case in cases.items():
+        if case.lora is None:
+            continue
+        case.make().save(tmp_path / name)
+        assert {file.name for file in (folder / name).iterdir()} == {file.name for file in (tmp_path / name).iterdir()}
+        config = "adapter_config.json"
+        assert (folder / name / config).read_text() == (tmp_path / name / config).read_text()
+        found = load_file(folder / name / "adapter_model.safetensors")
+        assert found.keys() == load_file(tmp_path / name / "adapter_model.safetensors").keys()
+        weights = by_rank[0][name]["weights"]
+        named = {key.replace(".modules_to_save", "").replace(".default", ""): key for key in weights}
+        for key, value in found.items():
+            assert torch.equal(value, weights[named[key.removeprefix("base_model.model.")]]), key
+        model = load_model(folder / name, case.kind)
+        assert {process[name]["fingerprint"] for process in by_rank} == {model.info.fingerprint}
+
+
+def test_nothing_else_is_left(saved: Any, cases: dict[str, Case]) -> None:
+    folder, _, _ = saved
     assert {path.name for path in folder.iterdir()} == {*cases, *(f"{name}-checkpoint" for name in cases)}

@@ -21,9 +21,7 @@ from sharded import (
     train_in_process,
     train_plainly,
 )
-from steerlm.attributes import STEERLM
 from steerlm.errors import ConfigError
-from steerlm.models.load import new_model
 from steerlm.parallel.ranks import Ranks
 from steerlm.parallel.shard import Root, shard, tensor_plan
 from tiny import llama, qwen2, spread
@@ -37,7 +35,7 @@ def plain(cases: dict[str, Case]) -> Found:
     found = {}
     for name, case in cases.items():
         torch.manual_seed(SEED)
-        found[name] = train_plainly(case, new_model(case.kind, case.base, STEERLM))
+        found[name] = train_plainly(case, case.make())
     return found
 
 
@@ -72,12 +70,14 @@ def test_loaded_weights_are_those_of_an_ordinary_model(layout: str, in_processes
         for name, wanted in plain.items():
             assert_equal(found[name]["loaded"], wanted["loaded"])
             assert found[name]["new_tokens"] == wanted["new_tokens"]
-            assert len(wanted["new_tokens"]) > 0 or name == "llama judge"
+            assert len(wanted["new_tokens"]) > 0 or "judge" in name
 
 
 def test_no_process_holds_more_than_its_share(in_processes: Any, cases: dict[str, Case]) -> None:
     for name, case in cases.items():
-        network = new_model(case.kind, case.base, STEERLM).network
+        if case.lora:  # of whose matrices some have fewer rows than there are processes
+            continue
+        network = case.make().network
         sizes = {path: parameter.numel() for path, parameter in network.named_parameters()}
         total = sum(sizes.values())
         for layout in ("2 data", "4 data"):

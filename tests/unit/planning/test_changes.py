@@ -54,16 +54,19 @@ def test_a_pack_holds_a_response_with_its_foil() -> None:
 
 
 def test_where_weights_alone_do_not_fit_there_are_more_gpus_or_an_adapter() -> None:
-    """16 GiB of what is alive all the time on each of 2 GPUs, of which 9.5 have room: 8 GPUs have 4 each."""
+    """16 GiB of what is alive all the time on each of 2 GPUs, of which 9.5 have room: 8 GPUs have 4 each, and with an
+    adapter 2 have.
+    """
     more, adapter = ways(10.5, gpus=2)
     assert more == Change({"gradient_checkpointing": True}, 8, 4 + 5 + 1)
-    assert adapter == Change({"gradient_checkpointing": True, "lora_rank": 16, "quantize": "4bit"}, 1, 4 + 5 + 1)
+    assert adapter == Change({"gradient_checkpointing": True, "lora_rank": 16}, 2, 4 + 5 + 1)
 
 
-def test_an_adapter_is_for_one_gpu() -> None:
-    _, adapter = ways(16, gpus=2, tensor_parallel=2, gradient_checkpointing=True)
-    assert adapter.gpus == 1
-    assert adapter.settings == {"lora_rank": 16, "tensor_parallel": 1}
+def test_an_adapter_gets_more_gpus_or_a_base_in_4_bits_on_one() -> None:
+    """8 GiB all the time, of which 7 have room: 4 on each of 2 GPUs, and in 4 bits on one."""
+    more, four_bit = ways(8, gpus=1, lora_rank=16, gradient_checkpointing=True, pack_tokens=2048)
+    assert more == Change({}, 2, 4 + 2.5 + 1)
+    assert four_bit == Change({"lora_rank": 16, "quantize": "4bit"}, 1, 4 + 2.5 + 1)
 
 
 def test_nothing_helps() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -152,7 +153,6 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         r"manifest\.json: ",
     ),
     "manifest of something else": (lambda path: (path / "manifest.json").write_text("[]"), r"manifest\.json: "),
-    "other version": (lambda path: (path / "manifest.json").write_text('{"format": 1}'), "written by another version"),
     "empty directory": (
         lambda path: (shutil.rmtree(path), path.mkdir())[1],  # type: ignore[func-returns-value]
         r"manifest\.json: .*No such file",
@@ -175,6 +175,20 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: str) -> None:
     assert progress is not None
     assert progress.step == 1
     assert equal(training.state(), wanted)
+
+
+def test_one_of_another_version_is_refused_and_not_passed_over(tmp_path: Path) -> None:
+    """It is whole, and days of work: another version can go on from it."""
+    training = Training(tmp_path)
+    training.step()
+    training.save(1)
+    path = training.save(2)
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, "format": 1}))
+    says = r"step-00000002 was written by another version of steerlm \(its format is 1, here it is 2\); go on with"
+    with pytest.raises(TrainingError, match=says):
+        training.resume()
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
 
 def test_a_damaged_one_does_not_outlive_a_good_one(tmp_path: Path) -> None:

@@ -148,6 +148,7 @@ def test_a_file_without_conversations_and_no_file(tmp_path: Path, library: Libra
         lambda raw: b"7" + b" " * (len(raw) - 1),
         lambda raw: b"\xff" * len(raw),
         lambda raw: raw.replace(b'"role":"assistant"', b'"role":"assassins"'),
+        lambda raw: raw.replace(b" ", b"_"),  # a valid conversation of the same length
     ],
 )
 def test_a_file_that_changes_meanwhile(tmp_path: Path, library: Library, made: list[Conversation], change: Any) -> None:

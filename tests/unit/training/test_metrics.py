@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from steerlm.attributes import Attribute, Schema
+from steerlm.training import metrics
 from steerlm.training.metrics import agreement, agreement_by_attribute
 
 NAN = math.nan
@@ -78,3 +80,13 @@ def test_by_attribute_leaves_out_what_nobody_rated() -> None:
     assert figures["a"]["mae"] == pytest.approx(2 / 3)
     assert figures["a"]["baseline_mae"] == pytest.approx((1 + 2 + 1) / 3)
     assert (figures["c"]["n"], figures["c"]["mae"], figures["c"]["baseline_mae"]) == (1, 1.0, 2.0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=3, max_size=30))
+def test_correlations_agree_with_scipy(pairs: list[tuple[int, int]]) -> None:
+    """Whole numbers, so that ties abound."""
+    one, other = np.array(pairs, dtype=float).T
+    varied = np.ptp(one) > 0 and np.ptp(other) > 0
+    for ours, theirs in ((metrics.pearson, stats.pearsonr), (metrics.spearman, stats.spearmanr)):
+        found = ours(one, other)
+        assert found == pytest.approx(theirs(one, other).statistic) if varied else math.isnan(found)

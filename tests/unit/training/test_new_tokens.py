@@ -49,6 +49,22 @@ def test_a_rare_level_learns_from_the_common_ones(policy: SteerModel) -> None:
     assert moved[others].abs().max() < 1e-6
 
 
+def test_levels_begin_apart_on_a_line_with_a_direction_for_each_attribute(policy: SteerModel) -> None:
+    before = embeddings(policy)
+    NewTokens(policy, times=10.0, spread=1.5).straighten()
+    after = embeddings(policy)
+    reach = {}
+    for attribute in STEERLM:
+        ids = [policy.renderer.tokenizer.convert_tokens_to_ids(f"{attribute.name}:{k}") for k in attribute.levels]
+        torch.testing.assert_close(after[ids].mean(0), before[ids].mean(0))
+        steps = after[ids].diff(dim=0)
+        torch.testing.assert_close(steps, steps[:1].expand_as(steps))
+        reach[attribute.name] = after[ids[-1]] - after[ids].mean(0)
+        assert reach[attribute.name].norm() == pytest.approx(1.5 * before[ids].mean(0).norm().item(), rel=1e-5)
+    directions = torch.stack([way / way.norm() for way in reach.values()])
+    assert (directions @ directions.T - torch.eye(len(directions))).abs().max() < 0.95
+
+
 def test_nothing_added_nothing_done(tmp_path: Path) -> None:
     judge = new_model("attribute-model", save_base(tmp_path, TOKENIZERS["chatml"]()), STEERLM)
     tokens = NewTokens(judge, times=10.0)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from allocations import peak_bytes
 from passes import make_packs, passes_of, validate
 from steerlm.attention import use_plain_attention, use_tree_attention
 from steerlm.attributes import STEERLM
 from steerlm.conversation import Conversation, Message
 from steerlm.errors import DataError
-from steerlm.models.load import SteerModel
+from steerlm.losses import token_nll, weighted_nll
+from steerlm.models.adapters import Lora
+from steerlm.models.load import SteerModel, new_model
 from steerlm.packing import Pack, lay_out
 from steerlm.tokens import Segment, TokenTree
 from steerlm.training.config import PolicySettings
@@ -29,6 +33,7 @@ from steerlm.training.policy import (
 )
 from steerlm.training.survey import Survey
 from steerlm.training.task import Batch, Term
+from tiny_lora import save_lora_base, with_lora
 
 
 def task(policy: SteerModel, conversations: list[Conversation], **settings: Any) -> PolicyTask:
@@ -70,8 +75,15 @@ def test_labels_are_predicted_or_those_of_people_first() -> None:
 
 def test_data_without_any_label_are_refused(policy: SteerModel) -> None:
     bare = tree_of(answer("x", {}), answer("y", {}, {"humor": 1.0}))
-    with pytest.raises(DataError, match=r"no response carries labels.*steerlm annotate"):
-        task(policy, [bare])
+    command = (
+        r"`steerlm annotate x/rated.jsonl.gz --model ATTRIBUTE_MODEL --out x/rated.annotated.jsonl`, then train with "
+    )
+    for conversation, says in (
+        (bare, f"but people rated some: train with --labels ratings-first, or predict labels first: {command}"),
+        (tree_of(answer("x", {})), rf"no response carries labels.*`steerlm train attributes` makes one.*{command}"),
+    ):
+        with pytest.raises(DataError, match=says):
+            task(policy, [conversation], data=["x/rated.jsonl.gz"])
     for conversations, source, count in (
         ([bare], "ratings-first", 1),
         ([bare, tree_of(answer("z", {"humor": 1.0}))], "predicted", 2),
@@ -165,6 +177,25 @@ def test_foils_without_siblings_come_from_other_conversations(policy: SteerModel
     assert labels_in(policy, made.tree(lonely, 0)) == [(1, "humor:1", False), (1, "humor:4", True)]
     alone = task(policy, [lonely], contrast=0.5)
     assert labels_in(policy, alone.tree(lonely, 0)) == [(1, "humor:1", False)]
+
+
+def test_foils_change_one_attribute_to_what_others_have(policy: SteerModel) -> None:
+    usual, rare = {"quality": 3.0, "humor": 1.0, "verbosity": 2.0}, {"quality": 2.0, "humor": 4.0, "verbosity": 2.0}
+    answers = [answer(f"{k}", rare if k % 4 == 0 else usual) for k in range(80)]
+    conversation = tree_of(*answers, answer("x", {"quality": 1.0}))
+    made = task(policy, [conversation], contrast=0.5, contrast_attributes=["humor", "verbosity"])
+    foils = [line for _, line, foil in labels_in(policy, made.tree(conversation, 0)) if foil]
+    # Verbosity is the same everywhere; where it is drawn there is no foil, nor for a response with neither attribute.
+    assert set(foils) == {"quality:3,humor:4,verbosity:2", "quality:2,humor:1,verbosity:2"}
+    assert 20 < len(foils) < 60
+    held_out = {line for _, line, foil in labels_in(policy, made.held_out_tree(conversation)) if foil}
+    assert "quality:2,humor:4,verbosity:2" in held_out  # there a foil has all labels of a sibling
+
+
+def test_an_attribute_to_change_must_be_labelled(policy: SteerModel) -> None:
+    conversation = tree_of(answer("a", {"humor": 1.0}))
+    with pytest.raises(DataError, match="names wit, of which no response carries a label"):
+        task(policy, [conversation], contrast=0.5, contrast_attributes=["humor", "wit"])
 
 
 def test_unlabelled_responses_have_and_are_no_foils(policy: SteerModel) -> None:
@@ -304,3 +335,34 @@ def test_predictions_are_stretched_to_the_spread_of_ratings(policy: SteerModel) 
 def test_the_figure_by_which_weights_are_kept(policy: SteerModel, best_by: str | None, higher: bool) -> None:
     made = task(policy, [tree_of(answer("a", {"humor": 1.0}))], best_by=best_by)
     assert (made.best_by, made.higher_is_better) == (best_by, higher)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("contrast", [0.0, 0.5])
+def test_logits_are_made_in_chunks_where_an_adapter_trains_added_tokens(
+    tmp_path: Path, conversations: Callable[..., list[Conversation]], tied: bool, contrast: float
+) -> None:
+    """The loss and gradients of all logits at once, without the memory of all logits."""
+    base = save_lora_base(tmp_path, tie_word_embeddings=tied, vocab_size=4000)
+    model = with_lora(new_model("policy", base, STEERLM), base, Lora(4, 8.0))
+    made = conversations(8, seed=4)
+    few, all_ = (task(model, made, contrast=contrast, loss_chunk=chunk) for chunk in (16, 100_000))
+    (item,) = make_packs([few.tree(one, 0) for one in made], 512, 4096)
+    batch = Batch.of(item, model.device)
+    rows_N, targets_N = batch.tensor(item.rows_N), batch.tensor(item.targets_N)
+    logits_NV = model.network(**batch.inputs(), logits_to_keep=rows_N, use_cache=False).logits[0]
+    expected = weighted_nll(token_nll(logits_NV, targets_N), batch.tensor(weights_of_own(item))).total
+    trained = {name: weight for name, weight in model.network.named_parameters() if weight.requires_grad}
+    wanted = torch.autograd.grad(expected, list(trained.values()))
+    found = few.losses(batch)["nll"].total
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    for (name, _), ours, theirs in zip(
+        trained.items(), torch.autograd.grad(found, list(trained.values())), wanted, strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+    def peak(made: PolicyTask) -> int:
+        return peak_bytes(lambda: sum(loss.total for loss in made.losses(batch).values()).backward())  # type: ignore[union-attr]
+
+    # At once there are the logits and their logarithms, beside which there is less of all else.
+    assert peak(all_) - peak(few) > 4 * len(rows_N) * logits_NV.shape[1]

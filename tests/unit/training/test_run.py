@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from steerlm.errors import ConfigError
+from steerlm.training.run import _base_state
 from tiny_lora import KINDS, logits, save_lora_base, train_lora
 
 
@@ -35,3 +37,17 @@ def test_adapters_are_trained_above_frozen_layers(tmp_path: Path) -> None:
     names = {name for name, item in model.network.named_parameters() if item.requires_grad and "lora" in name}
     assert names == {f"model.layers.2.self_attn.q_proj.lora_{side}.default.weight" for side in "AB"}
     assert torch.isfinite(logits(model.network)).all()
+
+
+def test_a_run_is_known_by_what_its_base_is_and_not_by_where_or_when(tmp_path: Path) -> None:
+    base = save_lora_base(tmp_path)
+    shutil.copytree(base, tmp_path / "copy", copy_function=shutil.copyfile)  # with other times
+    state = _base_state(str(base))
+    assert _base_state(str(tmp_path / "copy")) == state
+    for name, change in (("config.json", b" "), ("model.safetensors", b"\0")):
+        changed = tmp_path / name.replace(".", "-")
+        shutil.copytree(base, changed)
+        content = (changed / name).read_bytes()
+        (changed / name).write_bytes(content + change)
+        assert _base_state(str(changed)) != state
+    assert _base_state("someone/model-of-the-hub") == []

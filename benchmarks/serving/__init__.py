@@ -1,0 +1,1 @@
+"""Generation and serving against what a user would otherwise run; see `benchmarks/README.md`."""

@@ -1,0 +1,276 @@
+"""The four things that are measured. Each returns plain data for the result file."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx2 as httpx
+import numpy as np
+
+from benchmarks.measure import apart
+from benchmarks.serving import servers
+from benchmarks.serving.client import Seen, ask, ask_all, post, session
+from benchmarks.serving.options import Options
+from benchmarks.serving.peers import engine_seconds, llama_cpp_seconds, transformers_seconds
+from benchmarks.serving.texts import Message, conversation, prompts
+from steerlm.checkpoints.gguf import export_gguf
+from steerlm.errors import EngineError
+from steerlm.models.base import load_tokenizer
+
+Values = dict[str, int]
+
+
+class Bench:
+    """One run of the benchmark."""
+
+    def __init__(self, options: Options, folder: Path, say: Callable[[str], None]) -> None:
+        self.options = options
+        self.folder = folder
+        self.say = say
+        self.tokenizer = load_tokenizer(str(options.model))
+
+    def measure(self, work: str) -> dict[str, Any]:
+        """Measure one work item."""
+        return {
+            "throughput": self.throughput,
+            "sweep": self.sweep,
+            "second-turn": self.second_turn,
+            "load": self.load,
+        }[work]()
+
+    def throughput(self) -> dict[str, Any]:
+        """Tokens a second at each number of clients, for every contender, and of our engine without its server."""
+        o = self.options
+        groups = [
+            [prompts(size, skip=100 * number) for number in range(o.repeat + 1)] for size in o.batches
+        ]  # other prompts each time, so that no cache knows them
+
+        def rate(size: int, seconds: Sequence[float]) -> float:
+            return size * o.tokens / median(seconds[1:])
+
+        record: dict[str, Any] = {}
+        for name, url_of in self._servers():
+            with url_of() as server:
+                rates = {}
+                for size, rounds in zip(o.batches, groups, strict=True):
+                    bodies = [[self._body(_ask(text)) for text in texts] for texts in rounds]
+                    seconds = [asyncio.run(self._round(server.url, items)) for items in bodies]
+                    rates[size] = rate(size, seconds)
+                record[name] = {"tokens_per_second": rates, "startup_seconds": server.startup_seconds}
+            self.say(f"throughput, {name}: {_shown(rates)}")
+        offline = [[[self._ids(_ask(text)) for text in texts] for texts in rounds] for rounds in groups]
+        flat = [prompts_ for rounds in offline for prompts_ in rounds]
+        for name, seconds_of in self._offline().items():
+            seconds = seconds_of(flat)
+            chunks = [seconds[i * (o.repeat + 1) : (i + 1) * (o.repeat + 1)] for i in range(len(o.batches))]
+            rates = {size: rate(size, chunk) for size, chunk in zip(o.batches, chunks, strict=True)}
+            record[name] = {"tokens_per_second": rates}
+            self.say(f"throughput, {name}: {_shown(rates)}")
+        largest = max(o.batches)
+        if "steerlm" in record:
+            ours = record["steerlm"]["tokens_per_second"]
+            for item in record.values():
+                item["ours_times"] = {size: ours[size] / value for size, value in item["tokens_per_second"].items()}
+            bare = record["steerlm-engine"]["tokens_per_second"][largest]
+            record["steerlm"]["server_overhead"] = 1 - ours[largest] / bare
+        return record
+
+    def sweep(self) -> dict[str, Any]:
+        """Seconds to answer one conversation under many settings."""
+        o = self.options
+        settings = [{"verbosity": a, "complexity": b} for a, b in product(range(5), range(5))][: o.settings]
+        rounds = [conversation(o.sweep_tokens, self._count, topic) for topic in range(o.repeat + 1)]
+        record: dict[str, Any] = {}
+
+        async def at_once(client: httpx.AsyncClient, messages: list[Message]) -> float:
+            body = {"messages": messages, "settings": settings, "max_tokens": o.tokens, "min_tokens": o.tokens}
+            seconds, answer = await post(client, "/v1/steer/sweep", body)
+            if len(answer["answers"]) != len(settings):
+                raise EngineError(f"the sweep gave {len(answer['answers'])} answers instead of {len(settings)}")
+            return seconds
+
+        async def one_by_one(client: httpx.AsyncClient, messages: list[Message]) -> float:
+            return (await ask_all(client, [self._body(messages, values) for values in settings]))[0]
+
+        for name, url_of in self._servers():
+            with url_of() as server:
+                how = at_once if name == "steerlm" else one_by_one
+                record[name] = {"seconds": median([asyncio.run(_with(server.url, how, m)) for m in rounds][1:])}
+            self.say(f"sweep, {name}: {record[name]['seconds']:.1f} s")
+        groups = [[self._ids(messages, values) for values in settings] for messages in rounds]
+        for name, seconds_of in self._offline(only=("transformers", "transformers-bf16")).items():
+            record[name] = {"seconds": median(seconds_of(groups)[1:])}
+            self.say(f"sweep, {name}: {record[name]['seconds']:.1f} s")
+        for item in record.values():
+            item["ours_times"] = item["seconds"] / record["steerlm"]["seconds"]
+        return {**record, "prompt_tokens": [len(group[0]) for group in groups], "settings": len(settings)}
+
+    def second_turn(self) -> dict[str, Any]:
+        """Time to the first text of a long conversation that is new to our server, and of its next turn."""
+        o = self.options
+
+        async def both(client: httpx.AsyncClient, messages: list[Message]) -> tuple[Seen, Seen]:
+            new = await ask(client, self._body(messages))
+            _, answer = await post(client, "/v1/chat/completions", self._body(messages))
+            said = {"role": "assistant", "content": answer["choices"][0]["message"]["content"]}
+            return new, await ask(client, self._body([*messages, said, *_ask("Please go on.")]))
+
+        with self._ours()() as server:
+            rounds = [conversation(o.turn_tokens, self._count, topic) for topic in range(o.repeat + 1)]
+            seen = [asyncio.run(_with(server.url, both, messages)) for messages in rounds][1:]
+        new, again = (median(pair[i].first_seconds for pair in seen) for i in (0, 1))
+        self.say(f"second turn: {new:.3f} s new, {again:.3f} s with the cache")
+        return {
+            "new_first_seconds": new,
+            "second_turn_first_seconds": again,
+            "times": new / again,
+            "prompt_tokens": [self._count(messages) for messages in rounds[1:]],
+            "cached_tokens": [pair[1].cached for pair in seen],
+        }
+
+    def load(self) -> dict[str, Any]:
+        """Many clients for a while, then far more requests at once than the queue takes."""
+        o = self.options
+        with self._ours()() as server:
+            asyncio.run(self._round(server.url, [self._body(_ask(text)) for text in prompts(o.clients)]))
+            before = server.resident_mb()
+            seen, seconds = asyncio.run(self._clients(server.url))
+            steady = server.resident_mb()
+            flood = asyncio.run(self._flood(server.url))
+            after = server.resident_mb()
+            _, last = asyncio.run(
+                _with(server.url, lambda client, body: ask_all(client, [body]), self._body(_ask("Hi")))
+            )
+        done = [item for item in seen if item.status == 200]
+        record = {
+            "clients": o.clients,
+            "seconds": seconds,
+            "statuses": dict(Counter(str(item.status) for item in seen)),
+            "tokens_per_second": sum(item.tokens for item in done) / seconds,
+            "seconds_p50_p95": [float(np.quantile([item.seconds for item in done], q)) for q in (0.5, 0.95)],
+            "first_seconds_p50_p95": [
+                float(np.quantile([item.first_seconds for item in done], q)) for q in (0.5, 0.95)
+            ],
+            "flood_statuses": dict(Counter(str(item.status) for item in flood)),
+            "answers_after_flood": last[0].status,
+            "resident_mb": {"before": before, "after_load": steady, "after_flood": after},
+        }
+        self.say(f"load: {record}")
+        return record
+
+    async def _clients(self, url: str) -> tuple[list[Seen], float]:
+        o = self.options
+        began = time.perf_counter()
+        seen: list[Seen] = []
+
+        async def client_loop(client: httpx.AsyncClient, number: int) -> None:
+            turn = 0
+            while time.perf_counter() - began < o.seconds:
+                text = prompts(1, skip=1000 * (number + 1) + turn)[0]
+                seen.append(await ask(client, self._body(_ask(text))))
+                turn += 1
+
+        async with session(url) as client:
+            await asyncio.gather(*(client_loop(client, number) for number in range(o.clients)))
+        return seen, time.perf_counter() - began
+
+    async def _flood(self, url: str) -> list[Seen]:
+        async with session(url) as client:
+            count = self.options.flood * self.options.waiting
+            return (await ask_all(client, [self._body(_ask(text)) for text in prompts(count)]))[1]
+
+    async def _round(self, url: str, bodies: Sequence[dict[str, Any]]) -> float:
+        async with session(url) as client:
+            seconds, seen = await ask_all(client, bodies)
+        bad = [item for item in seen if item.status != 200 or item.tokens != self.options.tokens]
+        if bad:
+            raise EngineError(f"{len(bad)} of {len(seen)} answers are not whole, such as {bad[0]}")
+        return seconds
+
+    def _servers(self) -> Iterator[tuple[str, Callable[[], Any]]]:
+        o = self.options
+        if "steerlm" in o.contenders:
+            yield "steerlm", self._ours()
+        if "vllm" in o.contenders:
+            if o.vllm_python is None:
+                raise EngineError("name the interpreter of an environment with vLLM: --vllm-python")
+            yield "vllm", self._serving(servers.vllm(o.vllm_python, o.model, 4096))
+
+    def _ours(self) -> Callable[[], Any]:
+        o = self.options
+        return self._serving(servers.ours(o.model, o.engine, "--waiting", str(o.waiting)))
+
+    def _serving(self, command: list[str]) -> Callable[[], Any]:
+        @contextmanager
+        def started() -> Iterator[servers.Server]:
+            with (
+                tempfile.TemporaryDirectory(dir=self.folder) as logs,
+                servers.serving(command, Path(logs) / "log", self.options.threads) as server,
+            ):
+                yield server
+
+        return started
+
+    def _offline(self, only: Sequence[str] | None = None) -> dict[str, Callable[[Any], list[float]]]:
+        """What needs no server: functions from groups of prompts to seconds, each in a process of its own."""
+        o = self.options
+        found: dict[str, Callable[[Any], list[float]]] = {}
+        if "steerlm" in o.contenders:
+            found["steerlm-engine"] = lambda groups: apart(
+                o.threads, engine_seconds, o.model, o.engine, groups, o.tokens
+            )
+        if "transformers" in o.contenders:
+            for name, dtype in (("transformers", "float32"), ("transformers-bf16", "bfloat16")):
+                found[name] = lambda groups, dtype=dtype: apart(  # type: ignore[misc]
+                    o.threads, transformers_seconds, o.model, dtype, groups, o.tokens
+                )
+        if "llama-cpp" in o.contenders:
+            found["llama-cpp"] = self._llama_cpp
+        return {name: run for name, run in found.items() if only is None or name in only}
+
+    def _llama_cpp(self, groups: Any) -> list[float]:
+        o = self.options
+        if o.llama_cpp_python is None:
+            raise EngineError("name the interpreter of an environment with llama-cpp-python: --llama-cpp-python")
+        gguf = self.folder / "q8_0.gguf"
+        if not gguf.exists():
+            export_gguf(o.model, gguf, "q8_0")
+        return llama_cpp_seconds(o.llama_cpp_python, gguf, groups, o.tokens, o.threads)
+
+    def _body(self, messages: list[Message], values: Values | None = None) -> dict[str, Any]:
+        """A request that both our server and vLLM's understand, for exactly the tokens asked for."""
+        body = {"model": str(self.options.model), "messages": messages, "temperature": 0}
+        if values:
+            body["chat_template_kwargs"] = {"attributes": values}
+        return {**body, "max_tokens": self.options.tokens, "min_tokens": self.options.tokens}
+
+    def _ids(self, messages: list[Message], values: Values | None = None) -> list[int]:
+        ids = self.tokenizer.apply_chat_template(
+            messages, attributes=values or {}, add_generation_prompt=True, return_dict=False
+        )
+        return list(ids)
+
+    def _count(self, messages: list[Message]) -> int:
+        return len(self._ids(messages))
+
+
+async def _with(url: str, how: Callable[[httpx.AsyncClient, Any], Awaitable[Any]], item: Any) -> Any:
+    async with session(url) as client:
+        return await how(client, item)
+
+
+def _ask(text: str) -> list[Message]:
+    return [{"role": "user", "content": text}]
+
+
+def _shown(rates: dict[int, float]) -> str:
+    return ", ".join(f"{size}: {value:.0f} tokens/s" for size, value in rates.items())

@@ -1,0 +1,164 @@
+"""The model card: `README.md` as the Hugging Face hub reads it, from what a model directory knows of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from steerlm.dialects import DIALECTS, Dialect
+from steerlm.errors import ModelError
+from steerlm.evaluation.records import FIGURES, REPORT, evaluation_folder, read_record
+from steerlm.files import write_text
+from steerlm.models.directory import ModelInfo
+from steerlm.pages import page
+
+FILE = "README.md"
+MARK = "<!-- Made by `steerlm card` from steerlm.json and the evaluation results. -->"
+_HUB_NAMES = {"smollm2": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
+
+
+def write_card(model: str | Path, overwrite: bool = False, license_: str | None = None) -> Path:
+    """Write the card of a model directory; returns its path.
+
+    Raises `ModelError` where there is a README.md that somebody else has written, unless it may be overwritten.
+    """
+    path = Path(model) / FILE
+    if not overwrite and not may_write(model):
+        raise ModelError(f"{path} was not made by steerlm; move it away, or pass --overwrite")
+    write_text(path, card_text(model, license_))
+    return path
+
+
+def may_write(model: str | Path) -> bool:
+    """Whether the card is ours, or there is none."""
+    path = Path(model) / FILE
+    return not path.is_file() or MARK in path.read_text(encoding="utf-8")
+
+
+def refresh_card(model: str | Path) -> None:
+    """Write the card anew unless somebody else has written it."""
+    if may_write(model):
+        write_card(model)
+
+
+def card_text(model: str | Path, license_: str | None = None) -> str:
+    """The card: metadata and text."""
+    info = ModelInfo.load(model)
+    name = Path(model).resolve().name
+    folder = evaluation_folder(model)
+    steering, attributes = (_own(info, read_record(folder, kind)) for kind in ("steering", "attributes"))
+    figures = sorted(path.name for path in (folder / FIGURES).glob("*.png")) if steering else []
+    known, known_license = _HUB_NAMES.get(str(info.provenance.get("base")), (_hub_id(info), None))
+    data = ModelCardData(
+        base_model=known,
+        license=license_ or known_license,
+        library_name="transformers",
+        pipeline_tag="text-generation" if info.kind == "policy" else "text-classification",
+        tags=["steerlm", info.kind, *(["attribute-conditioned"] if info.kind == "policy" else ["reward-model"])],
+        model_name=name,
+        eval_results=_results(steering, attributes) or None,
+    )
+    dialect = DIALECTS[info.dialect]
+    line = info.schema.label_line(info.schema.defaults)
+    text = page(
+        "card.md.jinja",
+        mark=MARK,
+        name=name,
+        info=info,
+        base=known or _base_name(info),
+        license=license_ or known_license,
+        prompt=prompt_text(dialect, info.system, line if info.kind == "policy" else ""),
+        prompt_turns=prompt_text(dialect, info.system, line if info.kind == "policy" else "", turns=2),
+        steering=next(iter(steering["conditions"].values())) if steering else None,
+        steering_record=steering,
+        agreement=(attributes or {}).get("attributes"),
+        attributes_record=attributes,
+        validation=_plain(info.metrics),
+        per_attribute=info.metrics.get("attributes", {}),
+        settings=_shown_settings(info),
+        figures=[f"{folder.name}/{FIGURES}/{figure}" for figure in figures],
+        report=f"{folder.name}/{REPORT}" if (folder / REPORT).is_file() else None,
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n{text}"
+
+
+def prompt_text(dialect: Dialect, system: str, label_line: str, turns: int = 1) -> str:
+    """What the model reads before an answer, with `{prompt}` and `{response}` for what goes there."""
+    text = dialect.start
+    if system or dialect.empty_system:
+        text += dialect.system_open + system.strip() + dialect.system_close
+    label = dialect.label_open + label_line + dialect.label_close if label_line else ""
+    for turn in range(1, turns + 1):
+        number = f" {turn}" if turns > 1 else ""
+        text += dialect.glue if turn > 1 else ""
+        text += dialect.user_open + f"{{prompt{number}}}" + dialect.user_close + dialect.assistant_open + label
+        text += f"{{response{number}}}" + dialect.response_close if turn < turns else ""
+    return text
+
+
+def _own(info: ModelInfo, record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """A result of this very model; one of an earlier state of the directory says nothing of it."""
+    return record if record and record.get("model") == info.fingerprint else None
+
+
+def _hub_id(info: ModelInfo) -> str | None:
+    """The base as the hub knows it; a path of some machine is no name."""
+    base = info.base.name if info.base else info.provenance.get("base")
+    is_id = isinstance(base, str) and base.count("/") == 1 and not base.startswith((".", "/", "~")) and "\\" not in base
+    return str(base) if is_id and not Path(str(base)).exists() else None
+
+
+def _base_name(info: ModelInfo) -> str:
+    base = info.provenance.get("base")
+    return Path(base).name if isinstance(base, str) else "an unnamed base model"
+
+
+def _results(steering: Mapping[str, Any] | None, attributes: Mapping[str, Any] | None) -> list[EvalResult]:
+    """Figures for the metadata."""
+    found = []
+    for name, row in (next(iter(steering["conditions"].values()))["attributes"] if steering else {}).items():
+        if row.get("within_prompt") and row["within_prompt"]["value"] is not None:
+            found.append(
+                EvalResult(
+                    task_type="text-generation",
+                    dataset_type="held-out-prompts",
+                    dataset_name="held-out prompts",
+                    metric_type="spearman-within-prompt",
+                    metric_name=f"{name}: rank correlation of asked and measured within a prompt",
+                    metric_value=round(row["within_prompt"]["value"], 4),
+                )
+            )
+    for name, row in ((attributes or {}).get("attributes") or {}).items():
+        figure = row["sources"]["all"]["model"]["pearson"]["value"]
+        if figure is not None:
+            found.append(
+                EvalResult(
+                    task_type="text-classification",
+                    dataset_type="human-ratings",
+                    dataset_name="human ratings",
+                    metric_type="pearsonr",
+                    metric_name=f"{name}: correlation with human ratings",
+                    metric_value=round(figure, 4),
+                )
+            )
+    return found
+
+
+def _plain(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+
+
+# Settings that a reader asks for; places of files on some machine are not among them.
+_SHOWN = (
+    *("labels", "match_spread", "context", "batch_tokens", "batch_conversations", "epochs", "max_steps"),
+    *("learning_rate", "contrast", "label_dropout", "lora_rank", "precision", "seed"),
+)
+
+
+def _shown_settings(info: ModelInfo) -> dict[str, Any]:
+    settings = info.provenance.get("settings")
+    known = settings if isinstance(settings, dict) else {}
+    return {name: known[name] for name in _SHOWN if known.get(name) is not None}

@@ -1,0 +1,265 @@
+"""`steerlm eval mt-bench run|answer|judge|score`: two-turn answers, a judge, and tables from its judgments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from steerlm.cli.data_views import stdout
+from steerlm.errors import ConfigError, DataError
+from steerlm.evaluation.mt_bench import answers as answering
+from steerlm.evaluation.mt_bench.judge import JudgeReport, judge_answers
+from steerlm.evaluation.mt_bench.layouts import PairJudgment, SingleJudgment, read_judgments
+from steerlm.evaluation.mt_bench.matches import load_answers
+from steerlm.evaluation.mt_bench.pairs import win_rates
+from steerlm.evaluation.mt_bench.questions import Benchmark, load_benchmark
+from steerlm.evaluation.mt_bench.report import Report, radar
+from steerlm.evaluation.mt_bench.scores import Duplicates, scores, steering_differences
+from steerlm.evaluation.mt_bench.settings import AnswerSettings, BenchSettings, JudgeSettings
+from steerlm.files import json_text, write_json
+
+mt_bench_app = App(
+    name="mt-bench",
+    help="MT-Bench: 80 two-turn questions, answers of any OpenAI-compatible server, graded by a language model.",
+)
+_Flag = Annotated[bool, Parameter(negative=())]
+_Json = Annotated[bool, Parameter(name="--json", negative=())]
+_Bench = Annotated[BenchSettings | None, Parameter(name="*")]
+_Answers = Annotated[AnswerSettings | None, Parameter(name="*")]
+_Judge = Annotated[JudgeSettings | None, Parameter(name="*")]
+_Settings = Annotated[list[str] | None, Parameter(name=["--setting"])]
+
+
+@mt_bench_app.command(name="run")
+def run_command(
+    model: str,
+    *,
+    out: Path,
+    name: str | None = None,
+    setting: _Settings = None,
+    bench: _Bench = None,
+    answers: _Answers = None,
+    judging: _Judge = None,
+    fresh: _Flag = False,
+    json_: _Json = False,
+) -> None:
+    """Answer, judge and score in one go.
+
+    steerlm eval mt-bench run policy --out runs/mt-bench --setting default --setting verbosity=0 --judge gpt-4
+
+    Whatever was done before a stop or a kill is kept when the same command is given again. OUT gets FastChat's
+    folders model_answer and model_judgment, the scores in mt_bench.json, and a radar plot in mt_bench.png.
+
+    Parameters
+    ----------
+    model
+        Name of the judged model, as its server knows it.
+    out
+        Directory of answers, judgments and scores.
+    name
+        Name of the model in files and tables; without one, MODEL.
+    setting
+        Attribute values to answer with, such as verbosity=0,humor=4 ("none" leaves one unset), or default for the
+        server's own. May be repeated: every setting is judged like a model of its own, and compared with the default.
+    fresh
+        Throw away judgments of other answers, references or prompts than these.
+    json_
+        Print the scores as JSON.
+    """
+    loaded = load_benchmark(bench or BenchSettings())
+    models = _answer(loaded, model, out, name, setting, answers)
+    file = _judge(loaded, out, models, judging, fresh)
+    singles, pairs = read_judgments([file])
+    report = _report([file], [row for row in singles if row.model in models], pairs, loaded, "all", False)
+    _show(report, out, json_)
+
+
+@mt_bench_app.command(name="answer")
+def answer_command(
+    model: str,
+    *,
+    out: Path,
+    name: str | None = None,
+    setting: _Settings = None,
+    bench: _Bench = None,
+    answers: _Answers = None,
+) -> None:
+    """Let a served model answer the questions, at one attribute setting or at several.
+
+    steerlm eval mt-bench answer policy --out runs/mt-bench --setting verbosity=0 --setting verbosity=4
+
+    Answers go to OUT/model_answer/NAME.jsonl, at a setting NAME@verbosity=0.jsonl, in FastChat's layout. The second
+    turn sees the first and what the model answered to it. Answers that are there are kept.
+
+    Parameters
+    ----------
+    model
+        Name of the judged model, as its server knows it.
+    out
+        Directory of answers, judgments and scores.
+    name
+        Name of the model in files and tables; without one, MODEL.
+    setting
+        Attribute values to answer with, such as verbosity=0,humor=4 ("none" leaves one unset), or default for the
+        server's own. May be repeated.
+    """
+    _answer(load_benchmark(bench or BenchSettings(), judging=False), model, out, name, setting, answers)
+
+
+@mt_bench_app.command(name="judge")
+def judge_command(
+    *,
+    out: Path,
+    models: list[str] | None = None,
+    bench: _Bench = None,
+    judging: _Judge = None,
+    fresh: _Flag = False,
+) -> None:
+    """Let a judge grade answers, or compare them in pairs.
+
+    steerlm eval mt-bench judge --out runs/mt-bench --judge gpt-4 --price-prompt 30 --price-completion 60
+
+    Answers are read from OUT/model_answer (FastChat's published ones too); judgments go to
+    OUT/model_judgment/JUDGE_single.jsonl or JUDGE_pair.jsonl. What is judged already is not asked, nor paid for, again.
+
+    Parameters
+    ----------
+    out
+        Directory of answers and judgments.
+    models
+        Models to judge; without any, all that have answers. May be repeated.
+    fresh
+        Throw away judgments of other answers, references or prompts than these.
+    """
+    _judge(load_benchmark(bench or BenchSettings()), out, models or [], judging, fresh)
+
+
+@mt_bench_app.command(name="score")
+def score_command(
+    *files: Path,
+    bench: str | None = None,
+    duplicates: Duplicates = "all",
+    recorded: _Flag = False,
+    out: Path | None = None,
+    json_: _Json = False,
+) -> None:
+    """Tables from judgment files alone, ours or FastChat's.
+
+    steerlm eval mt-bench score runs/mt-bench/model_judgment/gpt-4_single.jsonl
+
+    A rating is the first [[number]] of a judgment's text, else the first [number]; without one the row is left out.
+    Scores are means over all rows of both turns. Intervals are 95% bootstrap, over questions.
+
+    Parameters
+    ----------
+    files
+        Files of single or pairwise judgments.
+    bench
+        Read categories from a benchmark (as for judging), instead of from MT-Bench's question numbers.
+    duplicates
+        Whether all rated judgments of a turn count, as in FastChat's tables, or the last.
+    recorded
+        Take scores and winners as the rows record them, not from the judgments' texts.
+    out
+        Directory for mt_bench.json and the radar plot mt_bench.png.
+    json_
+        Print the scores as JSON.
+    """
+    if not files:
+        raise ConfigError("name the judgment files to score")
+    loaded = load_benchmark(BenchSettings(bench=bench), judging=False) if bench else None
+    singles, pairs = read_judgments(files)
+    if not singles and not pairs:
+        raise DataError(f"{files[0]}: no judgments in it")
+    _show(_report(files, singles, pairs, loaded, duplicates, recorded), out, json_)
+
+
+def _answer(
+    bench: Benchmark,
+    model: str,
+    out: Path,
+    name: str | None,
+    steering: list[str] | None,
+    settings: AnswerSettings | None,
+) -> list[str]:
+    """Answer, and say what was done; the names of the model at its settings."""
+    chosen = [answering.parse_setting(text) for text in steering or [answering.DEFAULT]]
+    with _progress("answers") as progress:
+        report = answering.answer_questions(
+            bench.questions, model, settings or AnswerSettings(), out, chosen, name, progress
+        )
+    usage = f"{report.usage.prompt} prompt tokens, {report.usage.completion} written"
+    _say(f"{report.made} questions answered ({report.cut} cut at the limit; {usage}), {report.kept} were there")
+    return list(report.models)
+
+
+def _judge(bench: Benchmark, out: Path, models: list[str], settings: JudgeSettings | None, fresh: bool) -> Path:
+    """Judge, and say what was done; the file of the judgments."""
+    chosen = settings or JudgeSettings()
+    with _progress("judgments") as progress:
+        report = judge_answers(bench, load_answers(out, models), chosen, out, fresh, progress)
+    _say(_judged(report, priced=bool(chosen.price_prompt or chosen.price_completion)))
+    return report.file
+
+
+def _judged(report: JudgeReport, priced: bool) -> str:
+    cost = f", cost {report.cost:.2f}" if priced else ""
+    whole = f", cost {report.whole_cost:.2f}" if priced else ""
+    parts = [
+        f"{report.file}: {report.made} judgments made ({report.unrated} without a rating; {report.usage.prompt} prompt "
+        f"tokens, {report.usage.completion} written{cost}), {report.kept} were there",
+        f"all together {report.whole_usage.prompt} prompt tokens, {report.whole_usage.completion} written{whole}",
+    ]
+    if report.usage.uncounted:
+        parts.append(f"{report.usage.uncounted} replies came without a count of tokens")
+    return "; ".join(parts)
+
+
+def _report(
+    files: Sequence[Path],
+    singles: list[SingleJudgment],
+    pairs: list[PairJudgment],
+    bench: Benchmark | None,
+    duplicates: Duplicates,
+    recorded: bool,
+) -> Report:
+    found = scores(singles, bench.categories if bench else None, duplicates, recorded)
+    rates, biases = win_rates(pairs, recorded)
+    rules = {"duplicates": duplicates, "recorded": recorded, "benchmark": dict(bench.digests) if bench else None}
+    return Report(found, steering_differences(found), rates, biases, files, rules)
+
+
+def _show(report: Report, out: Path | None, as_json: bool) -> None:
+    if out is not None:
+        write_json(out / "mt_bench.json", report.to_dict())
+        if report.scores:
+            radar(report.scores, out / "mt_bench.png")
+        _say(f"scores in {out / 'mt_bench.json'}")
+    if as_json:
+        print(json_text(report.to_dict()))
+        return
+    console = stdout()
+    for table in report.tables():
+        console.print(table)
+    for note in report.notes():
+        console.print(note, highlight=False, markup=False)
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(text, highlight=False, markup=False)
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[answering.Progress]:
+    """Shows requests done and the time left, on a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,33 @@
+"""Answers, and what was measured in them. Shapes: N answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steerlm.evaluation.asks import Ask
+
+JUDGE, SECOND, PERPLEXITY = "score:", "second:", "perplexity"
+"""Names of measures: scores of the attribute model and of the independent one, each before an attribute's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back for an ask."""
+
+    text: str
+    tokens: int
+    cut: bool
+    """Whether it ended at the token limit."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The answers of a condition; `columns` maps the name of each measure to its values, [N], NaN where it has none."""
+
+    asks: tuple[Ask, ...]
+    answers: tuple[Answer, ...]
+    columns: Mapping[str, NDArray[np.float64]]

@@ -1,0 +1,78 @@
+"""What a policy is asked for: sweeps of one attribute, goals over several, and the same prompts in other words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from steerlm.attributes import Schema
+from steerlm.steering import asked_values
+
+Values = tuple[tuple[str, int], ...]
+PARAPHRASES = (
+    "{prompt}",
+    "I have a question for you. {prompt}",
+    "{prompt} Please answer this.",
+    "Could you help me with the following?\n\n{prompt}",
+)
+"""Frames that change how a prompt is put and not what it asks; the first is the prompt as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One answer wanted: `named` are the attributes that the request sets, the others are at their defaults."""
+
+    prompt: int
+    named: Values
+    paraphrase: int = 0
+
+    def values(self, schema: Schema) -> dict[str, int]:
+        """The values of all attributes."""
+        return asked_values(schema, dict(self.named))
+
+
+def sweep(schema: Schema, attributes: Sequence[str], prompts: int) -> list[Ask]:
+    """Every level of every attribute for every prompt."""
+    return [
+        Ask(prompt, ((name, level),))
+        for name in attributes
+        for level in schema[name].levels
+        for prompt in range(prompts)
+    ]
+
+
+def goals(schema: Schema, attributes: Sequence[str], prompts: int, count: int, seed: int) -> list[Ask]:
+    """`count` settings for each prompt, drawn uniformly from the grid of the attributes' levels (arXiv 2505.23816); the
+    whole grid where it is no larger than that.
+    """
+    grid = list(product(*(schema[name].levels for name in attributes)))
+    random = np.random.default_rng(seed)
+    return [
+        Ask(prompt, tuple(zip(attributes, chosen, strict=True)))
+        for prompt in range(prompts)
+        for chosen in (grid if count >= len(grid) else [grid[k] for k in random.integers(0, len(grid), count)])
+    ]
+
+
+def paraphrased(schema: Schema, attributes: Sequence[str], prompts: int) -> list[Ask]:
+    """The ends of every attribute for the first prompts, in every frame but that of the sweep."""
+    return [
+        Ask(prompt, ((name, level),), paraphrase)
+        for name in attributes
+        for level in (schema[name].low, schema[name].high)
+        for prompt in range(prompts)
+        for paraphrase in range(1, len(PARAPHRASES))
+    ]
+
+
+def framed(prompt: str, paraphrase: int) -> str:
+    """The prompt as it is put."""
+    return PARAPHRASES[paraphrase].replace("{prompt}", prompt)
+
+
+def frozen(values: Mapping[str, int]) -> Values:
+    """Values as a key."""
+    return tuple(sorted(values.items()))

@@ -1,0 +1,117 @@
+"""What an attribute model has to beat: the mean rating, and a ridge regression on length and a few text statistics.
+
+Shapes: R responses, A attributes, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steerlm.evaluation.responses import RatedResponses
+from steerlm.evaluation.text_measures import (
+    has_code,
+    has_refusal,
+    list_share,
+    reading_grade,
+    repetition,
+    type_token_ratio,
+    words,
+)
+
+Floats = NDArray[np.float64]
+_PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
+_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """What the baselines predict for the evaluated responses, [R, A] each, and what they were fitted on."""
+
+    mean_RA: Floats
+    ridge_RA: Floats
+    fitted_on: str
+
+
+def text_statistics(response: str, prompt: str) -> list[float]:
+    """The features of a response, [F]: lengths on a logarithmic scale, and measures of the text."""
+    found = words(response)
+    return [
+        np.log1p(len(response)),
+        np.log1p(len(found)),
+        np.log1p(len(prompt)),
+        sum(map(len, found)) / max(1, len(found)),
+        reading_grade(response),
+        type_token_ratio(response),
+        list_share(response),
+        has_code(response),
+        repetition(response),
+        has_refusal(response),
+        float(response.count("?") > 0),
+        float(response.count("!") > 0),
+    ]
+
+
+def baselines(evaluated: RatedResponses, train: RatedResponses | None) -> Baselines:
+    """Fit on `train`, or, without it, cross-validate on the evaluated responses themselves: those of a conversation
+    are predicted from other conversations.
+    """
+    features_RF = _features(evaluated)
+    shape = evaluated.rated_RA.shape
+    mean_RA, ridge_RA = np.full(shape, np.nan), np.full(shape, np.nan)
+    fold_R = folds(evaluated.conversation_R)
+    train_RF = features_RF if train is None else _features(train)
+    for column in range(shape[1]):
+        for fold in range(_FOLDS) if train is None else (None,):
+            target_R = slice(None) if fold is None else fold_R == fold
+            rated_R = (evaluated if train is None else train).rated_RA[:, column]
+            source_R = ~np.isnan(rated_R) & (True if fold is None else fold_R != fold)
+            if not source_R.any():
+                continue
+            mean_RA[target_R, column] = rated_R[source_R].mean()
+            owner_R = (evaluated if train is None else train).conversation_R[source_R]
+            predict = fit_ridge(train_RF[source_R], rated_R[source_R], folds(owner_R))
+            ridge_RA[target_R, column] = predict(features_RF[target_R])
+    what = "the training data" if train is not None else f"the evaluated data ({_FOLDS}-fold cross-validation)"
+    return Baselines(mean_RA, ridge_RA, what)
+
+
+def _features(responses: RatedResponses) -> Floats:
+    pairs = zip(responses.texts, responses.prompts, strict=True)
+    return np.array([text_statistics(text, prompt) for text, prompt in pairs], dtype=np.float64)
+
+
+def folds(conversation_R: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The fold of each response; conversations stay whole."""
+    _, number = np.unique(conversation_R, return_inverse=True)
+    random = np.random.default_rng(0)
+    return np.asarray(random.permutation(number.max() + 1 if len(number) else 0)[number] % _FOLDS)
+
+
+def fit_ridge(features_RF: Floats, rated_R: Floats, fold_R: NDArray[np.int64]) -> Callable[[Floats], Floats]:
+    """A ridge regression on standardised features, with the penalty of the least error on the folds left out."""
+    errors = [_left_out_error(features_RF, rated_R, fold_R, penalty) for penalty in _PENALTIES]
+    return _ridge(features_RF, rated_R, _PENALTIES[int(np.argmin(errors))])
+
+
+def _left_out_error(features_RF: Floats, rated_R: Floats, fold_R: NDArray[np.int64], penalty: float) -> float:
+    total = 0.0
+    for fold in np.unique(fold_R):
+        held_out_R = fold_R == fold
+        if held_out_R.all():
+            continue
+        predict = _ridge(features_RF[~held_out_R], rated_R[~held_out_R], penalty)
+        total += float(np.square(predict(features_RF[held_out_R]) - rated_R[held_out_R]).sum())
+    return total
+
+
+def _ridge(features_RF: Floats, rated_R: Floats, penalty: float) -> Callable[[Floats], Floats]:
+    mean_F, mean = features_RF.mean(axis=0), float(rated_R.mean())
+    scale_F = features_RF.std(axis=0)
+    scale_F[scale_F < 1e-9] = 1.0
+    x_RF = (features_RF - mean_F) / scale_F
+    weight_F = np.linalg.solve(x_RF.T @ x_RF + penalty * np.eye(x_RF.shape[1]), x_RF.T @ (rated_R - mean))
+    return lambda new_RF: (new_RF - mean_F) / scale_F @ weight_F + mean

@@ -1,0 +1,137 @@
+"""Steering as a walk in the space of attributes (arXiv 2505.23816), and its evenness (arXiv 2406.04460).
+
+Goals are drawn uniformly over the grid of settings. Every scale is brought to 0..1. For one answer, z* is what was
+asked, z what was measured, and z0 what is measured at the defaults. Shapes: G goals, A attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steerlm.attributes import Attribute, Schema
+from steerlm.evaluation.answers import JUDGE, SECOND, Measured
+from steerlm.evaluation.bootstrap import bootstrap_figures
+
+Floats = NDArray[np.float64]
+_REACHED = 0.05
+
+
+def steering_errors(asked_GA: Floats, measured_GA: Floats, start_GA: Floats) -> dict[str, Floats]:
+    """Per goal: the steering error |z* - z|; its part along the request z* - z0, relative to the length of the request
+    (miscalibration, 0 is right, 1 is as far off as was asked to go); its part across the request relative to the way
+    gone from z0 (orthogonality, 0 where nothing else moves, at most 1). NaN where no way was asked for or gone.
+    """
+    error_GA, request_GA = asked_GA - measured_GA, asked_GA - start_GA
+    moved_G = np.linalg.norm(measured_GA - start_GA, axis=1)
+    length_G = np.linalg.norm(request_GA, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        unit_GA = request_GA / length_G[:, None]
+        along_G = (error_GA * unit_GA).sum(axis=1)
+        across_G = np.linalg.norm(error_GA - along_G[:, None] * unit_GA, axis=1)
+        miscalibration_G = np.abs(along_G) / length_G
+        orthogonality_G = np.minimum(across_G / moved_G, 1.0)
+    miscalibration_G[length_G < 1e-9] = np.nan
+    orthogonality_G[(length_G < 1e-9) | (moved_G < 1e-9)] = np.nan
+    return {
+        "error": np.linalg.norm(error_GA, axis=1),
+        "miscalibration": miscalibration_G,
+        "orthogonality": orthogonality_G,
+    }
+
+
+def goal_figures(
+    measured: Measured, schema: Schema, attributes: Sequence[str], resamples: int, seed: int
+) -> dict[str, Any] | None:
+    """Figures of the answers that set all attributes at once; None where there are none, or no scores."""
+    items = [schema[name] for name in attributes]
+    columns = [_column(measured, name) for name in attributes]
+    rows = [
+        number
+        for number, ask in enumerate(measured.asks)
+        if len(ask.named) == len(attributes) > 1 and ask.paraphrase == 0
+    ]
+    starts = _starts(measured, items)
+    rows = [number for number in rows if measured.asks[number].prompt in starts]
+    if not rows or any(column is None for column in columns):
+        return None
+    measured_GA = np.stack([_unit(item, column[rows]) for item, column in zip(items, columns, strict=True)], axis=1)  # type: ignore[index]
+    start_rows = [starts[measured.asks[number].prompt] for number in rows]
+    start_GA = np.stack([_unit(item, column[start_rows]) for item, column in zip(items, columns, strict=True)], axis=1)  # type: ignore[index]
+    asked = [dict(measured.asks[number].named) for number in rows]
+    asked_GA = np.array([[_unit(item, np.array(values[item.name])) for item in items] for values in asked])
+    steps_A = np.array([item.high - item.low for item in items])
+    present_G = np.isfinite(measured_GA).all(axis=1) & np.isfinite(start_GA).all(axis=1)
+    if not present_G.any():
+        return None
+    owner_G = np.array([measured.asks[number].prompt for number in rows])[present_G]
+    measured_GA, asked_GA, start_GA = measured_GA[present_G], asked_GA[present_G], start_GA[present_G]
+    per_goal = steering_errors(asked_GA, measured_GA, start_GA)
+    per_goal["within_one_level"] = (np.abs(asked_GA - measured_GA) * steps_A <= 1).all(axis=1).astype(np.float64)
+    table = np.stack(list(per_goal.values()), axis=1)
+
+    def means(entries: NDArray[np.int64]) -> Floats:
+        present = np.isfinite(table[entries])
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.where(present, table[entries], 0.0).sum(axis=0) / present.sum(axis=0))
+
+    estimates = bootstrap_figures(means, owner_G, resamples, seed)
+    return {
+        "goals": len(owner_G),
+        "attributes": list(attributes),
+        **{name: estimate._asdict() for name, estimate in zip(per_goal, estimates, strict=True)},
+        "coverage": {
+            item.name: coverage(item, measured_GA[:, number] * steps_A[number] + item.low)
+            for number, item in enumerate(items)
+        },
+    }
+
+
+def coverage(attribute: Attribute, measured_G: Floats) -> float:
+    """The share of the levels that at least one answer in twenty reaches, rounded, while goals ask for all equally."""
+    reached = np.array([attribute.level(float(value)) for value in measured_G])
+    return float(np.mean([(reached == level).mean() >= _REACHED for level in attribute.levels]))
+
+
+def consistency(measured: Measured, schema: Schema, attributes: Sequence[str]) -> dict[str, dict[str, float]] | None:
+    """Per attribute, in points of its scale: the standard deviation of what is measured when the same request is put in
+    other words, and, beside it, of the same request over prompts. None where nothing was put in other words.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for name in attributes:
+        column = _column(measured, name)
+        groups: dict[tuple[int, int], list[float]] = {}
+        for number, ask in enumerate(measured.asks):
+            if column is not None and len(ask.named) == 1 and ask.named[0][0] == name:
+                groups.setdefault((ask.prompt, ask.named[0][1]), []).append(float(column[number]))
+        several = {place: values for place, values in groups.items() if len(values) > 1}
+        if not several:
+            continue
+        levels = {level for _, level in several}
+        over_prompts = [np.nanstd([values[0] for (_, at), values in groups.items() if at == level]) for level in levels]
+        found[name] = {
+            "over_paraphrases": float(np.nanmean([np.nanstd(values) for values in several.values()])),
+            "over_prompts": float(np.nanmean(over_prompts)),
+        }
+    return found or None
+
+
+def _column(measured: Measured, name: str) -> Floats | None:
+    return measured.columns.get(f"{SECOND}{name}", measured.columns.get(f"{JUDGE}{name}"))
+
+
+def _starts(measured: Measured, attributes: Sequence[Attribute]) -> dict[int, int]:
+    """For each prompt an answer of which all is at the defaults."""
+    defaults = {item.name: item.default for item in attributes}
+    return {
+        ask.prompt: number
+        for number, ask in enumerate(measured.asks)
+        if ask.paraphrase == 0 and len(ask.named) == 1 and defaults.get(ask.named[0][0]) == ask.named[0][1]
+    }
+
+
+def _unit(attribute: Attribute, values: Floats) -> Floats:
+    return (values - attribute.low) / (attribute.high - attribute.low)

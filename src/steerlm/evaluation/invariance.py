@@ -1,0 +1,118 @@
+"""Whether a response is given the same scores whatever it is scored with, against one response at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from steerlm.annotation import Scorer, ScoreSettings
+from steerlm.conversation import Conversation
+from steerlm.models.load import SteerModel
+
+Floats = NDArray[np.float64]
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
+"""Most that a score may differ, in points of its scale: sums in another order are rounded otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invariance:
+    """The greatest difference of a score from that of the response alone, among `responses`."""
+
+    name: str
+    difference: float
+    tolerance: float
+    responses: int
+
+    @property
+    def holds(self) -> bool:
+        return self.difference <= self.tolerance
+
+    def record(self) -> dict[str, Any]:
+        return {**asdict(self), "holds": self.holds}
+
+
+def check_invariance(
+    model: SteerModel, conversations: Sequence[Conversation], settings: ScoreSettings, most: int
+) -> list[Invariance]:
+    """Score some `most` responses alone, one to a forward pass, and then in company."""
+    chosen = _some(conversations, most)
+    scorer = Scorer(model, settings)
+    alone = [_thread(conversation, index) for conversation in chosen for index in conversation.responses]
+    reference = np.concatenate([_table(scorer, [thread], last=True) for thread in alone])
+    tolerance = TOLERANCE["fp32" if scorer.dtype == torch.float32 else "bf16"]
+    small = Scorer(model, settings.model_copy(update={"pack_tokens": scorer.context}))
+    checks: dict[str, Callable[[], Floats]] = {
+        "packing (whole trees)": lambda: _table(scorer, chosen),
+        "packing (smaller packs)": lambda: _table(small, chosen),
+        "batch (threads side by side)": lambda: _table(scorer, alone, last=True),
+        "position in the pack (reversed order)": lambda: _backwards(scorer, chosen),
+        "padding (transformers' own batches)": lambda: _padded(scorer, alone),
+    }
+    found = []
+    for name, scores in checks.items():
+        difference_RA = np.abs(scores() - reference)
+        counted = ~np.isnan(difference_RA).any(axis=1)
+        greatest = float(difference_RA[counted].max()) if counted.any() else float("nan")
+        found.append(Invariance(name, greatest, tolerance, int(counted.sum())))
+    return found
+
+
+def _some(conversations: Sequence[Conversation], most: int) -> list[Conversation]:
+    """Conversations, the first that fit, with at most `most` responses together; at least one."""
+    answered = [conversation for conversation in conversations if conversation.responses]
+    chosen: list[Conversation] = []
+    count = 0
+    for conversation in answered:
+        if count + len(conversation.responses) <= most:
+            chosen.append(conversation)
+            count += len(conversation.responses)
+    return chosen or answered[:1]
+
+
+def _thread(conversation: Conversation, index: int) -> Conversation:
+    """What leads to a response, and it."""
+    messages = [conversation.messages[member] for member in conversation.path(index)]
+    chain = tuple(replace(message, parent=k - 1 if k else None) for k, message in enumerate(messages))
+    return replace(conversation, messages=chain)
+
+
+def _table(scorer: Scorer, conversations: Sequence[Conversation], last: bool = False) -> Floats:
+    """Scores [R, A] of all responses, or of the last of each conversation; NaN where one is too long."""
+    names = scorer.model.schema.names
+    rows = []
+    for conversation, values in zip(conversations, scorer.score(conversations).values, strict=True):
+        for index in conversation.responses[-1:] if last else conversation.responses:
+            rows.append([values[index][name] if index in values else np.nan for name in names])
+    return np.array(rows, dtype=np.float64)
+
+
+def _backwards(scorer: Scorer, conversations: Sequence[Conversation]) -> Floats:
+    backwards = list(reversed(conversations))
+    table = _table(scorer, backwards)
+    ends = np.cumsum([len(conversation.responses) for conversation in backwards])
+    return np.concatenate(list(reversed(np.split(table, ends[:-1]))))
+
+
+@torch.no_grad()
+def _padded(scorer: Scorer, threads: Sequence[Conversation]) -> Floats:
+    """As `AutoModelForSequenceClassification` scores them in padded batches, without our packing."""
+    model = scorer.model
+    ids = [model.renderer.thread(thread, "score") for thread in threads]
+    table = np.full((len(ids), len(model.schema)), np.nan)
+    fitting = sorted((k for k in range(len(ids)) if len(ids[k]) <= scorer.context), key=lambda k: len(ids[k]))
+    pad = model.network.config.pad_token_id
+    for start in range(0, len(fitting), 4):
+        rows = fitting[start : start + 4]
+        width = max(len(ids[k]) for k in rows)
+        tokens = [[*ids[k], *[pad] * (width - len(ids[k]))] for k in rows]
+        seen = [[1] * len(ids[k]) + [0] * (width - len(ids[k])) for k in rows]
+        batch = {"input_ids": tokens, "attention_mask": seen}
+        inputs = {name: torch.tensor(value, device=model.device) for name, value in batch.items()}
+        with torch.autocast(model.device.type, scorer.dtype, enabled=scorer.dtype != torch.float32):
+            table[rows] = model.network(**inputs, use_cache=False).logits.double().cpu().numpy()
+    return table

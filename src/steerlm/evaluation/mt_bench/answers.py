@@ -1,0 +1,221 @@
+"""Two-turn answers of a served model, at one attribute setting or at several."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from steerlm.errors import ConfigError, DataError
+from steerlm.evaluation.mt_bench.client import (
+    ChatClient,
+    Endpoint,
+    Failure,
+    Usage,
+    raise_failures,
+    stamp,
+    work_through,
+)
+from steerlm.evaluation.mt_bench.layouts import Answer, file_name
+from steerlm.evaluation.mt_bench.questions import Question
+from steerlm.evaluation.mt_bench.rowfile import RowFile
+from steerlm.evaluation.mt_bench.settings import AnswerSettings
+
+ANSWERS = "model_answer"
+TEMPERATURES = {
+    "writing": 0.7,
+    "roleplay": 0.7,
+    "extraction": 0.0,
+    "math": 0.0,
+    "coding": 0.0,
+    "reasoning": 0.0,
+    "stem": 0.1,
+    "humanities": 0.1,
+}
+_OTHER_TEMPERATURE = 0.7
+_ASSIGNMENT = re.compile(r"([a-z][a-z0-9_]*)=(-?[0-9]+|none)")
+DEFAULT = "default"
+AT = "@"
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Attribute values that all answers are asked with; None leaves an attribute unset, no values at all the server's
+    defaults.
+    """
+
+    values: Mapping[str, int | None] = field(default_factory=dict)
+
+    def model(self, name: str) -> str:
+        """The name under which the model at this setting stands in files and tables."""
+        shown = ",".join(f"{key}={'none' if value is None else value}" for key, value in self.values.items())
+        return f"{name}{AT}{shown}" if shown else name
+
+
+def parse_setting(text: str) -> Setting:
+    """`verbosity=0,complexity=4` or `default`. Raises `ConfigError` where it is neither."""
+    if text.strip() == DEFAULT:
+        return Setting()
+    values: dict[str, int | None] = {}
+    for part in text.split(","):
+        match = _ASSIGNMENT.fullmatch(part.strip())
+        if not match:
+            raise ConfigError(
+                f"setting {text!r}: write attribute=value,..., such as verbosity=0,humor=none, or default"
+            )
+        if match[1] in values:
+            raise ConfigError(f"setting {text!r}: {match[1]} is set twice")
+        values[match[1]] = None if match[2] == "none" else int(match[2])
+    return Setting(values)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerReport:
+    """What was answered: `made` now, `kept` from before, `cut` at the limit of tokens, over all settings."""
+
+    models: tuple[str, ...]
+    files: tuple[Path, ...]
+    made: int
+    kept: int
+    cut: int
+    usage: Usage
+
+
+def temperature(category: str, greedy: bool) -> float:
+    """The temperature at which a question of the category is answered."""
+    return 0.0 if greedy else TEMPERATURES.get(category, _OTHER_TEMPERATURE)
+
+
+def answer_questions(
+    questions: Sequence[Question],
+    model: str,
+    settings: AnswerSettings,
+    out: Path,
+    steering: Sequence[Setting] = (Setting(),),
+    name: str | None = None,
+    progress: Progress = lambda done, total: None,
+) -> AnswerReport:
+    """Answer all questions at every setting, into `out`/model_answer/NAME[@SETTING].jsonl.
+
+    `model` is what the server calls it, `name` what files and tables do. Answers that are there are kept. Raises
+    `EngineError` where some failed, `DataError` where a file holds answers made otherwise.
+    """
+    endpoint = Endpoint(
+        settings.url,
+        model,
+        settings.key_env,
+        json.loads(settings.body),
+        settings.retries,
+        settings.retry_pause,
+        settings.timeout,
+    )
+    names = [setting.model(name or model) for setting in steering]
+    if len(set(names)) < len(names):
+        raise ConfigError("the same attribute setting is given twice")
+    with ExitStack() as stack:
+        files = [
+            stack.enter_context(RowFile(out / ANSWERS / f"{file_name(item)}.jsonl", Answer.from_row)) for item in names
+        ]
+        jobs = [
+            _Job(question, setting, item, file)
+            for setting, item, file in zip(steering, names, files, strict=True)
+            for question in _unanswered(questions, settings.signature(model), item, file)
+        ]
+        made: list[dict[str, Any]] = []
+        failures = asyncio.run(_answer_all(jobs, endpoint, settings, made, progress))
+        for file in files:
+            file.sort(lambda row: row["question_id"])
+    raise_failures(failures, len(jobs), "answers")
+    return AnswerReport(
+        tuple(names),
+        tuple(file.path for file in files),
+        len(made),
+        len(questions) * len(names) - len(jobs),
+        sum("length" in row["finish"] for row in made),
+        sum((Usage.from_dict(row["usage"]) for row in made), Usage()),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    question: Question
+    setting: Setting
+    model: str
+    file: RowFile
+
+    def __str__(self) -> str:
+        return f"question {self.question.id} of {self.model}"
+
+
+def _unanswered(
+    questions: Sequence[Question], signature: Mapping[str, Any], model: str, file: RowFile
+) -> list[Question]:
+    """Questions that the file has no answer to; it must not hold answers made with other settings."""
+    for row in file.rows:
+        if row.get("model_id") != model or row.get("asked", signature) != signature:
+            raise DataError(
+                f"{file.path}: its answer to question {row.get('question_id')} was made by another model or with other "
+                "settings; choose another --name or --out, or remove the file"
+            )
+    answered = {row["question_id"] for row in file.rows}
+    return [question for question in questions if question.id not in answered]
+
+
+async def _answer_all(
+    jobs: Sequence[_Job],
+    endpoint: Endpoint,
+    settings: AnswerSettings,
+    made: list[dict[str, Any]],
+    progress: Progress,
+) -> list[Failure]:
+    async with ChatClient(endpoint) as client:
+
+        async def work(job: _Job) -> None:
+            row = await _answer(client, job, settings)
+            job.file.append(row)
+            made.append(row)
+            progress(len(made), len(jobs))
+
+        return await work_through(jobs, work, str, settings.concurrency)
+
+
+async def _answer(client: ChatClient, job: _Job, settings: AnswerSettings) -> dict[str, Any]:
+    """The row of a question: each turn sees those before it, with what the model itself answered."""
+    messages: list[dict[str, str]] = []
+    replies = []
+    fields = _nested(settings.attributes_field, dict(job.setting.values)) if job.setting.values else {}
+    for turn in job.question.turns:
+        messages.append({"role": "user", "content": turn})
+        reply = await client.complete(
+            messages,
+            temperature=temperature(job.question.category, settings.greedy),
+            max_tokens=settings.max_tokens,
+            **fields,
+        )
+        messages.append({"role": "assistant", "content": reply.text})
+        replies.append(reply)
+    return {
+        "question_id": job.question.id,
+        "answer_id": uuid.uuid4().hex,
+        "model_id": job.model,
+        "choices": [{"index": 0, "turns": [reply.text for reply in replies]}],
+        "tstamp": stamp(),
+        "attributes": dict(job.setting.values),
+        "asked": settings.signature(client.model),
+        "finish": [reply.finish for reply in replies],
+        "usage": sum((reply.usage for reply in replies), Usage()).to_dict(),
+    }
+
+
+def _nested(path: str, value: object) -> dict[str, Any]:
+    """`a.b` as {"a": {"b": value}}."""
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    return value  # type: ignore[return-value]

@@ -1,0 +1,195 @@
+"""Asks the judge, and keeps what it says in FastChat's files; what is there already is not asked again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from steerlm.errors import ConfigError, DataError
+from steerlm.evaluation.mt_bench.answers import Progress
+from steerlm.evaluation.mt_bench.client import (
+    ChatClient,
+    Endpoint,
+    Failure,
+    Reply,
+    Usage,
+    raise_failures,
+    stamp,
+    work_through,
+)
+from steerlm.evaluation.mt_bench.layouts import PairJudgment, SingleJudgment, file_name
+from steerlm.evaluation.mt_bench.matches import Answers, Match, pair_matches, single_matches
+from steerlm.evaluation.mt_bench.questions import Benchmark
+from steerlm.evaluation.mt_bench.rowfile import RowFile
+from steerlm.evaluation.mt_bench.settings import JudgeSettings
+from steerlm.evaluation.mt_bench.verdicts import UNRATED, rating, winner
+
+JUDGMENTS = "model_judgment"
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeReport:
+    """What was judged: `made` now, `kept` from before, `unrated` of those made; tokens and cost of those made, and of
+    all that this judge has in the file.
+    """
+
+    file: Path
+    made: int
+    kept: int
+    unrated: int
+    usage: Usage
+    cost: float
+    whole_usage: Usage
+    whole_cost: float
+
+
+def judge_answers(
+    bench: Benchmark,
+    answers: Answers,
+    settings: JudgeSettings,
+    out: Path,
+    fresh: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> JudgeReport:
+    """Judge all answers, into `out`/model_judgment/JUDGE_single.jsonl or JUDGE_pair.jsonl.
+
+    A judgment that is there is kept where it was made of the same text. Of other text, it stops the run with a
+    `DataError`, or with `fresh` is thrown away. Raises `EngineError` where some requests failed.
+    """
+    pairs = settings.mode != "single"
+    if (settings.mode == "pair-baseline") != (settings.baseline is not None):
+        raise ConfigError("mode pair-baseline needs a baseline, and no other mode takes one")
+    matches = list(pair_matches(bench, answers, settings.baseline) if pairs else single_matches(bench, answers))
+    endpoint = Endpoint(
+        settings.judge_url,
+        settings.judge,
+        settings.key_variable,
+        json.loads(settings.judge_body),
+        settings.judge_retries,
+        settings.judge_retry_pause,
+        settings.judge_timeout,
+    )
+    path = out / JUDGMENTS / f"{file_name(settings.judge)}_{'pair' if pairs else 'single'}.jsonl"
+    with RowFile(path, PairJudgment.from_row if pairs else SingleJudgment.from_row) as file:
+        jobs = _unjudged(matches, settings, file, fresh)
+        made: list[dict[str, Any]] = []
+        failures = asyncio.run(_judge_all(jobs, endpoint, settings, file, made, progress))
+        file.sort(_order)
+        whole = _usage(row for row in file.rows if row["judge"][0] == settings.judge)
+    raise_failures(failures, len(jobs), "judgments")
+    usage, prices = _usage(made), (settings.price_prompt, settings.price_completion)
+    return JudgeReport(
+        path,
+        len(made),
+        len(matches) - len(jobs),
+        sum(_unrated(row) for row in made),
+        usage,
+        usage.cost(*prices),
+        whole,
+        whole.cost(*prices),
+    )
+
+
+def _usage(rows: Iterable[Mapping[str, Any]]) -> Usage:
+    return sum((Usage.from_dict(row.get("usage")) for row in rows), Usage())
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    models = (row["model"],) if "model" in row else (row["model_1"], row["model_2"])
+    return row["question_id"], row.get("turn", 1), *models
+
+
+def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    number, turn, *models = _key(row)
+    return turn, *models, number
+
+
+def _unrated(row: Mapping[str, Any]) -> bool:
+    return bool(row["score"] == UNRATED) if "score" in row else "error" in (row["g1_winner"], row["g2_winner"])
+
+
+def _unjudged(matches: Sequence[Match], settings: JudgeSettings, file: RowFile, fresh: bool) -> list[Match]:
+    """Matches without a judgment of the same text in the file."""
+    wanted = {(match.question.id, match.turn, *match.models): match for match in matches}
+    stale, kept, done = [], [], set()
+    for row in file.rows:
+        match = wanted.get(_key(row)) if row["judge"][0] == settings.judge else None
+        if match and row.get("user_prompt", row.get("g1_user_prompt")) != match.user_prompt():
+            stale.append(row)
+            continue
+        kept.append(row)
+        if match and not (settings.retry_unrated and _unrated(row)):
+            done.add(_key(row))
+    if stale and not fresh:
+        raise DataError(
+            f"{file.path}: {len(stale)} judgments, the first of question {stale[0]['question_id']}, are of other "
+            "answers, references or prompts than these; pass --fresh to judge anew, or choose another --out"
+        )
+    if stale:
+        file.replace(kept)
+    return [match for key, match in wanted.items() if key not in done]
+
+
+async def _judge_all(
+    jobs: Sequence[Match],
+    endpoint: Endpoint,
+    settings: JudgeSettings,
+    file: RowFile,
+    made: list[dict[str, Any]],
+    progress: Progress,
+) -> list[Failure]:
+    async with ChatClient(endpoint) as client:
+
+        async def ask(match: Match, swapped: bool = False) -> Reply:
+            messages = [
+                {"role": "system", "content": match.prompt.system},
+                {"role": "user", "content": match.user_prompt(swapped)},
+            ]
+            return await client.complete(messages, temperature=0.0, max_tokens=settings.judge_max_tokens)
+
+        async def work(match: Match) -> None:
+            judge: Callable[..., Any] = _single if len(match.models) == 1 else _pair
+            row = {**await judge(match, ask), "judge": [settings.judge, match.prompt.name], **_further(match)}
+            file.append(row)
+            made.append(row)
+            progress(len(made), len(jobs))
+
+        return await work_through(jobs, work, str, settings.judge_concurrency)
+
+
+def _further(match: Match) -> dict[str, Any]:
+    note = {"reference": match.reference.note or "as published"} if match.reference else {}
+    return {"turn": match.turn, "tstamp": stamp(), **note}
+
+
+async def _single(match: Match, ask: Callable[..., Any]) -> dict[str, Any]:
+    reply = await ask(match)
+    return {
+        "question_id": match.question.id,
+        "model": match.models[0],
+        "user_prompt": match.user_prompt(),
+        "judgment": reply.text,
+        "score": rating(reply.text),
+        "usage": reply.usage.to_dict(),
+    }
+
+
+async def _pair(match: Match, ask: Callable[..., Any]) -> dict[str, Any]:
+    """Both orders, one after the other: a judgment is one row, so that a kill leaves both or none."""
+    first, second = await ask(match), await ask(match, swapped=True)
+    return {
+        "question_id": match.question.id,
+        "model_1": match.models[0],
+        "model_2": match.models[1],
+        "g1_winner": winner(first.text, swapped=False),
+        "g2_winner": winner(second.text, swapped=True),
+        "g1_user_prompt": match.user_prompt(),
+        "g1_judgment": first.text,
+        "g2_user_prompt": match.user_prompt(swapped=True),
+        "g2_judgment": second.text,
+        "usage": (first.usage + second.usage).to_dict(),
+    }

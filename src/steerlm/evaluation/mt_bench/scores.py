@@ -1,0 +1,211 @@
+"""Tables from grades: per category, per turn, total, each with a bootstrap interval over questions.
+
+The total is the mean over all rated rows of both turns, so that every row counts alike; a row without a rating (-1)
+is left out, a missing one is not made up for, and a duplicate counts as often as it is there, as in FastChat's table.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from steerlm.evaluation.bootstrap import Estimate, Floats, bootstrap
+from steerlm.evaluation.mt_bench.answers import AT
+from steerlm.evaluation.mt_bench.layouts import TURNS, SingleJudgment
+from steerlm.evaluation.mt_bench.questions import CATEGORIES, WRONG_REFERENCES, standard_categories
+from steerlm.evaluation.mt_bench.verdicts import UNRATED, rating
+
+Duplicates = Literal["all", "last"]
+OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What stands behind a score.
+
+    rated       rows that count
+    unrated     rows in which the judge gave no rating
+    missing     turns of the benchmark without a rated row
+    duplicates  further rated rows of a turn that has one already
+    differing   rows whose recorded score is not what their text says
+    doubtful    rated rows that were judged against a reference answer that is known to be wrong
+    """
+
+    rated: int
+    unrated: int
+    missing: int
+    duplicates: int
+    differing: int
+    doubtful: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """The scores of a model (at a setting) by a judge. `sound` is the total without the doubtful rows."""
+
+    model: str
+    judge: str
+    total: Estimate
+    turns: Mapping[int, Estimate]
+    categories: Mapping[str, Estimate]
+    sound: Estimate
+    counts: Counts
+    rows: tuple[tuple[int, float], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "model": self.model,
+            "judge": self.judge,
+            "total": self.total._asdict(),
+            "turns": {str(turn): estimate._asdict() for turn, estimate in self.turns.items()},
+            "categories": {name: estimate._asdict() for name, estimate in self.categories.items()},
+            "total_without_doubtful_references": self.sound._asdict(),
+            "counts": {name: getattr(self.counts, name) for name in Counts.__dataclass_fields__},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Rated:
+    question: int
+    turn: int
+    category: str
+    score: float
+    doubtful: bool
+
+
+def scores(
+    judgments: Iterable[SingleJudgment],
+    categories: Mapping[int, str] | None = None,
+    duplicates: Duplicates = "all",
+    recorded: bool = False,
+) -> list[Score]:
+    """One score for each model and judge, the best first.
+
+    `categories` by question id are MT-Bench's own where none are given. A score is read from the judgment's text by
+    FastChat's rule, from the row's own where it has no text, or always with `recorded`. With `duplicates="last"` only
+    the last rated row of a turn counts.
+    """
+    known = standard_categories() if categories is None else categories
+    groups: dict[tuple[str, str], list[SingleJudgment]] = {}
+    for judgment in judgments:
+        groups.setdefault((judgment.model, judgment.judge), []).append(judgment)
+    found = [_score(model, judge, rows, known, duplicates, recorded) for (model, judge), rows in groups.items()]
+    return sorted(found, key=lambda score: (-np.nan_to_num(score.total.value, nan=-1.0), score.model, score.judge))
+
+
+def _score(
+    model: str,
+    judge: str,
+    judgments: Sequence[SingleJudgment],
+    categories: Mapping[int, str],
+    duplicates: Duplicates,
+    recorded: bool,
+) -> Score:
+    rated: list[_Rated] = []
+    unrated = differing = 0
+    for item in judgments:
+        said = rating(item.text) if item.text else item.score
+        differing += said != item.score
+        value = item.score if recorded else said
+        if value == UNRATED:
+            unrated += 1
+        else:
+            category = categories.get(item.question_id, OTHER)
+            rated.append(_Rated(item.question_id, item.turn, category, value, _doubtful(item)))
+    places = Counter((row.question, row.turn) for row in rated)
+    if duplicates == "last":
+        rated = list({(row.question, row.turn): row for row in rated}.values())
+    names = [*CATEGORIES, *sorted({row.category for row in rated} - set(CATEGORIES))]
+    return Score(
+        model,
+        judge,
+        _mean(rated),
+        {turn: _mean([row for row in rated if row.turn == turn]) for turn in TURNS},
+        {name: _mean([row for row in rated if row.category == name]) for name in names},
+        _mean([row for row in rated if not row.doubtful]),
+        Counts(
+            rated=len(rated),
+            unrated=unrated,
+            missing=len({(number, turn) for number in categories for turn in TURNS} - set(places)),
+            duplicates=sum(places.values()) - len(places),
+            differing=differing,
+            doubtful=sum(row.doubtful for row in rated),
+        ),
+        tuple((row.question, row.score) for row in rated),
+    )
+
+
+def _doubtful(judgment: SingleJudgment) -> bool:
+    """Whether it was judged against a reference known to be wrong; rows of others do not say, and used FastChat's."""
+    note = judgment.row.get("reference")
+    return note == "known-wrong" if note else judgment.question_id in WRONG_REFERENCES and "math" in judgment.prompt
+
+
+def _mean(rows: Sequence[_Rated]) -> Estimate:
+    """The mean over rows. Questions are drawn, each with all its rows: its two turns are not independent."""
+    if not rows:
+        return Estimate(np.nan, np.nan, np.nan)
+    sums, counts = by_question((row.question, row.score) for row in rows)
+    return bootstrap(_ratio, np.array(list(sums.values())), np.array(list(counts.values())))
+
+
+def by_question(rows: Iterable[tuple[int, float]]) -> tuple[dict[int, float], dict[int, float]]:
+    """Sum of the scores and number of the rows of each question."""
+    sums: dict[int, float] = {}
+    counts: dict[int, float] = {}
+    for number, score in rows:
+        sums[number] = sums.get(number, 0.0) + score
+        counts[number] = counts.get(number, 0.0) + 1
+    return sums, counts
+
+
+def _ratio(sums: Floats, counts: Floats) -> float:
+    return float(sums.sum() / counts.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How much higher a model scores than another, on the questions that both have, in points."""
+
+    model: str
+    against: str
+    judge: str
+    points: Estimate
+    questions: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "model": self.model,
+            "against": self.against,
+            "judge": self.judge,
+            "points": self.points._asdict(),
+            "questions": self.questions,
+        }
+
+
+def steering_differences(found: Sequence[Score]) -> list[Difference]:
+    """Every model at a setting against the same model at its defaults, by the same judge; questions are paired."""
+    plain = {(score.model, score.judge): score for score in found}
+    differences = []
+    for score in found:
+        name, at, _ = score.model.partition(AT)
+        if at and (other := plain.get((name, score.judge))):
+            differences.append(difference(score, other))
+    return differences
+
+
+def difference(score: Score, other: Score) -> Difference:
+    """The total of `score` minus that of `other` on the questions that both have."""
+    sums, counts = by_question(score.rows)
+    other_sums, other_counts = by_question(other.rows)
+    shared = [number for number in sums if number in other_sums]
+    columns = [np.array([table[number] for number in shared]) for table in (sums, counts, other_sums, other_counts)]
+    nothing = Estimate(np.nan, np.nan, np.nan)
+    points = bootstrap(lambda a, b, c, d: _ratio(a, b) - _ratio(c, d), *columns) if shared else nothing
+    return Difference(score.model, other.model, score.judge, points, len(shared))

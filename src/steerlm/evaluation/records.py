@@ -1,0 +1,40 @@
+"""Where evaluation results are kept: as JSON in the model's own directory, from which its card is made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from steerlm.errors import DataError
+from steerlm.files import write_json
+
+FOLDER, REPORT, FIGURES = "evaluation", "steering.html", "figures"
+"""The folder within a model's directory; within it the report on steering, and the folder of figures."""
+
+
+def evaluation_folder(model: str | Path) -> Path:
+    """The folder of a model's results."""
+    return Path(model) / FOLDER
+
+
+def write_record(folder: Path, name: str, record: Mapping[str, Any]) -> Path:
+    """Write a result as `name`.json; returns its path."""
+    path = folder / f"{name}.json"
+    write_json(path, record)
+    return path
+
+
+def read_record(folder: Path, name: str) -> dict[str, Any] | None:
+    """A result, or None where there is none. Raises `DataError` for a file that is no JSON object."""
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not readable as JSON: {error}; remove it, or evaluate again") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{path}: not a result of an evaluation; remove it, or evaluate again")
+    return record

@@ -1,0 +1,91 @@
+"""The result of `steerlm eval steering` as a page of its own: one file, for a phone as for a desk, light and dark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from steerlm.evaluation.answers import JUDGE, PERPLEXITY, SECOND
+from steerlm.evaluation.charts import Line, line_chart
+from steerlm.evaluation.published import PUBLISHED
+from steerlm.evaluation.text_measures import TEXT_MEASURES, TOXIC_WORDS
+from steerlm.files import write_text
+from steerlm.pages import page
+
+_CURVES = ("characters", "reading_grade")
+
+
+def write_report(record: Mapping[str, Any], path: Path, name: str) -> Path:
+    """Write the page about the model `name`; returns its path."""
+    write_text(path, report_html(record, name))
+    return path
+
+
+def report_html(record: Mapping[str, Any], name: str) -> str:
+    """The page."""
+    first = record["settings"]["conditions"][0]
+    return page(
+        "steering.html.jinja",
+        name=name,
+        record=record,
+        first=record["conditions"][first],
+        conditions=record["conditions"],
+        attributes=record["settings"]["attributes"],
+        charts=_charts(record),
+        measures=measure_titles(record),
+        published=compared_with_published(record),
+        when=datetime.now(UTC).strftime("%Y-%m-%d"),
+    )
+
+
+def measure_titles(record: Mapping[str, Any]) -> dict[str, str]:
+    """What the measures of a result are called, in its order."""
+    first = next(iter(record["conditions"].values()))
+    columns = next(iter(first["attributes"].values()))["curves"]
+    titles = {item.name: item.title for item in (*TEXT_MEASURES, TOXIC_WORDS)}
+    titles[PERPLEXITY] = "perplexity under the untuned base"
+    return {column: _title(column, titles) for column in columns}
+
+
+def _title(column: str, titles: Mapping[str, str]) -> str:
+    if column.startswith(JUDGE):
+        return f"{column.removeprefix(JUDGE)}, by the attribute model"
+    if column.startswith(SECOND):
+        return f"{column.removeprefix(SECOND)}, by the independent attribute model"
+    return titles[column]
+
+
+def compared_with_published(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The papers' figures with ours beside them, where the attribute was swept."""
+    figures = next(iter(record["conditions"].values()))["attributes"]
+    rows = []
+    for item in PUBLISHED:
+        curve = figures.get(item.attribute, {}).get("curves", {}).get(item.column)
+        ours = (curve[0], curve[-1]) if curve else None
+        rows.append({"published": item, "ours": ours})
+    return rows
+
+
+def _charts(record: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
+    """For each attribute its titled charts: its own measure, that without length, and two of the text."""
+    titles = measure_titles(record)
+    found: dict[str, list[tuple[str, Any]]] = {}
+    for attribute in record["settings"]["attributes"]:
+        rows = {name: item["attributes"][attribute] for name, item in record["conditions"].items()}
+        first = next(iter(rows.values()))
+        own = [first["own"]] if first["own"] else []
+        charts = []
+        for column in dict.fromkeys([*own, *_CURVES]):
+            lines = [
+                Line(record["conditions"][name]["title"], row["curves"][column], color)
+                for color, (name, row) in enumerate(rows.items())
+            ]
+            on_scale = column.startswith((JUDGE, SECOND))
+            charts.append((titles[column], line_chart(titles[column], first["levels"], lines, diagonal=on_scale)))
+        if controlled := first.get("length_controlled"):
+            title = f"{titles[controlled['measure']]}, at equal length"
+            charts.insert(1, (title, line_chart(title, first["levels"], [Line("policy", controlled["curve"], 0)])))
+        found[attribute] = charts
+    return found

@@ -1,0 +1,46 @@
+"""Settings of the measurement of steering."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from steerlm.settings import Settings
+
+ConditionName = Literal["policy", "words", "guidance", "verified"]
+
+
+class SteeringSettings(Settings):
+    """How a policy is measured."""
+
+    attributes: list[str] = Field(default_factory=lambda: ["verbosity", "complexity", "humor"])
+    """Attributes to set to each of their levels in turn, the others staying at their defaults."""
+    prompts: Annotated[int, Field(ge=1)] = 16
+    """Held-out prompts to answer at each level."""
+    conditions: Annotated[list[ConditionName], Field(min_length=1)] = Field(
+        default_factory=lambda: list[ConditionName](["policy", "words"])
+    )
+    """What to compare: the policy, the untuned base asked in words, the policy with guidance, or with verified steering
+    (several answers drawn, the nearest to what was asked taken)."""
+    goals: Annotated[int, Field(ge=0)] = 2
+    """Settings of all these attributes at once that each prompt is answered at, drawn uniformly from the grid of
+    levels; as many as the grid has are the whole grid."""
+    paraphrases: Annotated[int, Field(ge=0)] = 0
+    """Prompts to put in other words too, to see whether the same request has the same effect."""
+    max_tokens: Annotated[int, Field(ge=1)] = 160
+    """Most tokens of an answer."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 always takes the likeliest token. Verified steering draws at 0.8 where this is 0."""
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    """Above 1 keeps a small model from repeating itself when it answers greedily."""
+    guidance: Annotated[float, Field(gt=0)] = 1.5
+    """Strength of guidance; 1 is none."""
+    draws: Annotated[int, Field(ge=2)] = 4
+    """Answers drawn by verified steering."""
+    perplexity: bool = True
+    """Measure how likely the untuned base finds the answers."""
+    resamples: Annotated[int, Field(ge=100)] = 1000
+    """Draws of prompts behind each interval."""
+    seed: int = 0
+    """Seed of sampling, of goals and of the intervals."""

@@ -1,0 +1,1 @@
+"""The server: steering over an OpenAI-compatible API."""

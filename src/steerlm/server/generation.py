@@ -1,0 +1,156 @@
+"""From the fields of a request to the engine, and from its pieces to answers."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+
+from steerlm.engines.base import Finish, Guidance, Piece, Request, Sampling, TokenLogprob
+from steerlm.server.errors import ApiError
+from steerlm.server.fields import GenerationFields
+from steerlm.server.state import ServerState
+from steerlm.server.work import admitted
+
+_COLDEST = 1e-6  # scores divided by less may not be finite; clients that cannot send 0 send this
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids to answer, and those to be pushed away from."""
+
+    ids: tuple[int, ...]
+    guidance: Guidance | None = None
+
+
+@dataclass
+class Answer:
+    """An answer as it grows: its text, its tokens, how many of the prompt's were kept, and why it ended.
+
+    `ended` says that the last token is the end signal, which is counted but is no part of the text.
+    """
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob | None] = field(default_factory=list)
+    cached: int = 0
+    finish: Finish = "length"
+    ended: bool = False
+
+    @property
+    def listed(self) -> tuple[list[int], list[TokenLogprob | None]]:
+        """The tokens of the text, with their log-probabilities."""
+        end = len(self.tokens) - self.ended
+        return self.tokens[:end], self.logprobs[:end]
+
+
+def read_sampling(state: ServerState, fields: GenerationFields, logprobs: int | None = None) -> Sampling:
+    """How to choose tokens; `max_tokens` is still to be fitted to the prompt. Raises `ApiError` beyond the limits."""
+    limits = state.limits
+    stop = [fields.stop] if isinstance(fields.stop, str) else fields.stop or []
+    if len(stop) > limits.stop:
+        raise ApiError(f"stop: {len(stop)} strings are more than {limits.stop}", param="stop")
+    if any(not 0 < len(text) <= limits.stop_characters for text in stop):
+        raise ApiError(f"stop: each string must have 1 to {limits.stop_characters} characters", param="stop")
+    if logprobs is not None and not 0 <= logprobs <= limits.top_logprobs:
+        raise ApiError(f"logprobs: at most {limits.top_logprobs} tokens can be listed", param="logprobs")
+    seed = secrets.randbelow(2**32) if fields.seed is None else fields.seed % 2**63
+    temperature = 1.0 if fields.temperature is None else fields.temperature
+    top_k = max(fields.top_k or 0, 0)
+    return Sampling(
+        max_tokens=max(1, fields.min_tokens or 0),
+        temperature=temperature if temperature >= _COLDEST else 0.0,
+        top_p=1.0 if not fields.top_p else fields.top_p,
+        # A share of nothing leaves the likeliest token, as in NVIDIA's API.
+        top_k=1 if fields.top_p == 0 else top_k if top_k < len(state.prompting.renderer.tokenizer) else 0,
+        repetition_penalty=fields.repetition_penalty or 1.0,
+        seed=seed,
+        stop=tuple(stop),
+        min_tokens=fields.min_tokens or 0,
+        logprobs=logprobs,
+    )
+
+
+def check_answers(state: ServerState, answers: int, field: str = "n") -> None:
+    """Raise `ApiError` where a request asks for more answers than it may."""
+    if answers > state.limits.answers:
+        raise ApiError(f"{field}: {answers} answers are more than the {state.limits.answers} of a request", param=field)
+
+
+def plan(
+    state: ServerState, prompts: Sequence[Prompt], sampling: Sampling, max_tokens: int | None, n: int
+) -> list[Request]:
+    """`n` requests for each prompt, in order; answer k of a prompt draws with seed + k.
+
+    Raises `ApiError` with the numbers where the context is too short for prompt and answer.
+    """
+    found = []
+    for prompt in prompts:
+        longest = max(len(prompt.ids), len(prompt.guidance.prompt) if prompt.guidance else 0)
+        fitted = replace(sampling, max_tokens=fitted_tokens(state, longest, max_tokens, sampling.min_tokens))
+        found += [
+            Request(prompt.ids, replace(fitted, seed=(sampling.seed + k) % 2**63), prompt.guidance) for k in range(n)
+        ]
+    return found
+
+
+def fitted_tokens(state: ServerState, prompt: int, asked: int | None, at_least: int = 0) -> int:
+    """Most tokens of an answer to a prompt of so many."""
+    limits, context = state.limits, state.engine.context
+    for name, amount in (("max_tokens", asked or 0), ("min_tokens", at_least)):
+        if limits.answer_tokens and amount > limits.answer_tokens:
+            raise ApiError(f"{name}={amount} is more than the {limits.answer_tokens} of an answer", param=name)
+    least = max(1, at_least if asked is None else asked)
+    if prompt + least > context:
+        raise ApiError(
+            f"the prompt has {prompt} tokens and the answer may have {least}, together more than the model's context "
+            f"of {context}; shorten the conversation or lower max_tokens",
+            param="max_tokens" if prompt < context and asked is not None else "messages",
+            code="context_length_exceeded",
+        )
+    if asked is not None and asked < at_least:
+        raise ApiError(f"min_tokens={at_least} is more than max_tokens={asked}", param="min_tokens")
+    default = min(limits.default_tokens, limits.answer_tokens or limits.default_tokens, context - prompt)
+    return max(default, at_least) if asked is None else asked
+
+
+async def pieces(state: ServerState, requests: Sequence[Request], trim: bool = True) -> AsyncGenerator[Piece, None]:
+    """The pieces of all answers as they come; with `trim` no answer begins with white space.
+
+    Closing it cancels what is not done.
+    """
+    begun = [not trim] * len(requests)
+    async with aclosing(admitted(state.engine, state.admission, requests)) as arriving:
+        async for piece in arriving:
+            if begun[piece.request]:
+                yield piece
+                continue
+            text = piece.text.lstrip()
+            begun[piece.request] = bool(text)
+            yield piece._replace(text=text)
+
+
+def add(state: ServerState, answer: Answer, piece: Piece) -> None:
+    """Take a piece into its answer."""
+    answer.text += piece.text
+    answer.cached = answer.cached or piece.cached
+    answer.tokens.append(piece.token)
+    answer.logprobs.append(piece.logprob)
+    answer.ended = ends(state, piece)
+    if piece.finish:
+        answer.finish = piece.finish
+
+
+def ends(state: ServerState, piece: Piece) -> bool:
+    """Whether a piece is the end signal, which is no part of the answer."""
+    return piece.finish == "stop" and piece.token in state.prompting.renderer.stop_ids
+
+
+async def collect(state: ServerState, requests: Sequence[Request], trim: bool = True) -> list[Answer]:
+    """All answers, whole."""
+    answers = [Answer() for _ in requests]
+    async with aclosing(pieces(state, requests, trim)) as arriving:
+        async for piece in arriving:
+            add(state, answers[piece.request], piece)
+    return answers

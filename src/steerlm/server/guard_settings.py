@@ -1,0 +1,37 @@
+"""Settings of what stands around the application."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from steerlm.training.config import Settings
+
+
+class GuardSettings(Settings):
+    """Who may use a server, and how much at a time."""
+
+    keys: Path | None = None
+    """File of API keys that clients must have, made by steerlm keys create; without it the server is open."""
+    insecure: bool = False
+    """Let anybody in who can reach the server, where there are no keys; otherwise it answers to localhost only."""
+    running: Annotated[int, Field(ge=1)] = 32
+    """Most answers computed at a time."""
+    waiting: Annotated[int, Field(ge=0)] = 256
+    """Most answers that wait for their turn; beyond them requests are refused with 429."""
+    scoring: Annotated[int, Field(ge=1)] = 16
+    """Most requests for scores that are under way; four times as many may wait."""
+    body_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
+    """Largest body of a request."""
+    body_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """Time in which a body must arrive."""
+    json_depth: Annotated[int, Field(ge=4)] = 32
+    """Deepest nesting of a body."""
+    cors_origins: list[str] = Field(default_factory=list)
+    """Origins of web pages that may use the server from a browser, such as https://chat.example.com; * is any."""
+    log_contents: bool = False
+    """Write prompts into the log; without it only ids, counts, times and steering values are logged."""
+    drain_seconds: Annotated[float, Field(ge=0)] = 30.0
+    """Time for what is under way when the server is told to stop."""

@@ -1,0 +1,79 @@
+"""The attribute model behind the server: scores of concurrent requests, computed together in one thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from steerlm.annotation.scorer import Scorer, on_scale
+from steerlm.attributes import Schema
+from steerlm.conversation import Conversation
+
+Scores = dict[int, dict[str, float]]
+"""Scores of responses by the number of their message; a response too long for the attribute model is absent."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    conversations: Sequence[Conversation]
+    result: Future[list[Scores]]
+
+
+class Judge:
+    """Scores conversations. What arrives while it computes is scored together afterwards."""
+
+    def __init__(self, scorer: Scorer, name: str = "attribute-model") -> None:
+        self.name = name
+        self._scorer = scorer
+        self._waiting: list[_Waiting] = []
+        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="steerlm-judge")
+
+    @property
+    def schema(self) -> Schema:
+        return self._scorer.model.schema
+
+    async def score(self, conversations: Sequence[Conversation]) -> list[Scores]:
+        """Scores on each attribute's scale of every response, for each conversation."""
+        item = _Waiting(conversations, Future())
+        with self._lock:
+            self._waiting.append(item)
+        self._thread.submit(self._work)
+        return await asyncio.wrap_future(item.result)
+
+    def close(self) -> None:
+        """End the thread, once what waits is done."""
+        self._thread.shutdown()
+
+    def _work(self) -> None:
+        with self._lock:
+            taken, self._waiting = self._waiting, []
+        # A client that has gone has cancelled its future.
+        batch = [item for item in taken if item.result.set_running_or_notify_cancel()]
+        if not batch:
+            return
+        try:
+            found = self._scores([conversation for item in batch for conversation in item.conversations])
+        except Exception:  # only those that cannot be scored are to fail
+            for item in batch:
+                self._answer(item)
+            return
+        at = 0
+        for item in batch:
+            item.result.set_result(found[at : at + len(item.conversations)])
+            at += len(item.conversations)
+
+    def _answer(self, item: _Waiting) -> None:
+        try:
+            item.result.set_result(self._scores(item.conversations))
+        except Exception as error:
+            item.result.set_exception(error)
+
+    def _scores(self, conversations: Sequence[Conversation]) -> list[Scores]:
+        scored = self._scorer.score(conversations)
+        return [
+            {message: on_scale(self.schema, values) for message, values in found.items()} for found in scored.values
+        ]

@@ -1,0 +1,112 @@
+"""Log-probabilities of tokens in the forms of OpenAI's two APIs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from pydantic import BaseModel
+from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from steerlm.engines.base import TokenLogprob
+
+
+class TopLogprob(BaseModel):
+    """A token that could have stood there: its text, its bytes, and its log-probability in nats."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenScore(TopLogprob):
+    """A token of the answer, and the likeliest at its place."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """The form of /v1/chat/completions."""
+
+    content: list[TokenScore]
+    refusal: None = None
+
+
+class CompletionLogprobs(BaseModel):
+    """The form of /v1/completions: lists with an entry for each token."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+def chat_logprobs(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], scores: Sequence[TokenLogprob | None]
+) -> ChatLogprobs:
+    """`scores[i]` are those of `tokens[i]`."""
+    content = []
+    for token, score in zip(tokens, scores, strict=True):
+        if score is not None:
+            top = [TopLogprob(**_entry(tokenizer, other, value)) for other, value in score.top]
+            content.append(TokenScore(**_entry(tokenizer, token, score.logprob), top_logprobs=top))
+    return ChatLogprobs(content=content)
+
+
+def completion_logprobs(
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: Sequence[int],
+    scores: Sequence[TokenLogprob | None],
+    offset: int = 0,
+    as_ids: bool = False,
+) -> CompletionLogprobs:
+    """As `chat_logprobs`; `offset` is the place in the text of the first token, in characters.
+
+    With `as_ids` tokens are written as vLLM writes them, `token_id:123`, by which they can be told apart.
+    """
+
+    def name(token: int) -> str:
+        return f"token_id:{token}" if as_ids else token_text(tokenizer, token)
+
+    found = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+    for token, score in zip(tokens, scores, strict=True):
+        if score is not None:
+            found.tokens.append(name(token))
+            found.token_logprobs.append(score.logprob)
+            # Several tokens may read alike; the likeliest comes first.
+            found.top_logprobs.append({name(other): value for other, value in reversed(score.top)})
+            found.text_offset.append(offset)
+        offset += len(token_text(tokenizer, token))
+    return found
+
+
+def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """A token by itself; bytes that are no whole character show as U+FFFD."""
+    return token_bytes(tokenizer, token).decode("utf-8", errors="replace")
+
+
+@lru_cache(maxsize=1 << 16)
+def token_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> bytes:
+    """The bytes that a token stands for, which may be part of a character."""
+    word = str(tokenizer.convert_ids_to_tokens(token))
+    if token in tokenizer.added_tokens_decoder:
+        return word.encode()
+    if "ByteLevel" in repr(tokenizer.backend_tokenizer.decoder):
+        alphabet = _byte_of()
+        return bytes(alphabet[char] for char in word)
+    if byte := re.fullmatch(r"<0x([0-9A-F]{2})>", word):
+        return bytes.fromhex(byte[1])
+    return word.replace("▁", " ").encode()
+
+
+@lru_cache(maxsize=1)
+def _byte_of() -> dict[str, int]:
+    return {char: byte for byte, char in bytes_to_unicode().items()}  # type: ignore[no-untyped-call]
+
+
+def _entry(tokenizer: PreTrainedTokenizerBase, token: int, logprob: float) -> dict[str, Any]:
+    raw = token_bytes(tokenizer, token)
+    return {"token": raw.decode("utf-8", errors="replace"), "logprob": logprob, "bytes": list(raw)}

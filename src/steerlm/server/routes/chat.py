@@ -1,0 +1,113 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from steerlm.engines.base import Piece
+from steerlm.server.chatting import ChatWork, prepare_chat, settled
+from steerlm.server.envelope import head, usage
+from steerlm.server.errors import ApiError
+from steerlm.server.generation import Answer, add, collect, ends, pieces
+from steerlm.server.logprobs import chat_logprobs
+from steerlm.server.routes import State
+from steerlm.server.routes.chat_models import (
+    AnswerMessage,
+    ChatChunk,
+    ChatCompletion,
+    ChatRequest,
+    Choice,
+    ChunkChoice,
+    Delta,
+)
+from steerlm.server.state import ServerState
+from steerlm.server.steering import report
+from steerlm.server.streaming import EventStream, begun, event, prepared, unless_gone, with_errors
+
+router = APIRouter(tags=["generation"])
+
+
+def _prepare(state: ServerState, body: ChatRequest) -> ChatWork:
+    if body.top_logprobs and not body.logprobs:
+        raise ApiError("top_logprobs: needs logprobs=true", param="top_logprobs")
+    generation = body.model_copy(update={"max_tokens": _max_tokens(body)})
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    return prepare_chat(state, body, generation, body.messages, verbosity=body.verbosity, logprobs=logprobs)
+
+
+def _max_tokens(body: ChatRequest) -> int | None:
+    if body.max_tokens and body.max_completion_tokens and body.max_tokens != body.max_completion_tokens:
+        raise ApiError(
+            f"max_tokens={body.max_tokens} contradicts max_completion_tokens={body.max_completion_tokens}; give one",
+            param="max_tokens",
+            code="contradiction",
+        )
+    return body.max_completion_tokens or body.max_tokens
+
+
+@router.post(
+    "/v1/chat/completions",
+    response_model=ChatCompletion,
+    responses={200: {"content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/ChatChunk"}}}}},
+)
+async def chat_completions(body: ChatRequest, request: Request, state: State) -> Any:
+    """Answer a conversation under the attributes that it asks for."""
+    work = await prepared(request, lambda: _prepare(state, body))
+    if not body.stream:
+        return await unless_gone(request, _whole(state, body, work))
+    if work.steering.verified:
+        raise ApiError("verified: the choice needs whole answers; leave stream out", param="stream")
+    arriving = await begun(request, pieces(state, work.requests))
+    return EventStream(with_errors(_events(state, body, work, arriving)))
+
+
+async def _whole(state: ServerState, body: ChatRequest, work: ChatWork) -> ChatCompletion:
+    drawn = await collect(state, work.requests)
+    answers, said = await settled(state, work.dialogue, work.steering, drawn)
+    tokenizer = state.prompting.renderer.tokenizer
+    return ChatCompletion(
+        **head(state, "chatcmpl", body.model),
+        choices=[
+            Choice(
+                index=index,
+                message=AnswerMessage(content=answer.text, attributes=work.steering.values),
+                logprobs=chat_logprobs(tokenizer, *answer.listed) if body.logprobs else None,
+                finish_reason=answer.finish,
+            )
+            for index, answer in enumerate(answers)
+        ],
+        usage=usage(work.requests, drawn, work.n),
+        steering=said,
+    )
+
+
+async def _events(
+    state: ServerState, body: ChatRequest, work: ChatWork, arriving: AsyncGenerator[Piece, None]
+) -> AsyncGenerator[str, None]:
+    tokenizer = state.prompting.renderer.tokenizer
+    top = head(state, "chatcmpl", body.model)
+    answers = [Answer() for _ in work.requests]
+    for index in range(work.n):
+        opening = ChunkChoice(index=index, delta=Delta(role="assistant", content=""))
+        yield event(ChatChunk(**top, choices=[opening], steering=report(work.steering)))
+    async with aclosing(arriving):
+        async for piece in arriving:
+            add(state, answers[piece.request], piece)
+            scores = None
+            if body.logprobs and not ends(state, piece):
+                scores = chat_logprobs(tokenizer, [piece.token], [piece.logprob])
+            if piece.text or scores:
+                choice = ChunkChoice(index=piece.request, delta=Delta(content=piece.text), logprobs=scores)
+                yield event(ChatChunk(**top, choices=[choice]))
+            if piece.finish:
+                choice = ChunkChoice(index=piece.request, delta=Delta(), finish_reason=piece.finish)
+                yield event(ChatChunk(**top, choices=[choice]))
+    if work.steering.measure:
+        _, said = await settled(state, work.dialogue, work.steering, answers)
+        yield event(ChatChunk(**top, choices=[], steering=said))
+    if body.stream_options and body.stream_options.include_usage:
+        yield event(ChatChunk(**top, choices=[], usage=usage(work.requests, answers, work.n)))

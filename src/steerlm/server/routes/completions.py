@@ -1,0 +1,258 @@
+"""POST /v1/completions: text or token ids to continue, or prompts to answer under attributes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Discriminator, Field, Tag
+
+from steerlm.engines import base
+from steerlm.server.dialogue import Dialogue, check_amount, single
+from steerlm.server.envelope import Usage, head, usage
+from steerlm.server.errors import ApiError
+from steerlm.server.fields import GenerationFields, IgnoredFields, Only, SteeringFields, StreamOptions, Text
+from steerlm.server.generation import Answer, Prompt, add, check_answers, collect, ends, pieces, plan, read_sampling
+from steerlm.server.logprobs import CompletionLogprobs, completion_logprobs, token_text
+from steerlm.server.measuring import measure
+from steerlm.server.routes import State
+from steerlm.server.rules import forbidden
+from steerlm.server.state import ServerState
+from steerlm.server.steering import (
+    Steering,
+    SteeringReport,
+    guidance_of,
+    preset_of,
+    prompt_of,
+    report,
+    settle,
+    sources_of,
+)
+from steerlm.server.streaming import EventStream, begun, event, prepared, unless_gone, with_errors
+
+router = APIRouter(tags=["generation"])
+
+
+def _kind(value: object) -> str:
+    if not isinstance(value, list):
+        return "<text>"
+    first = value[0] if value else 0
+    return "<token lists>" if isinstance(first, list) else "<texts>" if isinstance(first, str) else "<tokens>"
+
+
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+PromptField = Annotated[
+    Annotated[Text, Tag("<text>")]
+    | Annotated[list[Text], Tag("<texts>")]
+    | Annotated[TokenIds, Tag("<tokens>")]
+    | Annotated[list[TokenIds], Tag("<token lists>")],
+    Discriminator(_kind),
+]
+
+
+class CompletionRequest(SteeringFields, GenerationFields, IgnoredFields):
+    """Prompts to continue or to answer."""
+
+    prompt: PromptField
+    """A text, several, token ids, or several lists of them."""
+    raw: bool | None = None
+    """Continue texts as they are (true), or answer them as user messages (false). Without it they are answered where
+    the request steers or the operator restricts anything, else continued. Token ids are always continued."""
+    logprobs: Annotated[int, Field(ge=0)] | None = None
+    """Give the log-probability of each token, and of so many of the likeliest at its place."""
+    stream: bool | None = None
+    """Send the texts as they come, as server-sent events."""
+    stream_options: StreamOptions | None = None
+    """What the stream holds beside the texts."""
+    return_token_ids: bool | None = None
+    """Give the ids of the tokens too, the end signal among them, as vLLM does."""
+    return_tokens_as_token_ids: bool | None = None
+    """Write the tokens of logprobs as token_id:123, as vLLM does."""
+    stop_token_ids: list[int] | None = None
+    """Tokens that end a text; only those that end an answer anyway."""
+    echo: Annotated[Any, Only(False)] = None
+    best_of: Annotated[Any, Only(1)] = None
+    suffix: Annotated[Any, Only("")] = None
+    frequency_penalty: Annotated[Any, Only(0)] = None
+    presence_penalty: Annotated[Any, Only(0)] = None
+    min_p: Annotated[Any, Only(0)] = None
+    logit_bias: Annotated[Any, Only({})] = None
+
+
+class CompletionChoice(BaseModel):
+    """One text; in a stream, what is new of it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: base.Finish | None
+    token_ids: list[int] | None = None
+
+
+class TextCompletion(BaseModel):
+    """The texts; `steering` is null where they continue raw prompts. Streams consist of the same objects."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+    system_fingerprint: str | None
+    steering: SteeringReport | None = None
+
+
+@dataclass(frozen=True)
+class _Work:
+    dialogues: list[Dialogue]
+    steering: Steering | None
+    requests: list[base.Request]
+    n: int
+
+    @property
+    def is_raw(self) -> bool:
+        return self.steering is None
+
+
+def _prepare(state: ServerState, body: CompletionRequest) -> _Work:
+    preset = preset_of(state, body.model)
+    prompts: list[Any] = [body.prompt] if _kind(body.prompt) in ("<text>", "<tokens>") else list(body.prompt)
+    if not prompts:
+        raise ApiError("prompt: there is none", param="prompt")
+    n = body.n or 1
+    check_answers(state, n * len(prompts))
+    check_amount(state, 1, sum(len(prompt) for prompt in prompts), "prompt")
+    if not set(body.stop_token_ids or ()) <= set(state.prompting.renderer.stop_ids):
+        ends_at = ", ".join(map(str, state.prompting.renderer.stop_ids))
+        raise ApiError(f"stop_token_ids: texts end at {ends_at} and no other tokens", param="stop_token_ids")
+    sampling = read_sampling(state, body, body.logprobs)
+    sources = sources_of(state, body)
+    steers = bool(sources or preset or body.measure or body.guidance is not None)
+    if _is_raw(state, body, steers):
+        ids = [_raw_ids(state, prompt) for prompt in prompts]
+        return _Work([], None, plan(state, list(map(Prompt, ids)), sampling, body.max_tokens, n), n)
+    steering = settle(state, body, sources, preset)
+    dialogues = [single(state, prompt) for prompt in prompts]
+    rendered = [
+        Prompt(prompt_of(state, dialogue, steering.values), guidance_of(state, dialogue, steering.guidance))
+        for dialogue in dialogues
+    ]
+    return _Work(dialogues, steering, plan(state, rendered, sampling, body.max_tokens, n), n)
+
+
+def _is_raw(state: ServerState, body: CompletionRequest, steers: bool) -> bool:
+    """Whether prompts are continued rather than answered. Raises `ApiError` where they may not or cannot be."""
+    is_text = _kind(body.prompt) in ("<text>", "<texts>")
+    restricted = state.policy.restricts
+    if body.raw is False and not is_text:
+        raise ApiError("raw: token ids are always continued as they are; leave raw out", param="raw")
+    if is_text and not body.raw and (body.raw is False or steers or restricted):
+        return False
+    if steers:
+        raise ApiError("a prompt that is continued as it is has no place for attributes; send text, without raw")
+    if restricted:
+        rule = next((f"attributes.{name}" for name, item in state.policy.attributes.items() if item.restricts), "")
+        raise forbidden(
+            "prompts are not continued as they are; send them as text, without raw",
+            rule or "system.fixed",
+            "raw" if is_text else "prompt",
+        )
+    return True
+
+
+def _raw_ids(state: ServerState, prompt: str | list[int]) -> tuple[int, ...]:
+    tokenizer = state.prompting.renderer.tokenizer
+    if isinstance(prompt, str):
+        ids = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        if not ids:
+            raise ApiError("prompt: an empty text cannot be continued", param="prompt")
+        return ids
+    if (highest := max(prompt)) >= len(tokenizer):
+        raise ApiError(f"prompt: token {highest} is beyond the {len(tokenizer)} of the vocabulary", param="prompt")
+    return tuple(prompt)
+
+
+@router.post(
+    "/v1/completions",
+    response_model=TextCompletion,
+    responses={200: {"content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/TextCompletion"}}}}},
+)
+async def completions(body: CompletionRequest, request: Request, state: State) -> Any:
+    """Continue texts or token ids, or answer texts under attributes."""
+    work = await prepared(request, lambda: _prepare(state, body))
+    if not body.stream:
+        return await unless_gone(request, _whole(state, body, work))
+    arriving = await begun(request, pieces(state, work.requests, trim=not work.is_raw))
+    return EventStream(with_errors(_events(state, body, work, arriving)))
+
+
+async def _report(state: ServerState, work: _Work, answers: Sequence[Answer]) -> SteeringReport | None:
+    if work.steering is None:
+        return None
+    said = report(work.steering)
+    if not work.steering.measure:
+        return said
+    measured = []
+    for number, dialogue in enumerate(work.dialogues):
+        texts = [answer.text for answer in answers[number * work.n : (number + 1) * work.n]]
+        measured += await measure(state, dialogue, texts)
+    return said.model_copy(update={"measured": measured})
+
+
+async def _whole(state: ServerState, body: CompletionRequest, work: _Work) -> TextCompletion:
+    answers = await collect(state, work.requests, trim=not work.is_raw)
+    tokenizer = state.prompting.renderer.tokenizer
+    choices = [
+        CompletionChoice(
+            index=index,
+            text=answer.text,
+            logprobs=None
+            if body.logprobs is None
+            else completion_logprobs(tokenizer, *answer.listed, as_ids=bool(body.return_tokens_as_token_ids)),
+            finish_reason=answer.finish,
+            token_ids=answer.tokens if body.return_token_ids else None,
+        )
+        for index, answer in enumerate(answers)
+    ]
+    return TextCompletion(
+        **head(state, "cmpl", body.model),
+        choices=choices,
+        usage=usage(work.requests, answers, work.n),
+        steering=await _report(state, work, answers),
+    )
+
+
+async def _events(
+    state: ServerState, body: CompletionRequest, work: _Work, arriving: AsyncGenerator[base.Piece, None]
+) -> AsyncGenerator[str, None]:
+    tokenizer = state.prompting.renderer.tokenizer
+    top = head(state, "cmpl", body.model)
+    answers = [Answer() for _ in work.requests]
+    offsets = [0] * len(answers)
+    said = report(work.steering) if work.steering else None
+    async with aclosing(arriving):
+        async for piece in arriving:
+            add(state, answers[piece.request], piece)
+            scores = None
+            if body.logprobs is not None and not ends(state, piece):
+                at, as_ids = offsets[piece.request], bool(body.return_tokens_as_token_ids)
+                scores = completion_logprobs(tokenizer, [piece.token], [piece.logprob], at, as_ids)
+                offsets[piece.request] += len(token_text(tokenizer, piece.token))
+            if piece.text or scores or piece.finish or body.return_token_ids:
+                choice = CompletionChoice(
+                    index=piece.request,
+                    text=piece.text,
+                    logprobs=scores,
+                    finish_reason=piece.finish,
+                    token_ids=[piece.token] if body.return_token_ids else None,
+                )
+                yield event(TextCompletion(**top, choices=[choice], steering=said))
+                said = None
+    if work.steering and work.steering.measure:
+        measured = await _report(state, work, answers)
+        yield event(TextCompletion(**top, choices=[], steering=measured))
+    if body.stream_options and body.stream_options.include_usage:
+        yield event(TextCompletion(**top, choices=[], usage=usage(work.requests, answers, work.n)))

@@ -1,0 +1,120 @@
+"""`steerlm eval mt-bench` from end to end, with a scripted model and a scripted judge."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chat_server import ChatServer, Refusal
+from small_bench import judgment_row, write_bench, write_rows
+from steerlm.cli.main import run
+
+
+def model(body: dict[str, Any]) -> str:
+    """Answers with as many words as its verbosity says, two without one."""
+    return " ".join(["word"] * (body.get("attributes", {}).get("verbosity", 1) + 1))
+
+
+def judge(body: dict[str, Any]) -> str:
+    """Twice as many points as the answer to the last turn has words, of at most five in all these answers."""
+    text = body["messages"][1]["content"]
+    answer = text.rsplit(" A2 " if " A2 " in text else " A ")[-1]
+    return f"It has words. Rating: [[{2 * len(answer.split())}]]"
+
+
+def test_the_whole_benchmark_at_three_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Answers of 2, 1 and 5 words get 4, 2 and 10 points: 2 fewer and 6 more than at the defaults."""
+    bench, out = write_bench(tmp_path / "data"), tmp_path / "out"
+    with ChatServer(model) as served, ChatServer(judge) as judging:
+        command = ["eval", "mt-bench", "run", "org/m", "--name", "m", "--out", str(out), "--bench", str(bench)]
+        command += ["--setting", "default", "--setting", "verbosity=0", "--setting", "verbosity=4"]
+        command += ["--url", served.url, "--judge", "j", "--judge-url", judging.url, "--price-prompt", "1000000"]
+        assert run(command) == 0
+        shown = capsys.readouterr()
+        assert (len(served.requests), len(judging.requests)) == (48, 48)
+        assert run([*command, "--json"]) == 0
+        assert (len(served.requests), len(judging.requests)) == (48, 48)
+    assert "24 questions answered (0 cut at the limit" in shown.err
+    words = sum(len(message["content"].split()) for body in judging.requests for message in body["messages"])
+    assert f"cost {words}.00" in shown.err.replace("\n", "")
+    found = json.loads(capsys.readouterr().out)
+    assert {score["model"]: score["total"]["value"] for score in found["scores"]} == {
+        "m": 4,
+        "m@verbosity=0": 2,
+        "m@verbosity=4": 10,
+    }
+    assert all(score["counts"]["missing"] == 0 for score in found["scores"])
+    assert {item["model"]: item["points"]["value"] for item in found["differences"]} == {
+        "m@verbosity=0": -2,
+        "m@verbosity=4": 6,
+    }
+    assert json.loads((out / "mt_bench.json").read_text()) == found
+    assert found["provenance"]["rules"]["benchmark"].keys() == {"question.jsonl", "judge_prompts.jsonl", "gpt-4.jsonl"}
+    assert (out / "mt_bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_step_by_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench, out = write_bench(tmp_path / "data"), tmp_path / "out"
+    common = ["--out", str(out), "--bench", str(bench)]
+    with ChatServer(model) as served, ChatServer(lambda body: "[[A]]") as judging:
+        answer = ["eval", "mt-bench", "answer", "m", *common, "--url", served.url]
+        assert run([*answer, "--setting", "default", "--setting", "verbosity=3"]) == 0
+        pairs = ["--mode", "pair-baseline", "--baseline", "m", "--judge", "j", "--judge-url", judging.url]
+        assert run(["eval", "mt-bench", "judge", *common, *pairs]) == 0
+    capsys.readouterr()
+    assert run(["eval", "mt-bench", "score", str(out / "model_judgment" / "j_pair.jsonl"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(rate["model"], rate["ties"], rate["rate"]["value"]) for rate in found["win_rates"]] == [
+        ("m", 16, 0.5),
+        ("m@verbosity=3", 16, 0.5),
+    ]
+    [bias] = found["position_bias"]
+    assert (bias["consistent"], bias["first"]) == (0, 16)
+
+
+def test_tables_from_judgment_files_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = write_rows(tmp_path / "one.jsonl", [judgment_row(81, "m", 1, 8), judgment_row(81, "m", 1, 4)])
+    two = write_rows(tmp_path / "two.jsonl", [judgment_row(91, "m", 2, -1, "?")])
+    assert run(["eval", "mt-bench", "score", str(one), str(two)]) == 0
+    text = capsys.readouterr().out
+    assert "6.00" in text
+    assert "1 without a rating, left out; 159 missing; 1 duplicates" in text.replace("\n", "")
+    assert run(["eval", "mt-bench", "score", str(one), str(two), "--duplicates", "last", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["scores"][0]["total"]["value"] == 4
+    out = tmp_path / "tables"
+    assert run(["eval", "mt-bench", "score", str(one), "--out", str(out)]) == 0
+    assert {path.name for path in out.iterdir()} == {"mt_bench.json", "mt_bench.png"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["score"], "name the judgment files"),
+        (["score", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
+        (["answer", "m", "--out", "o", "--body", "[1]"], "--body: must be a JSON object"),
+        (["answer", "m", "--out", "o", "--url", "localhost"], "--url: must begin with http://"),
+        (["answer", "m", "--out", "o", "--concurrency", "0"], "--concurrency: must be at least 1, not 0"),
+        (["judge", "--out", "o", "--bench", "nowhere"], "nowhere: no such directory; give --bench"),
+    ],
+)
+def test_what_is_wrong_is_said(capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:
+    assert run(["eval", "mt-bench", *arguments]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_failing_server_ends_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench = write_bench(tmp_path / "data")
+    with ChatServer(lambda body: Refusal(400, "no")) as served:
+        command = ["eval", "mt-bench", "answer", "m", "--out", str(tmp_path), "--bench", str(bench)]
+        assert run([*command, "--url", served.url]) == 2
+    assert "8 of 8 answers failed" in capsys.readouterr().err
+
+
+def test_it_does_without_pytorch() -> None:
+    code = "import sys, steerlm.cli.eval_mt_bench; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,157 @@
+"""Answers of a scripted server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chat_server import ChatServer, Refusal, Said
+from small_bench import answer_row, question_rows, write_rows
+from steerlm.errors import ConfigError, DataError, EngineError
+from steerlm.evaluation.mt_bench.answers import Setting, answer_questions, parse_setting
+from steerlm.evaluation.mt_bench.layouts import read_answers
+from steerlm.evaluation.mt_bench.questions import Question
+from steerlm.evaluation.mt_bench.settings import AnswerSettings
+
+QUESTIONS = [Question.from_row(row) for row in question_rows()]
+
+
+def echo(body: dict[str, Any]) -> str:
+    """Says what it was asked, at which attribute values."""
+    values = body.get("attributes", {})
+    return f"to {body['messages'][-1]['content']} at {values}"
+
+
+def settings(server: ChatServer, **more: Any) -> AnswerSettings:
+    return AnswerSettings(url=server.url, retry_pause=0.001, **more)
+
+
+def test_the_second_turn_sees_the_first(tmp_path: Path) -> None:
+    with ChatServer(echo) as server:
+        report = answer_questions(QUESTIONS, "m", settings(server), tmp_path)
+    [file] = report.files
+    assert file == tmp_path / "model_answer" / "m.jsonl"
+    answers = read_answers(file)
+    assert [answer.question_id for answer in answers] == [question.id for question in QUESTIONS]
+    assert answers[0].turns == ("to 81.1? at {}", "to 81.2? at {}")
+    second = [body for body in server.requests if body["messages"][-1]["content"] == "81.2?"]
+    assert [body["messages"] for body in second] == [
+        [
+            {"role": "user", "content": "81.1?"},
+            {"role": "assistant", "content": "to 81.1? at {}"},
+            {"role": "user", "content": "81.2?"},
+        ]
+    ]
+    # One word in the first request, 1 + 4 + 1 in the second, and four in each answer.
+    assert (report.usage.prompt, report.usage.completion) == (8 * 7, 8 * 8)
+    assert (report.made, report.kept, report.cut) == (8, 0, 0)
+
+
+def test_temperatures_by_category_or_none_at_all(tmp_path: Path) -> None:
+    with ChatServer(echo) as server:
+        answer_questions(QUESTIONS, "m", settings(server), tmp_path / "a")
+        asked = {body["messages"][0]["content"]: body["temperature"] for body in server.requests}
+        assert list(dict(sorted(asked.items())).values()) == [0.0, 0.0, 0.0, 0.0, 0.1, 0.1, 0.7, 0.7]
+        assert (asked["81.1?"], asked["91.1?"], asked["141.1?"], asked["131.1?"]) == (0.7, 0.7, 0.1, 0.0)
+        server.requests.clear()
+        answer_questions(QUESTIONS, "m", settings(server, greedy=True), tmp_path / "b")
+    assert {body["temperature"] for body in server.requests} == {0.0}
+    assert {body["max_tokens"] for body in server.requests} == {1024}
+
+
+def test_every_setting_has_its_values_in_both_turns_and_a_file_of_its_own(tmp_path: Path) -> None:
+    steering = [parse_setting(text) for text in ("default", "verbosity=0,humor=4", "verbosity=none")]
+    with ChatServer(echo) as server:
+        report = answer_questions(QUESTIONS[:1], "org/m", settings(server), tmp_path, steering, name="m")
+    assert report.models == ("m", "m@verbosity=0,humor=4", "m@verbosity=none")
+    assert [path.name for path in report.files] == ["m.jsonl", "m@verbosity=0,humor=4.jsonl", "m@verbosity=none.jsonl"]
+    values = [{}, {"verbosity": 0, "humor": 4}, {"verbosity": None}]
+    for path, model, wanted in zip(report.files, report.models, values, strict=True):
+        [answer] = read_answers(path)
+        assert answer.model == model
+        assert answer.turns == (f"to 81.1? at {wanted}", f"to 81.2? at {wanted}")
+    assert {body["model"] for body in server.requests} == {"org/m"}
+    assert sum("attributes" in body for body in server.requests) == 4
+
+
+def test_fields_of_other_servers(tmp_path: Path) -> None:
+    further = '{"chat_template_kwargs": {"x": 1}, "temperature": null, "top_p": 0.5}'
+    asked = [Setting({"verbosity": 1})]
+    with ChatServer(echo) as server:
+        chosen = settings(server, attributes_field="chat_template_kwargs.attributes", body=further)
+        answer_questions(QUESTIONS[:1], "m", chosen, tmp_path, asked)
+    body = server.requests[0]
+    assert body["chat_template_kwargs"] == {"attributes": {"verbosity": 1}, "x": 1}
+    assert body["top_p"] == 0.5
+    assert "temperature" not in body
+
+
+def test_what_is_answered_is_not_asked_again(tmp_path: Path) -> None:
+    with ChatServer(echo) as server:
+        answer_questions(QUESTIONS[2:5], "m", settings(server), tmp_path)
+        assert len(server.requests) == 6
+        report = answer_questions(QUESTIONS, "m", settings(server), tmp_path)
+        assert len(server.requests) == 16
+        assert (report.made, report.kept) == (5, 3)
+        again = answer_questions(QUESTIONS, "m", settings(server, concurrency=1), tmp_path)
+        assert (again.made, again.kept, len(server.requests)) == (0, 8, 16)
+        for other in (settings(server, greedy=True), settings(server, max_tokens=5), settings(server, body='{"a":1}')):
+            with pytest.raises(DataError, match="made by another model or with other settings"):
+                answer_questions(QUESTIONS, "m", other, tmp_path)
+        with pytest.raises(DataError, match="another model"):
+            answer_questions(QUESTIONS, "else", settings(server), tmp_path, name="m")
+
+
+def test_published_answers_are_kept(tmp_path: Path) -> None:
+    write_rows(tmp_path / "model_answer" / "m.jsonl", [answer_row(81, "m", ["one", "two"])])
+    with ChatServer(echo) as server:
+        report = answer_questions(QUESTIONS, "m", settings(server), tmp_path)
+    assert (report.made, report.kept) == (7, 1)
+    assert read_answers(report.files[0])[0].turns == ("one", "two")
+
+
+def test_failures_leave_the_rest(tmp_path: Path) -> None:
+    """A prompt too long for the model is refused once and not tried again; all else is saved."""
+
+    def script(body: dict[str, Any]) -> str | Refusal:
+        return Refusal(400, "too long") if body["messages"][0]["content"] == "101.1?" else echo(body)
+
+    with ChatServer(script) as server:
+        with pytest.raises(EngineError, match=r"1 of 8 answers failed.*question 101 of m: .*400 too long"):
+            answer_questions(QUESTIONS, "m", settings(server), tmp_path)
+        assert len(server.requests) == 15
+    assert len(read_answers(tmp_path / "model_answer" / "m.jsonl")) == 7
+
+
+def test_cut_and_empty_answers_are_told(tmp_path: Path) -> None:
+    def script(body: dict[str, Any]) -> Said:
+        first = body["messages"][-1]["content"] == "81.1?"
+        return Said(None, "content_filter") if first else Said("x", "length")
+
+    with ChatServer(script) as server:
+        report = answer_questions(QUESTIONS[:1], "m", settings(server), tmp_path)
+    assert report.cut == 1
+    assert read_answers(report.files[0])[0].turns == ("", "x")
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    with ChatServer(echo) as server:
+        gone = settings(server, retries=1, concurrency=1)
+    with pytest.raises(EngineError, match=r"8 of 8 answers failed.*ConnectError.*tried 2 times"):
+        answer_questions(QUESTIONS, "m", gone, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("verbosity", "write attribute=value"), ("verbosity=low", "write"), ("", "write"), ("a=1,a=2", "set twice")],
+)
+def test_settings_that_are_none(text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parse_setting(text)
+
+
+def test_a_setting_given_twice(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="given twice"):
+        answer_questions(QUESTIONS, "m", AnswerSettings(), tmp_path, [Setting(), parse_setting("default")])

@@ -1,0 +1,210 @@
+"""The evaluation of attribute models: of one that is right, of one whose outputs are mixed up, of one that is deaf."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from steerlm.annotation import Scorer, ScoreSettings
+from steerlm.attributes import STEERLM, Schema
+from steerlm.cli.main import run
+from steerlm.conversation import Conversation, Message
+from steerlm.errors import DataError
+from steerlm.evaluation.attribute_model import AttributeEvaluationSettings, evaluate_attributes
+from steerlm.evaluation.invariance import check_invariance
+from steerlm.files import write_conversations
+from steerlm.models.load import SteerModel, head_of, load_model
+from tiny_judge import WORDS, random_trees, save_tiny_judge
+
+SETTINGS = AttributeEvaluationSettings(context=512, resamples=200, invariance=6, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_judge(tmp_path_factory.mktemp("judge"))
+
+
+@pytest.fixture
+def judge(directory: Path) -> SteerModel:
+    return load_model(directory, "attribute-model")
+
+
+def unrated(count: int, answers: int = 3) -> list[Conversation]:
+    """Prompts with a few random answers each."""
+    generator = random.Random(0)
+
+    def text() -> str:
+        return " ".join(generator.choices(WORDS, k=generator.randint(2, 12)))
+
+    return [
+        Conversation(
+            f"c{k}",
+            (Message("user", text()), *(Message("assistant", text(), 0) for _ in range(answers))),
+            source=("forum", "survey")[k % 2],
+        )
+        for k in range(count)
+    ]
+
+
+def rated_by(
+    conversations: list[Conversation], rate: Callable[[dict[str, float]], dict[str, float]], judge: SteerModel
+) -> list[Conversation]:
+    """Ratings made from the judge's own scores: people who agree with it in some way."""
+    scores = Scorer(judge, SETTINGS).score(conversations).values
+    return [
+        replace(
+            conversation,
+            messages=tuple(
+                replace(message, ratings=rate(values[index])) if index in values else message
+                for index, message in enumerate(conversation.messages)
+            ),
+        )
+        for conversation, values in zip(conversations, scores, strict=True)
+    ]
+
+
+def with_ratings(conversation: Conversation, rate: Callable[[Message], dict[str, float]]) -> Conversation:
+    """The conversation with its answers rated."""
+    rated = (replace(m, ratings=rate(m)) if m.role == "assistant" else m for m in conversation.messages)
+    return replace(conversation, messages=tuple(rated))
+
+
+def clipped(values: dict[str, float]) -> dict[str, float]:
+    return {name: min(max(value, 0.0), 4.0) for name, value in values.items()}
+
+
+def test_a_judge_that_is_right(judge: SteerModel) -> None:
+    record = evaluate_attributes(judge, rated_by(unrated(30), clipped, judge), SETTINGS)
+    assert record["responses"] == 90
+    assert record["conversations"] == 30
+    assert set(record["attributes"]) == set(STEERLM.names)
+    for figures in record["attributes"].values():
+        assert set(figures["sources"]) == {"all", "forum", "survey"}
+        assert figures["sources"]["forum"]["n"] == figures["sources"]["survey"]["n"] == 45
+        assert sum(row["n"] for row in figures["calibration"]) == 90
+        counts = np.array(figures["confusion"])
+        assert counts.sum() == 90
+        assert counts.trace() == 90
+        assert figures["sources"]["all"]["model"]["spearman"]["value"] > 0.7
+    assert not record["swapped_outputs"]["found"]
+    assert record["baselines_fitted_on"].startswith("the evaluated data")
+    assert any(figures["verdict"] == "beats both baselines" for figures in record["attributes"].values())
+    assert all(figures["ranking"]["model"]["value"] > 0.9 for figures in record["attributes"].values())
+    assert json.dumps(record["settings"])
+
+
+def test_figures_by_hand(judge: SteerModel) -> None:
+    """Everybody is half a point stricter than the judge: errors of one half, and correlations of one."""
+
+    def stricter(values: dict[str, float]) -> dict[str, float]:
+        return {"quality": min(max(values["quality"] * 0.1 + 1.5, 0.0), 4.0)}
+
+    conversations = rated_by(unrated(12), stricter, judge)
+    figures = evaluate_attributes(judge, conversations, SETTINGS)["attributes"]["quality"]["sources"]["all"]
+    scores = [
+        values[index]["quality"]
+        for conversation, values in zip(conversations, Scorer(judge, SETTINGS).score(conversations).values, strict=True)
+        for index in conversation.responses
+    ]
+    errors = np.array(scores) - (np.array(scores) * 0.1 + 1.5)
+    assert figures["model"]["mae"]["value"] == pytest.approx(np.abs(errors).mean())
+    assert figures["model"]["rmse"]["value"] == pytest.approx(np.sqrt((errors**2).mean()))
+    assert figures["model"]["pearson"]["value"] == pytest.approx(1)
+    assert figures["model"]["spearman"]["value"] == pytest.approx(1)
+
+
+def test_outputs_in_the_wrong_order_are_exposed(judge: SteerModel) -> None:
+    conversations = rated_by(unrated(40), clipped, judge)
+    order = np.roll(np.arange(len(STEERLM)), 1)
+    head = head_of(judge.network)
+    head.weight.data = head.weight.data[order].clone()
+    record = evaluate_attributes(judge, conversations, SETTINGS)
+    swapped = record["swapped_outputs"]
+    assert swapped["found"]
+    # The output of each attribute now holds that of the one before it.
+    names = STEERLM.names
+    assert swapped["order"]["quality"] == names[1]
+    assert swapped["order"][names[-1]] == names[0]
+    verdicts = [figures["verdict"] for figures in record["attributes"].values()]
+    assert sum(verdict.startswith("does not beat") for verdict in verdicts) > len(verdicts) / 2
+
+
+def test_a_judge_of_nothing_but_length_does_not_beat_the_ridge(judge: SteerModel) -> None:
+    """People rate by length, the judge rates at random: the ridge knows, and the model is said not to beat it."""
+    conversations = unrated(40)
+    rated = [with_ratings(c, lambda message: {"verbosity": min(len(message.text) / 20, 4.0)}) for c in conversations]
+    figures = evaluate_attributes(judge, rated[20:], SETTINGS, train=rated[:20])
+    assert figures["baselines_fitted_on"] == "the training data"
+    verbosity = figures["attributes"]["verbosity"]
+    assert verbosity["verdict"] == "does not beat the mean rating and a ridge regression on length and text statistics"
+    assert verbosity["sources"]["all"]["ridge"]["pearson"] > 0.95
+    assert verbosity["ranking"]["length"]["value"] == 1.0
+
+
+def test_invariance_holds(judge: SteerModel) -> None:
+    checks = check_invariance(judge, random_trees(30), ScoreSettings(context=256, precision="fp32"), 20)
+    assert len(checks) == 5
+    assert all(check.holds and check.responses > 10 for check in checks), checks
+
+
+def test_a_judge_that_looks_at_its_neighbours_is_found(judge: SteerModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions that count through the whole pack are a fault that no figure of agreement shows."""
+    from steerlm.training.task import Batch
+
+    whole = Batch.inputs
+
+    def counted(self: Batch) -> dict[str, Any]:
+        inputs = whole(self)
+        return {**inputs, "position_ids": self.tensor(np.arange(self.pack.size))[None]}
+
+    monkeypatch.setattr(Batch, "inputs", counted)
+    checks = {check.name: check for check in check_invariance(judge, random_trees(30), SETTINGS, 20)}
+    assert not checks["packing (whole trees)"].holds
+    assert not checks["padding (transformers' own batches)"].holds
+
+
+def test_nothing_to_compare_with(judge: SteerModel) -> None:
+    with pytest.raises(DataError, match="no response is rated on any of quality"):
+        evaluate_attributes(judge, unrated(3), SETTINGS)
+    with pytest.raises(DataError, match="nothing to evaluate on"):
+        evaluate_attributes(judge, [], SETTINGS)
+
+
+def test_the_command(directory: Path, judge: SteerModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_conversations(tmp_path / "rated.jsonl", rated_by(unrated(12), clipped, judge))
+    rows = [
+        {"prompt": "Why is the sea salty?", "chosen": "Rivers carry salt.", "rejected": "No.", "subset": "easy"},
+        {"prompt": "Why?", "chosen": "Because.", "rejected": "It is so.", "subset": "hard"},
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = [str(tmp_path / name) for name in ("rated.jsonl", "pairs.jsonl")]
+    flags = ["--resamples", "100", "--context", "512", "--invariance", "4", "--weights.humor", "2"]
+    assert run(["eval", "attributes", str(directory), *files, *flags]) == 0
+    text = capsys.readouterr().out
+    assert "Agreement with people" in text
+    assert "pairs.jsonl" in text
+    record = json.loads((directory / "evaluation" / "attributes.json").read_text())
+    assert record["preferences"]["pairs.jsonl"]["weights"] == {"humor": 2.0}
+    assert record["preferences"]["pairs.jsonl"]["pairs"] == 2
+    assert [item["name"] for item in record["data"]] == ["rated.jsonl", "pairs.jsonl"]
+    assert record["steerlm"]
+    assert run(["eval", "attributes", str(directory), files[0], *flags[:4], "--json", "--out", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out)["responses"] == 36
+    assert (tmp_path / "attributes.json").is_file()
+
+
+def test_a_model_of_some_attributes(judge: SteerModel) -> None:
+    """Ratings of others are no fault; they are not evaluated."""
+    few = Schema(tuple(item for item in STEERLM if item.name in ("humor", "verbosity")))
+    head = head_of(judge.network)
+    head.weight.data = head.weight.data[[2, 8]].clone()
+    model = replace(judge, info=replace(judge.info, schema=few), renderer=replace(judge.renderer, schema=few))
+    rated = [with_ratings(c, lambda _: {"humor": 1.0, "quality": 3.0}) for c in unrated(5)]
+    assert list(evaluate_attributes(model, rated, SETTINGS)["attributes"]) == ["humor"]

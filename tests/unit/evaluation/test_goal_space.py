@@ -1,0 +1,96 @@
+"""Steering errors against geometry by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from steerlm.attributes import STEERLM
+from steerlm.evaluation.answers import JUDGE, Answer, Measured
+from steerlm.evaluation.asks import Ask, goals, paraphrased
+from steerlm.evaluation.goal_space import consistency, coverage, goal_figures, steering_errors
+
+START = np.array([[0.5, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "error", "miscalibration", "orthogonality"),
+    [
+        ([1.0, 0.5], [1.0, 0.5], 0.0, 0.0, 0.0),  # done
+        ([1.0, 0.5], [0.75, 0.5], 0.25, 0.5, 0.0),  # half the way
+        ([0.75, 0.5], [1.0, 0.5], 0.25, 1.0, 0.0),  # twice the way
+        ([1.0, 0.5], [1.0, 1.0], 0.5, 0.0, np.sqrt(0.5)),  # the way, and as far aside
+        ([1.0, 0.5], [0.5, 1.0], np.sqrt(0.5), 1.0, 1.0),  # aside only
+        ([1.0, 0.5], [0.5, 0.5], 0.5, 1.0, np.nan),  # not a step
+        ([0.5, 0.5], [0.5, 1.0], 0.5, np.nan, np.nan),  # nothing asked for
+    ],
+)
+def test_by_hand(
+    asked: list[float], found: list[float], error: float, miscalibration: float, orthogonality: float
+) -> None:
+    errors = steering_errors(np.array([asked]), np.array([found]), START)
+    assert errors["error"][0] == pytest.approx(error)
+    assert errors["miscalibration"][0] == pytest.approx(miscalibration, nan_ok=True)
+    assert errors["orthogonality"][0] == pytest.approx(orthogonality, nan_ok=True)
+
+
+def test_along_and_across_make_up_the_error() -> None:
+    random = np.random.default_rng(0)
+    asked, found, start = random.uniform(size=(3, 50, 4))
+    errors = steering_errors(asked, found, start)
+    along = errors["miscalibration"] * np.linalg.norm(asked - start, axis=1)
+    across = errors["orthogonality"] * np.linalg.norm(found - start, axis=1)
+    capped = errors["orthogonality"] == 1
+    assert np.allclose(np.hypot(along, across)[~capped], errors["error"][~capped])
+
+
+def test_goals_cover_the_grid() -> None:
+    asks = goals(STEERLM, ["verbosity", "humor"], 500, 4, seed=0)
+    assert len(asks) == 2000
+    counts = np.zeros((5, 5))
+    for ask in asks:
+        values = dict(ask.named)
+        counts[values["verbosity"], values["humor"]] += 1
+    assert counts.min() > 40
+    assert asks == goals(STEERLM, ["verbosity", "humor"], 500, 4, seed=0)
+    whole = goals(STEERLM, ["verbosity", "humor"], 1, 25, seed=0)
+    assert len(set(whole)) == len(whole) == 25
+
+
+def test_coverage() -> None:
+    """Of 100 answers 90 are about 2, 6 about 4, 4 about 0: two of five levels are reached by one in twenty."""
+    measured = np.array([2.2] * 90 + [3.9] * 6 + [0.0] * 4)
+    assert coverage(STEERLM["humor"], measured) == pytest.approx(2 / 5)
+
+
+def obedient(asks: list[Ask]) -> Measured:
+    columns = {
+        f"{JUDGE}{name}": np.array([float(ask.values(STEERLM)[name]) for ask in asks])
+        for name in ("verbosity", "humor")
+    }
+    return Measured(tuple(asks), tuple(Answer("", 1, False) for _ in asks), columns)
+
+
+def test_figures_of_one_that_does_what_it_is_asked() -> None:
+    names = ["verbosity", "humor"]
+    asks = [*(Ask(prompt, (("humor", 0),)) for prompt in range(5)), *goals(STEERLM, names, 5, 3, seed=1)]
+    figures = goal_figures(obedient(asks), STEERLM, names, 200, 0)
+    assert figures is not None
+    assert figures["goals"] == 15
+    assert figures["error"]["value"] == figures["miscalibration"]["value"] == 0
+    assert figures["within_one_level"]["value"] == 1
+    assert goal_figures(obedient(asks[:5]), STEERLM, names, 200, 0) is None
+
+
+def test_consistency() -> None:
+    """The same in all words; then a point more in each of the other frames than in the one before."""
+    asks = [Ask(prompt, (("humor", level),)) for level in (0, 4) for prompt in range(3)]
+    asks += paraphrased(STEERLM, ["humor"], 3)
+    found = obedient(asks)
+    assert consistency(found, STEERLM, ["humor"]) == {"humor": {"over_paraphrases": 0.0, "over_prompts": 0.0}}
+    shifted = found.columns[f"{JUDGE}humor"] + np.array([float(ask.paraphrase) for ask in asks])
+    moved = Measured(found.asks, found.answers, {f"{JUDGE}humor": shifted})
+    spread = consistency(moved, STEERLM, ["humor"])
+    assert spread is not None
+    assert spread["humor"]["over_paraphrases"] == pytest.approx(np.std([0, 1, 2, 3]))
+    assert consistency(obedient(asks[:6]), STEERLM, ["humor"]) is None

@@ -1,0 +1,181 @@
+"""The page and the tables made of a result, without any model."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from steerlm.attributes import STEERLM
+from steerlm.evaluation.answers import JUDGE, PERPLEXITY, Answer, Measured
+from steerlm.evaluation.asks import goals, sweep
+from steerlm.evaluation.charts import Line, line_chart
+from steerlm.evaluation.figures import write_figures
+from steerlm.evaluation.goal_space import goal_figures
+from steerlm.evaluation.report import report_html, write_report
+from steerlm.evaluation.response_curves import RULE, examples, leakage, sweep_figures, sweep_of
+from steerlm.evaluation.steering_tables import end_contrasts, level_rows, steering_view
+from steerlm.evaluation.text_measures import text_measures
+
+NAMES = ["verbosity", "humor"]
+PROMPTS = ["Why is the <b>sea</b> salty?", "And the sky?", "How so?"]
+
+
+def result(obeys: bool) -> dict[str, Any]:
+    """As `evaluate_steering` makes one; the second condition is always deaf."""
+    conditions = {}
+    for number, (name, title) in enumerate((("policy", "policy"), ("words", "untuned base, asked in words"))):
+        asks = [*sweep(STEERLM, NAMES, 3), *goals(STEERLM, NAMES, 3, 2, 0)]
+        follows = obeys and number == 0
+        values = [ask.values(STEERLM) for ask in asks]
+        columns = {
+            f"{JUDGE}{attribute}": np.array([float(value[attribute]) if follows else 2.0 for value in values])
+            for attribute in STEERLM.names
+        }
+        columns[PERPLEXITY] = np.full(len(asks), np.nan)
+        columns |= {item.name: np.array([1.0 + value["verbosity"] for value in values]) for item in text_measures()}
+        answers = tuple(Answer(f"<script>alert({k})</script>", 3, False) for k in range(len(asks)))
+        measured = Measured(tuple(asks), answers, columns)
+        sweeps = {attribute: sweep_of(measured, STEERLM[attribute]) for attribute in NAMES}
+        figures = {attribute: sweep_figures(item, STEERLM, 100, 0) for attribute, item in sweeps.items()}
+        conditions[name] = {
+            "title": title,
+            "attributes": figures,
+            "leakage": leakage(figures, STEERLM),
+            "goal_space": goal_figures(measured, STEERLM, NAMES, 100, 0),
+            "consistency": {"humor": {"over_paraphrases": 0.1, "over_prompts": 0.2}},
+            "examples": {attribute: examples(item, PROMPTS) for attribute, item in sweeps.items()},
+        }
+    return {
+        "kind": "steering",
+        "model": "0123456789abcdef",
+        "base": "smollm2",
+        "judge": "fedcba9876543210",
+        "second_judge": None,
+        "rule": RULE,
+        "prompts": {"used": 3, "left_out": 1, "digest": "d"},
+        "schema": STEERLM.to_list(),
+        "conditions": conditions,
+        "settings": {"attributes": NAMES, "conditions": list(conditions), "goals": 2},
+        "steerlm": "0",
+        "python": "3",
+        "libraries": {"torch": "2"},
+        "machine": {"cores": 2},
+    }
+
+
+class Page(HTMLParser):
+    """Checks that what is opened is closed, and notes what the page would fetch."""
+
+    VOID = frozenset({"meta", "line", "circle", "polygon", "polyline", "link", "img", "br"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.fetched += [value or "" for key, value in attrs if key in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.fetched += [value or "" for key, value in attrs if key in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def read(html: str) -> Page:
+    page = Page()
+    page.feed(html)
+    page.close()
+    assert not page.open
+    return page
+
+
+def test_the_page_stands_alone_and_says_what_was_found(tmp_path: Path) -> None:
+    path = write_report(result(obeys=True), tmp_path / "steering.html", "my policy")
+    html = path.read_text(encoding="utf-8")
+    page = read(html)
+    assert page.fetched == []
+    assert not re.search(r"url\(|@import|<script", html)
+    assert 'name="viewport"' in html
+    assert "prefers-color-scheme: dark" in html
+    assert "Does my policy do what it is asked?" in page.text
+    assert html.count('class="steers"') == 2
+    assert html.count("<svg") == 8
+    assert "422.3" in re.sub(r"\s", "", page.text)
+    assert "figures of other, far larger models" in page.text
+    assert "<script>alert(0)</script>" in page.text
+    assert page.text.count("1 prompts were too long") == 1
+
+
+def test_a_deaf_policy_is_called_one() -> None:
+    html = report_html(result(obeys=False), "deaf")
+    assert 'class="steers"' not in html
+    assert html.count("does not steer") >= 6
+    shown = Console(record=True, width=120, file=io.StringIO())
+    shown.print(steering_view(result(obeys=False)))
+    assert shown.export_text().count("does not steer") >= 4
+
+
+def test_a_result_read_back_gives_the_same_page() -> None:
+    """In a file what is not a number is null."""
+    record = result(obeys=True)
+    kept = json.loads(re.sub(r"\bNaN\b", "null", json.dumps(record)))
+    assert report_html(kept, "x") == report_html(record, "x")
+
+
+def test_without_a_judge_and_goals() -> None:
+    record = result(obeys=True)
+    record["judge"] = None
+    for condition in record["conditions"].values():
+        condition["leakage"] = {name: {} for name in NAMES}
+        condition["goal_space"] = condition["consistency"] = None
+        for row in condition["attributes"].values():
+            row |= {"own": None, "verdict": "not measured", "why": "no attribute model measures it"}
+            row["quality_cost"] = row["length_controlled"] = None
+    page = read(report_html(record, "x"))
+    assert "No attribute model was given" in page.text
+    assert "not measured" in page.text
+
+
+def test_rows_and_contrasts() -> None:
+    record = result(obeys=True)
+    rows = level_rows(record)
+    assert [(row["attribute"], row["level"]) for row in rows] == [(name, level) for name in NAMES for level in range(5)]
+    assert [row["mean_characters"] for row in rows[:5]] == [1, 2, 3, 4, 5]
+    verbosity, humor = end_contrasts(record)
+    assert verbosity["length_ratio"]["value"] == 5
+    assert humor["grade_difference"]["value"] == 0
+    assert verbosity["verdict"] == "steers"
+
+
+def test_figures_are_png(tmp_path: Path) -> None:
+    paths = write_figures(result(obeys=True), tmp_path / "figures")
+    assert [path.name for path in paths] == ["verbosity.png", "humor.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def test_chart() -> None:
+    points = [{"value": value, "low": value - 1, "high": value + 1} for value in (0.0, 2.0, 4.0)]
+    chart = str(line_chart("a < b", [0, 1, 2], [Line("x", points, 1)]))
+    assert "<title>a &lt; b</title>" in chart
+    middle = [
+        tuple(map(float, pair.split(","))) for pair in re.findall(r'polyline[^>]*points="([^"]*)"', chart)[0].split()
+    ]
+    assert middle[1][0] - middle[0][0] == pytest.approx(middle[2][0] - middle[1][0], abs=0.11)
+    assert middle[0][1] - middle[1][1] == pytest.approx(middle[1][1] - middle[2][1], abs=0.11)
+    assert line_chart("none", [0, 1], [Line("x", [{"value": None, "low": None, "high": None}] * 2, 0)]) == ""

@@ -1,0 +1,128 @@
+"""Verdicts and curves of policies whose behaviour is planted: obedient, deaf, or only talkative."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from steerlm.attributes import STEERLM
+from steerlm.evaluation.answers import JUDGE, SECOND, Answer, Measured
+from steerlm.evaluation.asks import Ask, sweep
+from steerlm.evaluation.bootstrap import bootstrap, draw_weights, mean_estimates
+from steerlm.evaluation.response_curves import leakage, sweep_figures, sweep_of
+
+PROMPTS = 12
+RANDOM = np.random.default_rng(0)
+Score = Callable[[int, int], float]
+
+
+def measured(scores: dict[str, Score], characters: Score = lambda prompt, level: 100.0) -> Measured:
+    """The sweep of complexity, with each column a function of prompt and level."""
+    asks = sweep(STEERLM, ["complexity"], PROMPTS)
+    places = [(ask.prompt, ask.named[0][1]) for ask in asks]
+    columns = {name: np.array([of(*place) for place in places]) for name, of in scores.items()}
+    columns |= {"characters": np.array([characters(*place) for place in places])}
+    answers = tuple(Answer(f"answer {prompt} {level}", 5, level == 4) for prompt, level in places)
+    return Measured(tuple(asks), answers, columns)
+
+
+def figures(found: Measured) -> dict[str, object]:
+    return sweep_figures(sweep_of(found, STEERLM["complexity"]), STEERLM, 500, 0)
+
+
+def test_one_that_obeys() -> None:
+    """Each prompt has its own level of difficulty; half a point of noise; slope 0.8."""
+    base = RANDOM.normal(size=PROMPTS)
+    row = figures(measured({f"{JUDGE}complexity": lambda p, k: 0.8 * k + base[p] + RANDOM.normal(0, 0.3)}))
+    assert row["verdict"] == "steers"
+    assert row["slope"]["value"] == pytest.approx(0.8, abs=0.1)
+    assert row["within_prompt"]["low"] > 0.8
+    assert row["effects"][f"{JUDGE}complexity"]["value"] == pytest.approx(3.2, abs=0.4)
+    assert row["cut"] == [0, 0, 0, 0, 1]
+
+
+def test_one_that_is_deaf() -> None:
+    row = figures(measured({f"{JUDGE}complexity": lambda p, k: 2 + RANDOM.normal(0, 0.5)}))
+    assert row["verdict"] == "does not steer"
+    assert row["slope"]["low"] < 0.1
+    same = figures(measured({f"{JUDGE}complexity": lambda p, k: 2.0}))
+    assert same["verdict"] == "does not steer"
+    assert same["within_prompt"]["value"] == 0
+
+
+def test_the_independent_judge_has_the_say() -> None:
+    """The teacher sees what it taught, the other does not."""
+    row = figures(measured({f"{JUDGE}complexity": lambda p, k: float(k), f"{SECOND}complexity": lambda p, k: 1.0}))
+    assert row["own"] == f"{SECOND}complexity"
+    assert row["verdict"] == "does not steer"
+
+
+def test_without_a_judge_the_reading_grade_stands_in() -> None:
+    row = figures(measured({"reading_grade": lambda p, k: 3.0 * k + RANDOM.normal(0, 1)}))
+    assert (row["own"], row["verdict"], row["slope"]) == ("reading_grade", "steers", None)
+    assert figures(measured({"words": lambda p, k: 3.0}))["verdict"] == "not measured"
+
+
+def test_what_is_only_length_goes_away_at_equal_length() -> None:
+    """Scores are the logarithm of the length and nothing else; then with a point for each level besides."""
+    long = {(p, k): 50.0 * (k + 1) * RANDOM.uniform(0.5, 2) for p in range(PROMPTS) for k in range(5)}
+
+    def only_length(prompt: int, level: int) -> float:
+        return float(np.log1p(long[prompt, level]))
+
+    def characters(prompt: int, level: int) -> float:
+        return long[prompt, level]
+
+    bare = figures(measured({f"{JUDGE}complexity": only_length}, characters))
+    assert bare["effects"][f"{JUDGE}complexity"]["value"] > 1
+    assert bare["length_controlled"]["effect"]["value"] == pytest.approx(0, abs=1e-6)
+    more = figures(measured({f"{JUDGE}complexity": lambda p, k: only_length(p, k) + k}, characters))
+    assert more["length_controlled"]["effect"]["value"] == pytest.approx(4, abs=1e-6)
+
+
+def test_figures_by_hand() -> None:
+    """Every prompt is a point above what was asked but at the top: miss 4/5, slope (2*4+1*4-1*2-2*1)/10 = 0.8; quality
+    falls by two points from the default (4) to the bottom.
+    """
+    scores = {f"{JUDGE}complexity": lambda p, k: min(k + 1.0, 4.0), f"{JUDGE}quality": lambda p, k: 4.0 if k else 2.0}
+    found = measured(scores, lambda p, k: 10.0 * (k + 1))
+    row = figures(found)
+    assert row["miss"]["value"] == pytest.approx(0.8)
+    assert row["slope"]["value"] == pytest.approx(0.8)
+    assert row["ratio_of_length"]["value"] == pytest.approx(5)
+    assert row["quality_cost"]["of"] == ["quality"]
+    assert row["quality_cost"]["at_lowest"]["value"] == pytest.approx(-2)
+    assert row["quality_cost"]["at_highest"]["value"] == 0
+    assert [point["value"] for point in row["curves"]["characters"]] == [10, 20, 30, 40, 50]
+    matrix = leakage({"complexity": row}, STEERLM)
+    assert {name: cell["value"] for name, cell in matrix["complexity"].items()} == {"quality": 2, "complexity": 3}
+
+
+def test_missing_scores_are_left_out() -> None:
+    row = figures(measured({f"{JUDGE}complexity": lambda p, k: np.nan if p == 0 else float(k)}))
+    assert row["verdict"] == "steers"
+    assert row["curves"][f"{JUDGE}complexity"][3]["value"] == 3
+
+
+def test_only_the_plain_sweep_is_taken() -> None:
+    found = measured({f"{JUDGE}complexity": lambda p, k: float(k)})
+    other = Measured(
+        (*found.asks, Ask(0, (("complexity", 0),), 1), Ask(0, (("complexity", 4), ("humor", 1)))),
+        (*found.answers, Answer("x", 1, False), Answer("y", 1, False)),
+        {name: np.append(column, [99.0, 99.0]) for name, column in found.columns.items()},
+    )
+    assert sweep_of(other, STEERLM["complexity"]).values_PLM.shape == (PROMPTS, 5, 2)
+    assert sweep_of(other, STEERLM["complexity"]).values_PLM.max() == 100
+
+
+def test_means_by_weights_are_the_bootstrap() -> None:
+    values = RANDOM.normal(size=(200, 2))
+    ours = mean_estimates(values, draw_weights(200, 2000, 1))
+    plain = bootstrap(lambda a: float(a.mean()), values[:, 0])
+    assert ours[0].value == pytest.approx(plain.value)
+    assert ours[0].low == pytest.approx(plain.low, abs=0.02)
+    assert ours[0].high == pytest.approx(plain.high, abs=0.02)
+    values[3, 1] = np.nan
+    assert mean_estimates(values, draw_weights(200))[1].value == pytest.approx(np.nanmean(values[:, 1]))

@@ -1,0 +1,186 @@
+"""The evaluation of steering as a whole, with an engine that answers by a script and with the real one."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steerlm.attributes import STEERLM
+from steerlm.cli.main import run
+from steerlm.engines import Piece, Request
+from steerlm.engines.base import Deliver
+from steerlm.errors import ConfigError, DataError, SchemaError
+from steerlm.evaluation.prompts import read_prompts
+from steerlm.evaluation.steering import Judges, evaluate_steering
+from steerlm.evaluation.steering_settings import SteeringSettings
+from steerlm.models.load import SteerModel, load_model, new_model
+from steerlm.steering import distance, nearest
+from tiny_judge import save_tiny_judge
+
+PROMPTS = ["Why is the sea salty?", "Is it?", "What is rock?", "How do rivers carry it?", "And then?", "Why me?"]
+QUICK = SteeringSettings(attributes=["verbosity"], conditions=["policy"], goals=0, perplexity=False, resamples=100)
+
+
+class Scripted:
+    """An engine that answers with one word for each point of verbosity that it believes to be asked for."""
+
+    context = 2048
+
+    def __init__(self, model: SteerModel, believes: Callable[[int], int]) -> None:
+        self.model, self.believes = model, believes
+        self.answered = 0
+
+    def submit(self, requests: Sequence[Request], deliver: Deliver) -> Callable[[], None]:
+        for number, request in enumerate(requests):
+            asked = int(re.findall(r"verbosity:(\d)", self.model.renderer.tokenizer.decode(request.prompt))[-1])
+            text = "Salt is in it. " * (1 + 3 * self.believes(asked))
+            deliver(Piece(number, 5, text, "stop"))
+            self.answered += 1
+        return lambda: None
+
+    def close(self) -> None:
+        raise AssertionError("an engine that was given is not ours to close")
+
+
+@pytest.fixture(scope="module")
+def policy(chatml_base: Path, tmp_path_factory: pytest.TempPathFactory) -> SteerModel:
+    """An untrained policy on disk, loaded, that says what it was made from."""
+    model = new_model("policy", chatml_base, STEERLM)
+    info = replace(model.info, provenance={"base": str(chatml_base)})
+    directory = tmp_path_factory.mktemp("policy") / "policy"
+    replace(model, info=info).save(directory)
+    return load_model(directory, "policy")
+
+
+@pytest.fixture(scope="module")
+def judge_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_judge(tmp_path_factory.mktemp("judge"))
+
+
+def test_one_that_obeys_and_one_that_guesses(policy: SteerModel, tmp_path: Path) -> None:
+    obedient = evaluate_steering(policy, PROMPTS, QUICK, tmp_path / "a", engine=Scripted(policy, lambda asked: asked))
+    row = obedient["conditions"]["policy"]["attributes"]["verbosity"]
+    assert row["verdict"] == "steers"
+    assert row["within_prompt"]["value"] == pytest.approx(1)
+    assert row["curves"]["words"][2]["value"] == 28
+    generator = random.Random(0)
+    guessing = Scripted(policy, lambda asked: generator.randrange(5))
+    row = evaluate_steering(policy, PROMPTS, QUICK, tmp_path / "b", engine=guessing)["conditions"]["policy"]
+    assert row["attributes"]["verbosity"]["verdict"] == "does not steer"
+    assert obedient["prompts"]["used"] == 6
+    assert obedient["steerlm"]
+
+
+def test_what_is_there_is_not_done_again(policy: SteerModel, tmp_path: Path) -> None:
+    engine = Scripted(policy, lambda asked: asked)
+    first = evaluate_steering(policy, PROMPTS, QUICK, tmp_path, engine=engine)
+    assert engine.answered == len(PROMPTS) * 5
+    assert evaluate_steering(policy, PROMPTS, QUICK, tmp_path, engine=engine) == first
+    more = QUICK.model_copy(update={"resamples": 200})
+    evaluate_steering(policy, PROMPTS, more, tmp_path, engine=engine)
+    assert engine.answered == len(PROMPTS) * 5
+    wider = QUICK.model_copy(update={"attributes": ["verbosity", "humor"]})
+    evaluate_steering(policy, PROMPTS, wider, tmp_path, engine=engine)
+    # Humor at its default, 0, with verbosity at its own is among what was answered before.
+    assert engine.answered == len(PROMPTS) * (5 + 4)
+    other = QUICK.model_copy(update={"max_tokens": 80})
+    evaluate_steering(policy, PROMPTS, other, tmp_path, engine=engine)
+    assert engine.answered == len(PROMPTS) * (5 + 4 + 5)
+
+
+def test_every_condition_and_measure(policy: SteerModel, judge_directory: Path, tmp_path: Path) -> None:
+    settings = SteeringSettings(
+        attributes=["verbosity", "humor"],
+        prompts=2,
+        conditions=["policy", "words", "guidance", "verified"],
+        goals=1,
+        paraphrases=1,
+        max_tokens=3,
+        draws=2,
+        resamples=100,
+    )
+    judge = load_model(judge_directory, "attribute-model")
+    said: list[str] = []
+    record = evaluate_steering(policy, PROMPTS, settings, tmp_path, Judges(judge, judge), say=said.append)
+    assert list(record["conditions"]) == settings.conditions
+    for condition in record["conditions"].values():
+        row = condition["attributes"]["humor"]
+        assert row["own"] == "second:humor"
+        assert {"score:quality", "perplexity", "characters", "reading_grade", "toxic_words"} <= set(row["curves"])
+        assert all(point["value"] is None or point["value"] > 0 for point in row["curves"]["perplexity"])
+        assert condition["goal_space"]["goals"] <= 2
+        assert set(condition["consistency"]) == {"verbosity", "humor"}
+        assert len(condition["examples"]["humor"][0]["answers"]) == 5
+    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert {row["condition"] for row in rows} == set(settings.conditions)
+    assert any("untuned base" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"attributes": ["wit"]}, SchemaError, "unknown attribute 'wit'"),
+        ({"conditions": ["verified"]}, ConfigError, "needs an attribute model to choose by; give --judge"),
+        ({"max_tokens": 2048}, DataError, "no prompt is short enough"),
+    ],
+)
+def test_refusals(
+    policy: SteerModel, tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        evaluate_steering(policy, PROMPTS, QUICK.model_copy(update=changes), tmp_path)
+
+
+def test_a_base_that_is_not_named(policy: SteerModel, tmp_path: Path) -> None:
+    nameless = replace(policy, info=replace(policy.info, provenance={}))
+    with pytest.raises(ConfigError, match="does not say what base model it was made from"):
+        evaluate_steering(nameless, PROMPTS, QUICK.model_copy(update={"perplexity": True}), tmp_path)
+
+
+def test_nearest() -> None:
+    """Distances 1/4, none, 1/8 and 1/8 of the scale: the first of the nearest."""
+    asked = {"humor": 4, "verbosity": 0}
+    measured = [
+        {"humor": 3.0, "verbosity": 1.0},
+        None,
+        {"humor": 4.0, "verbosity": 1.0},
+        {"humor": 3.0, "verbosity": 0.0},
+    ]
+    assert nearest(STEERLM, asked, measured) == 2
+    assert distance(STEERLM, asked, measured[0]) == pytest.approx(0.25)
+    assert distance(STEERLM, asked, {"quality": 1.0}) == float("inf")
+
+
+def test_the_command(policy: SteerModel, chatml_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy.save(tmp_path / "policy")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Hi"}\n{"prompt": "Why?"}\n')
+    command = ["eval", "steering", str(tmp_path / "policy"), "--prompts", str(tmp_path / "prompts.jsonl")]
+    flags = ["--max-tokens", "3", "--attributes", "humor", "--conditions", "policy", "--resamples", "100"]
+    assert run([*command, *flags, "--no-perplexity"]) == 0
+    folder = tmp_path / "policy" / "evaluation"
+    assert "not measured" in capsys.readouterr().out
+    assert {path.name for path in folder.iterdir()} == {"steering.json", "steering.html", "answers.jsonl", "figures"}
+    assert "## Evaluation\n\n2 held-out prompts" in (tmp_path / "policy" / "README.md").read_text()
+    assert run([*command, *flags, "--no-perplexity", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["prompts"]["used"] == 2
+
+
+def test_prompts_of_files(tmp_path: Path) -> None:
+    own = {"id": "c", "messages": [{"role": "user", "text": "Own?"}, {"role": "assistant", "text": "Yes", "parent": 0}]}
+    for name, row, found in (
+        ("plain", {"prompt": "Hi", "category": "x"}, ["Hi"]),
+        ("pool", {"prompt": "Hi", "responses": ["a", "b"]}, ["Hi"]),
+        ("own", own, ["Own?"]),
+    ):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+        assert read_prompts(tmp_path / f"{name}.jsonl") == found
+    (tmp_path / "faulty.jsonl").write_text('{"prompt": "Hi"}\n{"prompt": ""}\n')
+    with pytest.raises(DataError, match="line 2: prompt must be a string with text in it"):
+        read_prompts(tmp_path / "faulty.jsonl")

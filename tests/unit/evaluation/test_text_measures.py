@@ -1,0 +1,47 @@
+"""Measures of texts, against counts by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from steerlm.evaluation.text_measures import TEXT_MEASURES, text_measures
+
+OF = {measure.name: measure.of for measure in text_measures()}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("characters", "Ab c", 4),
+        ("words", "It's a well-known fact: 42 is 6*7.", 8),
+        ("type_token_ratio", "The cat saw the dog", 4 / 5),
+        ("type_token_ratio", " ".join(["same"] * 60), 1 / 50),
+        # Twice the same fifty: every window holds each of them once, so that length alone changes nothing.
+        ("type_token_ratio", " ".join([f"w{k}" for k in range(50)] * 2), 1.0),
+        ("list_share", "Buy:\n- salt\n\n2. water\n* sea", 3 / 4),
+        ("list_share", "5 - 3 is 2", 0),
+        ("code", "So:\n```python\nx = 1\n```", 1),
+        ("code", "the `x` variable", 0),
+        ("repetition", "a b c d a b c d", 1 / 5),
+        ("repetition", "all words are new here", 0),
+        ("refusal", "I'm sorry, but I can't help with that.", 1),
+        ("refusal", "As an AI language model, I have no taste.", 1),
+        ("refusal", "The sea can't be drained. It answers to no one.", 0),
+        ("toxic_words", "You asshole, this is nice", 20),
+        ("toxic_words", "A bass from Scunthorpe in a classic assembly", 0),
+    ],
+)
+def test_by_hand(name: str, text: str, value: float) -> None:
+    assert OF[name](text) == pytest.approx(value)
+
+
+def test_harder_text_has_a_higher_grade() -> None:
+    easy = "The cat sat on the mat. It was a big cat."
+    hard = "Notwithstanding considerable methodological heterogeneity, the investigators extrapolated longitudinally."
+    assert OF["reading_grade"](easy) < 3 < 12 < OF["reading_grade"](hard)
+
+
+@pytest.mark.parametrize("text", ["", " \n", "🙂", "?!", "1"])
+def test_every_measure_has_a_value_for_texts_without_words(text: str) -> None:
+    for measure in TEXT_MEASURES:
+        assert measure.of(text) >= 0

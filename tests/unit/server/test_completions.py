@@ -1,0 +1,129 @@
+"""/v1/completions: raw prompts against `generate`, prompts under attributes against /v1/chat/completions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import pytest
+import torch
+
+from served import Recorder, events, send
+from steerlm.models.load import SteerModel
+from steerlm.server.state import ServerState
+
+PATH = "/v1/completions"
+TEXT = "Why is the sea salty?\n\nBecause"
+Post = Callable[..., httpx2.Response]
+
+
+def continued(model: SteerModel, ids: list[int], count: int) -> str:
+    found = model.network.generate(
+        torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids)),
+        max_new_tokens=count,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    text: str = model.renderer.tokenizer.decode(found[0, len(ids) :], skip_special_tokens=True)
+    return text
+
+
+def test_raw_prompts_are_continued(post: Post, served_policy: SteerModel) -> None:
+    ids = served_policy.renderer.tokenizer.encode(TEXT, add_special_tokens=False)
+    other = served_policy.renderer.tokenizer.encode("Rivers", add_special_tokens=False)
+    expected = [continued(served_policy, prompt, 10).rstrip() for prompt in (ids, other)]
+    body = {"max_tokens": 10, "temperature": 0}
+    for prompt, texts in (
+        (TEXT, expected[:1]),
+        ([TEXT, "Rivers"], expected),
+        (ids, expected[:1]),
+        ([ids, other], expected),
+    ):
+        found = post(PATH, {**body, "prompt": prompt}).json()
+        assert [choice["text"] for choice in found["choices"]] == texts
+        assert found["steering"] is None
+
+
+def test_prompts_under_attributes_are_answered_as_in_chat(post: Post) -> None:
+    body = {"max_tokens": 10, "seed": 3, "n": 2, "attributes": {"verbosity": 1}}
+    chat = post("/v1/chat/completions", {**body, "messages": [{"role": "user", "content": TEXT}]}).json()
+    found = post(PATH, {**body, "prompt": [TEXT, "Hi"], "measure": True}).json()
+    assert [choice["text"] for choice in found["choices"][:2]] == [
+        choice["message"]["content"] for choice in chat["choices"]
+    ]
+    assert found["steering"]["attributes"] == chat["steering"]["attributes"]
+    assert len(found["steering"]["measured"]) == 4
+    plain = post(PATH, {"prompt": TEXT, "max_tokens": 10, "seed": 3, "raw": False}).json()
+    default = post(
+        "/v1/chat/completions", {"messages": [{"role": "user", "content": TEXT}], "max_tokens": 10, "seed": 3}
+    )
+    assert plain["choices"][0]["text"] == default.json()["choices"][0]["message"]["content"]
+
+
+def test_an_answer_does_not_depend_on_its_company(post: Post) -> None:
+    body = {"max_tokens": 8, "seed": 1, "n": 2}
+    together = post(PATH, {**body, "prompt": ["Rivers", "Hello"]}).json()["choices"]
+    alone = post(PATH, {**body, "prompt": "Hello"}).json()["choices"]
+    assert [choice["text"] for choice in together[2:]] == [choice["text"] for choice in alone]
+    assert [choice["index"] for choice in together] == [0, 1, 2, 3]
+
+
+def test_a_stream_holds_the_same(post: Post) -> None:
+    body = {"prompt": ["Rivers", "Hello"], "max_tokens": 10, "seed": 2, "logprobs": 2}
+    whole = post(PATH, body).json()
+    chunks = events(post(PATH, {**body, "stream": True, "stream_options": {"include_usage": True}}).text)
+    for index, choice in enumerate(whole["choices"]):
+        parts = [item for chunk in chunks for item in chunk["choices"] if item["index"] == index]
+        assert "".join(part["text"] for part in parts) == choice["text"]
+        assert [part["finish_reason"] for part in parts][-1] == choice["finish_reason"]
+        scores = [part["logprobs"] for part in parts if part["logprobs"]]
+        for name, values in choice["logprobs"].items():
+            again = [value for part in scores for value in part[name]]
+            if name == "token_logprobs":  # what is kept of the first call changes the order of sums
+                assert again == pytest.approx(values, abs=1e-4)
+            elif name == "top_logprobs":
+                assert [set(top) for top in again] == [set(top) for top in values]
+            else:
+                assert again == values
+    assert chunks[-1]["usage"]["total_tokens"] == whole["usage"]["total_tokens"]
+
+
+def test_logprobs_in_their_form(post: Post) -> None:
+    found = post(PATH, {"prompt": TEXT, "max_tokens": 5, "temperature": 0, "logprobs": 2}).json()["choices"][0]
+    scores = found["logprobs"]
+    assert [len(values) for values in scores.values()] == [5] * 4
+    for token, logprob, top in zip(scores["tokens"], scores["token_logprobs"], scores["top_logprobs"], strict=True):
+        assert top[token] == logprob == max(top.values())
+    assert scores["text_offset"] == [sum(map(len, scores["tokens"][:k])) for k in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ""}, "an empty text cannot be continued"),
+        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": [10**6]}, "beyond the"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": [1, "a"]}, "prompt"),
+        ({"prompt": {"a": 1}}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({}, "prompt"),
+        ({"prompt": "a", "echo": True}, "echo: this server cannot do that"),
+        ({"prompt": "a", "best_of": 2}, "best_of"),
+        ({"prompt": "a", "suffix": "b"}, "suffix"),
+        ({"prompt": "a", "verified": 2}, "verified"),
+        ({"prompt": "a", "raw": True, "attributes": {"humor": 1}}, "no place for attributes"),
+        ({"prompt": [5], "attributes": {"humor": 1}}, "no place for attributes"),
+        ({"prompt": [5], "raw": False}, "always continued"),
+        ({"prompt": ["a"] * 1000}, "1000 answers are more than the 128"),
+    ],
+)
+def test_what_cannot_be_done_is_said(serve: Callable[..., ServerState], body: dict[str, Any], complaint: str) -> None:
+    engine = Recorder()
+    answer = send(serve(engine=engine), PATH, body)
+    assert answer.status_code == 400, answer.text
+    assert complaint in answer.json()["error"]["message"]
+    assert not engine.requests

@@ -1,0 +1,167 @@
+"""/v1/score and /pooling against `AutoModelForSequenceClassification` on the chat template's own text."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from typing import Any
+
+import httpx2
+import pytest
+import torch
+
+from served import HELLO, send
+from steerlm.annotation.scorer import Scored, Scorer, on_scale
+from steerlm.attributes import STEERLM
+from steerlm.conversation import Conversation, Message
+from steerlm.models.load import SteerModel
+from steerlm.server.judge import Judge
+from steerlm.server.state import ServerState
+
+Post = Callable[..., httpx2.Response]
+TALK = [
+    {"role": "system", "content": "Be a sailor."},
+    *HELLO,
+    {"role": "assistant", "content": "Rivers carry salt."},
+    {"role": "user", "content": "And lakes?"},
+    {"role": "assistant", "content": [{"type": "text", "text": "They have a way out."}]},
+]
+
+
+def by_template(model: SteerModel, messages: list[dict[str, Any]]) -> dict[str, float]:
+    """Scores of the last answer by the network alone, on text that the judge's own chat template wrote."""
+    plain = [
+        {**item, "content": item["content"] if isinstance(item["content"], str) else item["content"][0]["text"]}
+        for item in messages
+    ]
+    text = model.renderer.chat_template("score", "")
+    ids = model.renderer.tokenizer.apply_chat_template(plain, chat_template=text, return_dict=False)
+    with torch.no_grad():
+        scores_A = model.network(torch.tensor([ids])).logits[0]
+    return on_scale(STEERLM, dict(zip(STEERLM.names, scores_A.tolist(), strict=True)))
+
+
+def test_every_answer_of_a_conversation_is_scored(post: Post, served_judge: SteerModel) -> None:
+    found = post("/v1/score", {"messages": TALK}).json()
+    assert found["attributes"] == list(STEERLM.names)
+    first, second = found["data"][0]["answers"]
+    assert (first["message"], second["message"]) == (2, 4)
+    assert first["scores"] == pytest.approx(by_template(served_judge, TALK[:3]), abs=2e-3)
+    assert second["scores"] == pytest.approx(by_template(served_judge, TALK), abs=2e-3)
+
+
+def test_pooling_is_the_last_answer_as_a_vector(post: Post) -> None:
+    scores = post("/v1/score", {"messages": TALK}).json()["data"][0]["answers"][-1]["scores"]
+    found = post("/pooling", {"model": "judge", "messages": TALK}).json()
+    assert found["data"] == [{"index": 0, "object": "pooling", "data": list(scores.values())}]
+
+
+def test_trees_are_scored_together(post: Post) -> None:
+    tree = {
+        "id": "c1",
+        "system": "Be a sailor.",
+        "messages": [
+            {"role": "user", "text": "Why is the sea salty?"},
+            {"role": "assistant", "text": "Rivers carry salt.", "parent": 0},
+            {"role": "assistant", "text": "Because the land never waves back.", "parent": 0},
+        ],
+    }
+    found = post("/v1/score", {"conversations": [tree, {"messages": tree["messages"][:2]}]}).json()["data"]
+    assert [(item["index"], item["id"], len(item["answers"])) for item in found] == [(0, "c1", 2), (1, None, 1)]
+    thread = post("/v1/score", {"messages": TALK[:3]}).json()["data"][0]["answers"][0]["scores"]
+    assert found[0]["answers"][0]["scores"] == pytest.approx(thread, abs=2e-3)
+    assert found[0]["answers"][1]["scores"] != found[0]["answers"][0]["scores"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/score", {}),
+        ("/v1/score", {"messages": TALK, "conversations": []}),
+        ("/v1/score", {"conversations": []}),
+        ("/v1/score", {"conversations": [{"messages": []}]}),
+        ("/v1/score", {"conversations": [{"messages": [{"role": "user", "text": "a", "parent": 3}]}]}),
+        ("/v1/score", {"conversations": [{"messages": [{"role": "bot", "text": "a"}]}]}),
+        ("/v1/score", {"conversations": [{"messages": [{"role": "user", "text": "a"}]}] * 1000}),
+        ("/v1/score", {"messages": HELLO}),
+        ("/v1/score", {"messages": []}),
+        ("/v1/score", {"messages": [*TALK, TALK[0]]}),
+        ("/v1/score", {"text_1": "a", "text_2": "b"}),
+        ("/pooling", {"messages": [*TALK, *HELLO]}),
+        ("/pooling", {"input": "a"}),
+        ("/pooling", {"messages": TALK, "encoding_format": "base64"}),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(post: Post, path: str, body: dict[str, Any]) -> None:
+    answer = post(path, body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["message"]
+
+
+def test_without_an_attribute_model(serve: Callable[..., ServerState]) -> None:
+    answer = send(serve(judge=None), "/v1/score", {"messages": TALK})
+    assert answer.status_code == 501
+    assert "--attribute-model" in answer.json()["error"]["message"]
+
+
+class _Held(Scorer):
+    """Waits to be let go, and notes how many conversations come at a time."""
+
+    def __init__(self, model: SteerModel) -> None:
+        super().__init__(model)
+        self.go = Event()
+        self.begun = Event()
+        self.sizes: list[int] = []
+
+    def score(self, conversations: Any, watch: Any = None) -> Scored:
+        self.sizes.append(len(conversations))
+        self.begun.set()
+        assert self.go.wait(60)
+        if any(conversation.messages[0].text == "poison" for conversation in conversations):
+            raise RuntimeError("poison")
+        return super().score(conversations, watch)
+
+
+def _conversation(text: str) -> Conversation:
+    return Conversation(text, (Message("user", text), Message("assistant", f"{text}!", 0)))
+
+
+def test_what_arrives_meanwhile_is_scored_together(served_judge: SteerModel) -> None:
+    scorer = _Held(served_judge)
+    judge = Judge(scorer)
+
+    async def go() -> None:
+        first = asyncio.create_task(judge.score([_conversation("a")]))
+        with ThreadPoolExecutor() as threads:
+            await asyncio.get_running_loop().run_in_executor(threads, scorer.begun.wait)
+        later = [asyncio.create_task(judge.score([_conversation(text)])) for text in ("b", "c", "d")]
+        await asyncio.sleep(0)
+        later[1].cancel()
+        await asyncio.sleep(0)
+        scorer.go.set()
+        await asyncio.gather(first, later[0], later[2])
+        assert later[1].cancelled()
+        alone = await judge.score([_conversation("d")])
+        assert alone[0][1] == pytest.approx(later[2].result()[0][1], abs=2e-3)
+
+    asyncio.run(go())
+    judge.close()
+    assert scorer.sizes == [1, 2, 1]
+
+
+def test_one_that_fails_does_not_spoil_the_others(served_judge: SteerModel) -> None:
+    scorer = _Held(served_judge)
+    judge = Judge(scorer)
+
+    async def go() -> list[Any]:
+        tasks = [asyncio.create_task(judge.score([_conversation(text)])) for text in ("a", "poison", "b")]
+        await asyncio.sleep(0)
+        scorer.go.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    first, broken, last = asyncio.run(go())
+    judge.close()
+    assert isinstance(broken, RuntimeError)
+    assert first[0][1].keys() == last[0][1].keys() == set(STEERLM.names)

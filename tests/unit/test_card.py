@@ -1,0 +1,141 @@
+"""Model cards, read by the library of the hub that shows them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from steerlm.attributes import STEERLM
+from steerlm.card import FILE, MARK, prompt_text, refresh_card, write_card
+from steerlm.dialects import DIALECTS
+from steerlm.errors import ModelError
+from steerlm.evaluation.records import evaluation_folder, write_record
+from steerlm.models.directory import ModelInfo
+from tiny import renderer
+
+INFO = ModelInfo(
+    "policy",
+    STEERLM,
+    "nemo",
+    system="Be kind.",
+    fingerprint="0123456789abcdef",
+    provenance={
+        "base": "smollm2",
+        "steps": 7,
+        "learnt_from": "3 trees",
+        "data": "d" * 16,
+        "settings": {"epochs": 2.0, "out": "/home/me/secret", "labels": "predicted"},
+        "steerlm": "1.0",
+    },
+    metrics={"loss": 1.25, "gap": 3.0, "attributes": {}},
+)
+ROW = {
+    "verdict": "steers",
+    "own": "score:humor",
+    "within_prompt": {"value": 0.9, "low": 0.8, "high": 1.0},
+    "slope": {"value": 0.7, "low": 0.6, "high": 0.8},
+    "miss": {"value": 0.5, "low": 0.4, "high": 0.6},
+    "ratio_of_length": {"value": 3.0, "low": 2.0, "high": 4.0},
+}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    directory = tmp_path / "my-policy"
+    directory.mkdir()
+    INFO.save(directory)
+    return directory
+
+
+def steering(fingerprint: str) -> dict[str, Any]:
+    conditions = {"policy": {"attributes": {"humor": ROW}}}
+    return {"model": fingerprint, "rule": "The rule.", "prompts": {"used": 5}, "conditions": conditions}
+
+
+def test_a_policy(model: Path) -> None:
+    text = write_card(model).read_text()
+    card = ModelCard(text)
+    data = card.data.to_dict()
+    assert data["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert data["license"] == "apache-2.0"
+    assert (data["library_name"], data["pipeline_tag"]) == ("transformers", "text-generation")
+    assert "steerlm" in data["tags"]
+    assert "model-index" not in data
+    assert "| verbosity | 0 to 4 | 4 |" in text
+    assert "Not yet evaluated" in text
+    assert "loss 1.2500" in text
+    assert "| epochs | 2.0 |" in text
+    assert "secret" not in text
+    assert str(model.parent) not in text
+
+
+def test_results_are_shown_and_those_of_another_state_are_not(model: Path) -> None:
+    write_record(evaluation_folder(model), "steering", steering("another"))
+    write_card(model)
+    assert "Not yet evaluated" in (model / FILE).read_text()
+    write_record(evaluation_folder(model), "steering", steering(INFO.fingerprint))
+    (evaluation_folder(model) / "figures").mkdir()
+    (evaluation_folder(model) / "figures" / "humor.png").write_bytes(b"")
+    refresh_card(model)
+    text = (model / FILE).read_text()
+    assert "| humor | steers | 0.90 [0.80, 1.00] | 0.70 [0.60, 0.80] | 0.50 [0.40, 0.60] | 3.0 [2.0, 4.0] |" in text
+    assert "![response curves](evaluation/figures/humor.png)" in text
+    (found,) = ModelCard(text).data.eval_results
+    assert found.metric_value == 0.9
+    assert found.metric_name.startswith("humor")
+
+
+def test_an_attribute_model(tmp_path: Path) -> None:
+    info = replace(INFO, kind="attribute-model", provenance={"base": "/data/models/llama"})
+    figures = {"pearson": {"value": 0.5, "low": 0.4, "high": 0.6}, "spearman": {"value": 0.4, "low": 0.3, "high": 0.5}}
+    part = {"n": 90, "model": {**figures, "mae": {"value": 0.7, "low": 0.6, "high": 0.8}}}
+    record = {
+        "model": info.fingerprint,
+        "responses": 90,
+        "conversations": 30,
+        "baselines_fitted_on": "the training data",
+        "attributes": {"humor": {"sources": {"all": part}, "verdict": "beats both baselines"}},
+    }
+    info.save(tmp_path)
+    write_record(evaluation_folder(tmp_path), "attributes", record)
+    text = write_card(tmp_path, license_="llama2").read_text()
+    card = ModelCard(text)
+    assert card.data.license == "llama2"
+    assert card.data.base_model is None
+    assert card.data.pipeline_tag == "text-classification"
+    assert "/data/models" not in text
+    assert "made from llama by regression" in " ".join(text.split())
+    assert "| humor | 90 | 0.50 [0.40, 0.60] | 0.40 [0.30, 0.50] | 0.70 [0.60, 0.80] | beats both baselines |" in text
+
+
+def test_a_card_of_somebody_else_stays(model: Path) -> None:
+    (model / FILE).write_text("My own words.")
+    refresh_card(model)
+    assert (model / FILE).read_text() == "My own words."
+    with pytest.raises(ModelError, match="was not made by steerlm; move it away, or pass --overwrite"):
+        write_card(model)
+    assert MARK in write_card(model, overwrite=True).read_text()
+
+
+@pytest.mark.parametrize("dialect", sorted(DIALECTS))
+@pytest.mark.parametrize("turns", [1, 2])
+def test_the_prompt_is_that_of_the_chat_template(dialect: str, turns: int) -> None:
+    made = renderer("chatml" if dialect == "chatml" else "llama3", dialect)
+    line = STEERLM.label_line(STEERLM.defaults)
+    messages: list[dict[str, str]] = []
+    for turn in range(1, turns + 1):
+        number = f" {turn}" if turns > 1 else ""
+        messages.append({"role": "user", "content": f"{{prompt{number}}}"})
+        if turn < turns:
+            messages.append({"role": "assistant", "content": f"{{response{number}}}"})
+    shown = made.tokenizer.apply_chat_template(
+        messages,
+        chat_template=made.chat_template("policy", "Be kind."),
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    assert prompt_text(DIALECTS[dialect], "Be kind.", line, turns) == shown
