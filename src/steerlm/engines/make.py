@@ -40,8 +40,8 @@ def make_engine(
 
     `auto` is OpenVINO where it is installed, the device is the CPU and the model of a kind that it reads; else torch.
     `say` is told what takes its time, and why it is not OpenVINO that was taken.
-    Raises `ConfigError` for an engine that is not installed or does not go with device or precision, `ModelError` for a model
-    that it cannot use.
+    Raises `ConfigError` for an engine that is not installed or does not go with device or precision, `ModelError` for a
+    model that it cannot use.
     """
     if precision != "f32" and name in ("torch", "upstream"):
         raise ConfigError(f"precision {precision} is for engine openvino, not {name}; leave one of them out")
