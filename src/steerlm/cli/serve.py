@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from steerlm.devices import pick_device
-from steerlm.engines.make import EngineName
+from steerlm.engines.make import EngineName, Precision
 from steerlm.errors import ConfigError
 from steerlm.server.guard_settings import GuardSettings
 from steerlm.server.limits import ServerLimits
@@ -34,6 +34,7 @@ def serve_command(
     guard: Annotated[GuardSettings | None, Parameter(name="*")] = None,
     limits: Annotated[ServerLimits | None, Parameter(name="*")] = None,
     engine: EngineName = "auto",
+    precision: Precision = "f32",
     upstream: str | None = None,
     upstream_model: str | None = None,
     upstream_context: int | None = None,
@@ -68,6 +69,9 @@ def serve_command(
     engine
         What generates: openvino (CPU), torch (any device), upstream (another server), or auto, which is openvino where
         it is installed and fits, else torch.
+    precision
+        What openvino computes in: f32, so that an answer does not depend on the load, or bf16, for twice the answers
+        under load on CPUs that have it, which may then change with the load, even with a seed.
     upstream
         Address of a server that has the policy, such as http://localhost:8001 of vLLM; its key, if it wants one, is
         taken from the environment variable STEERLM_UPSTREAM_KEY.
@@ -99,7 +103,7 @@ def serve_command(
     logging.basicConfig(level=logging.WARNING, handlers=[LogHandler(standing.log)], force=True)
     told = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     steered = load_prompting(model)
-    generator = make_engine(model, steered, engine, device, behind, told.print)
+    generator = make_engine(model, steered, engine, device, behind, told.print, precision)
     judge = _judge(attribute_model, device) if attribute_model else None
     state = ServerState(
         steered,

@@ -12,7 +12,7 @@ from steerlm.engines.base import (
     stream,
     stream_async,
 )
-from steerlm.engines.make import EngineName, make_engine
+from steerlm.engines.make import EngineName, Precision, make_engine
 from steerlm.engines.torch import TorchEngine
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "EngineName",
     "Guidance",
     "Piece",
+    "Precision",
     "Request",
     "Sampling",
     "TorchEngine",

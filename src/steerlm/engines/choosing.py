@@ -1,102 +1,102 @@
-"""How a request chooses its next token from scores.
+"""How a request chooses its next token from scores, alike in all local engines.
 
-Shapes: B requests, R rows (a request has one, with guidance two), V vocabulary.
+In numpy: rows are few and their choices short, for which PyTorch's threads take more time to meet than to compute.
+
+Shapes: R rows (a request has one, with guidance two), V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import cast
+from collections.abc import Iterable, Sequence
 
-import torch
-from torch import Tensor
-from transformers import (
-    LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+import numpy as np
+from numpy.typing import NDArray
 
-from steerlm.engines.base import Guidance, Request, Sampling, TokenLogprob
+from steerlm.engines.base import Guidance, Request, TokenLogprob
+
+Scores = NDArray[np.float32]
+_HEAD = 256
+"""So many of the likeliest tokens nearly always have any share of the probability that is asked for."""
 
 
 class Chooser:
     """The choices of one request: its tokens so far, and a generator of its own."""
 
     def __init__(self, request: Request, stop_ids: Iterable[int]) -> None:
-        sampling = request.sampling
         self.made: list[int] = []
         self.guidance = request.guidance
-        self._sampling = sampling
+        self._sampling = request.sampling
         self._stop_ids = list(stop_ids)
-        self._processors = _processors(sampling)
-        self._generator = torch.Generator().manual_seed(sampling.seed)
+        self._generator = np.random.Generator(np.random.PCG64(request.sampling.seed % (1 << 64)))
 
-    @property
-    def takes_likeliest(self) -> bool:
-        """Whether the next token is simply that of the highest score, and nothing else is asked for."""
+    def choose(self, rows: Sequence[Scores]) -> tuple[int, TokenLogprob | None]:
+        """The next token, noted in `made`, from the scores [V] of the request's rows."""
+        scores = raw = _guided(rows, self.guidance)
         sampling = self._sampling
-        is_barred = len(self.made) < sampling.min_tokens
-        return not sampling.temperature and not self._processors and not is_barred and sampling.logprobs is None
+        if sampling.repetition_penalty != 1 and self.made:
+            # The prompt has no part in it: it holds the end signals of earlier turns.
+            seen = np.unique(self.made)
+            scores = raw.copy()
+            penalty = np.float32(sampling.repetition_penalty)
+            scores[seen] = np.where(raw[seen] < 0, raw[seen] * penalty, raw[seen] / penalty)
+        if len(self.made) < sampling.min_tokens:
+            scores = scores.copy()
+            scores[self._stop_ids] = -np.inf
+        token = self._draw(scores) if sampling.temperature else int(scores.argmax())
+        self.made.append(token)
+        return token, None if sampling.logprobs is None else _logprob(raw, token, sampling.logprobs)
 
-    def choose(self, logits_V: Tensor) -> tuple[int, TokenLogprob | None]:
-        scores_V = logits_V.float()
-        if len(self.made) < self._sampling.min_tokens:
-            scores_V = scores_V.clone()
-            scores_V[self._stop_ids] = -torch.inf
-        # The prompt has no part in the repetition penalty: it holds the end signals of earlier turns.
-        so_far = torch.tensor([self.made], dtype=torch.long, device=scores_V.device)
-        scores_V = self._processors(cast(torch.LongTensor, so_far), cast(torch.FloatTensor, scores_V[None]))[0]
-        if self._sampling.temperature:
-            chances_V = scores_V.softmax(dim=-1).cpu()
-            token = int(torch.multinomial(chances_V, 1, generator=self._generator))
+    def _draw(self, scores: Scores) -> int:
+        sampling = self._sampling
+        chances = np.exp((scores - scores.max()) / np.float32(sampling.temperature), dtype=np.float64)
+        total = chances.sum()
+        if 0 < sampling.top_k < len(scores):
+            kept = _likeliest(scores, sampling.top_k)
+            total = chances[kept].sum()
+        elif sampling.top_p < 1:
+            kept = _likeliest(scores, _HEAD)
+            if chances[kept].sum() < sampling.top_p * total:
+                kept = _likeliest(scores, len(scores))
         else:
-            token = int(scores_V.argmax())
-        return token, _logprob(logits_V, token, self._sampling.logprobs)
+            return _one_of(chances, self._generator.random())
+        # Of the likeliest, those before which less than top_p is reached.
+        kept = kept[np.cumsum(chances[kept]) - chances[kept] < sampling.top_p * total]
+        return int(kept[_one_of(chances[kept], self._generator.random())])
 
 
-def choose(logits_RV: Tensor, choosers: Sequence[Chooser]) -> list[tuple[int, TokenLogprob | None]]:
-    """The next token of each request, from the scores of its rows in order; they are noted in `made`."""
-    logits_BV = logits_RV
-    if any(one.guidance for one in choosers):
-        rows = iter(logits_RV)
-        logits_BV = torch.stack([_guided(one.guidance, rows) for one in choosers])
-    likeliest = logits_BV.argmax(dim=-1).tolist() if any(one.takes_likeliest for one in choosers) else []
-    found: list[tuple[int, TokenLogprob | None]] = []
-    for row, one in enumerate(choosers):
-        found.append((likeliest[row], None) if one.takes_likeliest else one.choose(logits_BV[row]))
-    for one, (token, _) in zip(choosers, found, strict=True):
-        one.made.append(token)
-    return found
+def choose(scores_RV: Scores, choosers: Sequence[Chooser]) -> list[tuple[int, TokenLogprob | None]]:
+    """The next token of each request, from the scores of its rows in order."""
+    rows = iter(scores_RV)
+    return [one.choose([next(rows) for _ in range(2 if one.guidance else 1)]) for one in choosers]
 
 
-def _guided(guidance: Guidance | None, rows: Iterator[Tensor]) -> Tensor:
-    own_V = next(rows)
+def _guided(rows: Sequence[Scores], guidance: Guidance | None) -> Scores:
     if guidance is None:
-        return own_V
-    other_V = next(rows)
-    return other_V + guidance.factor * (own_V - other_V)
+        return rows[0]
+    own, other = rows
+    return other + np.float32(guidance.factor) * (own - other)
 
 
-def _logprob(logits_V: Tensor, token: int, count: int | None) -> TokenLogprob | None:
-    if count is None:
-        return None
-    logprobs_V = logits_V.float().log_softmax(dim=-1)
-    values, ids = logprobs_V.topk(count)
-    return TokenLogprob(float(logprobs_V[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+def _likeliest(scores: Scores, count: int) -> NDArray[np.intp]:
+    """The places of the highest scores, highest first, and first those that come first."""
+    if count == 0:
+        return np.empty(0, dtype=np.intp)
+    if count < len(scores):
+        lowest = np.partition(scores, -count)[-count]
+        places = np.flatnonzero(scores >= lowest)
+    else:
+        places = np.arange(len(scores))
+    return places[np.argsort(-scores[places], kind="stable")][:count]
 
 
-def _processors(sampling: Sampling) -> LogitsProcessorList:
-    """What changes the scores, in the order of the field."""
-    found = LogitsProcessorList()
-    if sampling.repetition_penalty != 1:
-        found.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
-    if sampling.temperature > 0:
-        if sampling.temperature != 1:
-            found.append(TemperatureLogitsWarper(sampling.temperature))
-        if sampling.top_k:
-            found.append(TopKLogitsWarper(sampling.top_k))
-        if sampling.top_p < 1:
-            found.append(TopPLogitsWarper(sampling.top_p))
-    return found
+def _one_of(chances: NDArray[np.float64], drawn: float) -> int:
+    """The place that a number from 0 to 1 falls on, where places are as wide as their chances."""
+    edges = np.cumsum(chances)
+    return int(np.searchsorted(edges[:-1], drawn * edges[-1], side="right"))
+
+
+def _logprob(scores: Scores, token: int, count: int) -> TokenLogprob:
+    highest = scores.max()
+    total = float(highest) + float(np.log(np.exp(scores - highest, dtype=np.float64).sum()))
+    best = _likeliest(scores, count)
+    return TokenLogprob(float(scores[token]) - total, tuple((int(one), float(scores[one]) - total) for one in best))

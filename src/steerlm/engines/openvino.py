@@ -1,4 +1,4 @@
-"""Generation with OpenVINO on the CPU: 8-bit weights, prompts in pieces beside the answers under way, shared blocks.
+"""Generation with OpenVINO on the CPU: prompts in pieces beside the answers under way, memory in shared blocks.
 
 Every step computes one token of each answer under way and, as far as its budget goes, tokens of prompts, all in one
 pass: rows stand one after another, without padding.
@@ -10,12 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from steerlm.engines.base import Request
 from steerlm.engines.blocks import BLOCK, Pool, Table, blocks_for
-from steerlm.engines.choosing import Chooser, choose
+from steerlm.engines.choosing import Chooser, Scores
+from steerlm.engines.make import Precision
 from steerlm.engines.openvino_network import PagedNetwork, Progress, Row, prepared
 from steerlm.engines.prefixes import Known, Part, share
 from steerlm.engines.runner import Runner, Token
@@ -32,7 +30,7 @@ class _Answer:
     chooser: Chooser
     need: int
     """Blocks that it may come to fill."""
-    scores: list[Tensor | None]
+    scores: list[Scores | None]
 
     @property
     def begun(self) -> bool:
@@ -150,25 +148,22 @@ class OpenVinoCore:
         table.grow(tokens)
 
     def _compute(self, work: dict[Part[Table], Row]) -> list[Token]:
-        scores = iter(torch.from_numpy(self._network.run(list(work.values()))))
+        scores = iter(self._network.run(list(work.values())))
         found = {part: next(scores) for part, row in work.items() if row.wanted}
         for answer in self._answers.values():
             answer.scores = [found.get(part, old) for part, old in zip(answer.parts, answer.scores, strict=True)]
-        ready = [answer for answer in self._answers.values() if all(row is not None for row in answer.scores)]
-        tokens = self._chosen(ready) if ready else []
-        for answer in self._answers.values():
-            # What is not ready has one of its two rows, in memory that the next step writes to.
-            kept = [None if row is None or answer in ready else row.clone() for row in answer.scores]
-            answer.scores = kept
-        return tokens
+        return [self._chosen(answer) for answer in self._answers.values() if self._is_ready(answer)]
 
-    def _chosen(self, ready: Sequence[_Answer]) -> list[Token]:
-        scores_RV = torch.stack([row for answer in ready for row in answer.scores if row is not None])
-        found = choose(scores_RV, [answer.chooser for answer in ready])
-        return [
-            Token(answer.key, token, logprob, answer.parts[0].cached)
-            for answer, (token, logprob) in zip(ready, found, strict=True)
-        ]
+    def _is_ready(self, answer: _Answer) -> bool:
+        ready = all(row is not None for row in answer.scores)
+        if not ready:  # one of two rows, in memory that the next step writes to
+            answer.scores = [None if row is None else row.copy() for row in answer.scores]
+        return ready
+
+    def _chosen(self, answer: _Answer) -> Token:
+        token, logprob = answer.chooser.choose([row for row in answer.scores if row is not None])
+        answer.scores = [None] * len(answer.parts)
+        return Token(answer.key, token, logprob, answer.parts[0].cached)
 
 
 def _need(request: Request) -> int:
@@ -182,7 +177,9 @@ class OpenVinoEngine(Runner):
 
     max_batch     rows computed together; further requests wait
     cache_bytes   most memory for keys and values, which is also what remembers earlier conversations
-    chunk         most tokens of a step, of which answers under way take one each and prompts the rest
+    chunk         most tokens of a step, of which answers under way take one each and prompts the rest; by default what
+                  takes about a third of a second with a small model
+    precision     f32 for answers that do not depend on the load, bf16 for more of them at a time
     """
 
     def __init__(
@@ -191,10 +188,12 @@ class OpenVinoEngine(Runner):
         prompting: Prompting | None = None,
         max_batch: int = 64,
         cache_bytes: int = 2 << 30,
-        chunk: int = 256,
+        chunk: int | None = None,
+        precision: Precision = "f32",
         progress: Progress | None = None,
     ) -> None:
         directory = Path(directory)
         renderer = (prompting or load_prompting(directory)).renderer
-        network = PagedNetwork(prepared(directory, progress), cache_bytes)
-        super().__init__(OpenVinoCore(network, renderer.stop_ids, max_batch, chunk), renderer)
+        network = PagedNetwork(prepared(directory, precision, progress), cache_bytes, precision)
+        size = chunk or (256 if precision == "f32" else 512)
+        super().__init__(OpenVinoCore(network, renderer.stop_ids, max_batch, size), renderer)

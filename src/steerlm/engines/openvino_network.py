@@ -1,4 +1,4 @@
-"""A policy as a network of OpenVINO: 8-bit weights, keys and values in blocks.
+"""A policy as a network of OpenVINO, with keys and values in blocks.
 
 OpenVINO GenAI's reader makes the network of a GGUF file; its pipeline is not used, since it draws all requests from one
 generator, counts the prompt in the repetition penalty, and shows no scores.
@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from openvino import opset13
 from openvino._offline_transformations import paged_attention_transformation
 
-from steerlm.checkpoints.gguf import export_gguf
+from steerlm.checkpoints.gguf import Quantization, export_gguf
+from steerlm.engines.make import Precision
 from steerlm.errors import ModelError
 from steerlm.files import write_json
 from steerlm.models.base import cache_dir
@@ -35,14 +36,7 @@ Progress = Callable[[int, int], None]
 _FORMAT = 1
 _FOLDER = "openvino"
 _NETWORK, _FACTS = "openvino_model.xml", "facts.json"
-# An answer must not depend on what is computed with it. In float32 it does not: scores of a row alone and among 32
-# differ by 4e-5, with keys and values in float16 by 1e-3, in bfloat16 or with quantised activations by 0.3 and more.
-_SETTINGS = {
-    "PERFORMANCE_HINT": "LATENCY",
-    "INFERENCE_PRECISION_HINT": "f32",
-    "KV_CACHE_PRECISION": "f32",
-    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
-}
+_FORMS: dict[Precision, Quantization] = {"f32": "q8_0", "bf16": "f16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +55,23 @@ class PagedNetwork:
     Raises `ModelError` where OpenVINO cannot read the network.
     """
 
-    def __init__(self, folder: Path, cache_bytes: int) -> None:
+    def __init__(self, folder: Path, cache_bytes: int, precision: Precision = "f32") -> None:
         self.context = int(json.loads((folder / _FACTS).read_text(encoding="utf-8"))["context"])
         core = ov.Core()
         try:
             model = core.read_model(folder / _NETWORK)
             paged_attention_transformation(model)
             _score_some(model)
-            compiled = core.compile_model(model, "CPU", _SETTINGS)
+            compiled = core.compile_model(
+                model,
+                "CPU",
+                {
+                    "PERFORMANCE_HINT": "LATENCY",
+                    "INFERENCE_PRECISION_HINT": precision,
+                    "KV_CACHE_PRECISION": precision,
+                    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",  # quantised activations double the error of the weights
+                },
+            )
         except RuntimeError as error:
             raise ModelError(f"{folder}: OpenVINO cannot use this network: {str(error).splitlines()[-1]}") from error
         self.vocabulary = compiled.output(0).get_partial_shape()[-1].get_length()
@@ -127,14 +130,16 @@ def _score_some(model: Any) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def prepared(directory: Path, progress: Progress | None = None) -> Path:
-    """The folder with OpenVINO's form of a policy, made on first use: in the model directory, or where that cannot be
-    written, in the user's cache. `progress` is told how many tensors are written, of how many.
+def prepared(directory: Path, precision: Precision = "f32", progress: Progress | None = None) -> Path:
+    """The folder with OpenVINO's form of a policy, with the weights that go with a precision, made on first use: in the
+    model directory, or where that cannot be written, in the user's cache. `progress` is told how many tensors are
+    written, of how many.
 
     Raises `ModelError` for architectures that GGUF files are not written of, or OpenVINO does not read.
     """
     info = ModelInfo.load(directory, "policy")
-    name = f"{info.fingerprint}-{_FORMAT}"
+    form = _FORMS[precision]
+    name = f"{info.fingerprint}-{form}-{_FORMAT}"
     own = directory / _FOLDER
     places = [own, cache_dir() / _FOLDER]
     for place in places:
@@ -145,10 +150,11 @@ def prepared(directory: Path, progress: Progress | None = None) -> Path:
         raise ModelError(f"neither {places[0]} nor {places[1]} can be written, where OpenVINO's form of the model goes")
     place = writable[0]
     with tempfile.TemporaryDirectory(dir=place, prefix=".", ignore_cleanup_errors=True) as temporary:
-        _convert(directory, Path(temporary), progress)
+        _convert(directory, Path(temporary), form, progress)
         if place == own:
-            for old in (folder for folder in place.iterdir() if not folder.name.startswith(".")):
-                shutil.rmtree(old, ignore_errors=True)
+            for other in place.iterdir():
+                if not other.name.startswith((".", info.fingerprint)):  # of weights that were here before
+                    shutil.rmtree(other, ignore_errors=True)
         with suppress(OSError):  # another process was first
             Path(temporary).rename(place / name)
     return place / name
@@ -163,9 +169,9 @@ def _is_writable(place: Path) -> bool:
         return False
 
 
-def _convert(directory: Path, out: Path, progress: Progress | None) -> None:
+def _convert(directory: Path, out: Path, form: Quantization, progress: Progress | None) -> None:
     file = out / "model.gguf"
-    export_gguf(directory, file, "q8_0", progress)
+    export_gguf(directory, file, form, progress)
     context = next(
         int(field.contents())
         for name, field in gguf.GGUFReader(file).fields.items()

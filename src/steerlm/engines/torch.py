@@ -232,7 +232,8 @@ class TorchCore:
 
 
 def _chosen(answers: Sequence[_Answer], logits_BV: Tensor) -> list[Token]:
-    found = choose(logits_BV, [answer.chooser for answer in answers])
+    """The next token of each answer, from the scores of its rows."""
+    found = choose(logits_BV.float().cpu().numpy(), [answer.chooser for answer in answers])
     return [
         Token(answer.key, token, logprob, answer.parts[0].cached)
         for answer, (token, logprob) in zip(answers, found, strict=True)
