@@ -12,10 +12,12 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gguf
 import numpy as np
@@ -32,6 +34,7 @@ from steerlm.files import write_json
 from steerlm.models.base import cache_dir
 from steerlm.models.directory import ModelInfo
 
+T = TypeVar("T")
 Progress = Callable[[int, int], None]
 _FORMAT = 1
 _FOLDER = "openvino"
@@ -57,23 +60,7 @@ class PagedNetwork:
 
     def __init__(self, folder: Path, cache_bytes: int, precision: Precision = "f32") -> None:
         self.context = int(json.loads((folder / _FACTS).read_text(encoding="utf-8"))["context"])
-        core = ov.Core()
-        try:
-            model = core.read_model(folder / _NETWORK)
-            paged_attention_transformation(model)
-            _score_some(model)
-            compiled = core.compile_model(
-                model,
-                "CPU",
-                {
-                    "PERFORMANCE_HINT": "LATENCY",
-                    "INFERENCE_PRECISION_HINT": precision,
-                    "KV_CACHE_PRECISION": precision,
-                    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",  # quantised activations double the error of the weights
-                },
-            )
-        except RuntimeError as error:
-            raise ModelError(f"{folder}: OpenVINO cannot use this network: {str(error).splitlines()[-1]}") from error
+        compiled = _in_a_thread(partial(_compiled, folder, precision))
         self.vocabulary = compiled.output(0).get_partial_shape()[-1].get_length()
         self._request = compiled.create_infer_request()
         ports = [port for port in compiled.inputs if "_cache." in port.get_any_name()]
@@ -115,6 +102,34 @@ class PagedNetwork:
     def _set(self, name: str, values: Any) -> None:
         kind = values.dtype if isinstance(values, np.ndarray) else np.int32
         self._request.set_tensor(name, ov.Tensor(np.array(values, dtype=kind)))
+
+
+def _compiled(folder: Path, precision: Precision) -> Any:
+    core = ov.Core()
+    try:
+        model = core.read_model(folder / _NETWORK)
+        paged_attention_transformation(model)
+        _score_some(model)
+        return core.compile_model(
+            model,
+            "CPU",
+            {
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_PRECISION_HINT": precision,
+                "KV_CACHE_PRECISION": precision,
+                "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",  # quantised activations double the error of the weights
+            },
+        )
+    except RuntimeError as error:
+        raise ModelError(f"{folder}: OpenVINO cannot use this network: {str(error).splitlines()[-1]}") from error
+
+
+def _in_a_thread(work: Callable[[], T]) -> T:
+    """Load OpenVINO's CPU plugin in a thread that ends. It gives the thread that loads it a stack for signals, and when
+    it is unloaded may free that and leave it in place: the next signal, such as Ctrl-C, would crash the process.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
 
 
 def _score_some(model: Any) -> None:
@@ -178,10 +193,15 @@ def _convert(directory: Path, out: Path, form: Quantization, progress: Progress 
         if name.endswith(".context_length")
     )
     try:
-        openvino_genai.LLMPipeline(str(file), "CPU", ATTENTION_BACKEND="SDPA", enable_save_ov_model=True)
+        _in_a_thread(partial(_save_network, file))
     except RuntimeError as error:
         raise ModelError(f"{directory}: OpenVINO cannot read this model: {str(error).splitlines()[-1]}") from error
     for left_over in (file, *out.glob("openvino_*tokenizer.*")):
         left_over.unlink()
     write_json(out / _FACTS, {"context": context})
     out.chmod(0o755)
+
+
+def _save_network(file: Path) -> None:
+    """Read a GGUF file, which leaves OpenVINO's form of it beside it. The pipeline itself is not used."""
+    openvino_genai.LLMPipeline(str(file), "CPU", ATTENTION_BACKEND="SDPA", enable_save_ov_model=True)

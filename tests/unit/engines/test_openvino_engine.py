@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -173,6 +176,31 @@ def test_models_that_it_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"steerlm\[serve\]"):
         make_engine(tmp_path / "policy", prompting, "openvino", "cpu")
+
+
+_SIGNALLED = """
+import gc, shutil, signal, sys
+from pathlib import Path
+from steerlm.engines.openvino_network import PagedNetwork, prepared
+
+directory = Path(sys.argv[1])
+shutil.rmtree(directory / "openvino", ignore_errors=True)
+network = PagedNetwork(prepared(directory), 1 << 22)
+seen = []
+signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+signal.raise_signal(signal.SIGTERM)
+del network
+gc.collect()
+signal.raise_signal(signal.SIGTERM)
+assert seen == [signal.SIGTERM] * 2
+"""
+
+
+def test_signals_are_handled_after_a_model_was_converted_and_freed(directory: Path, tmp_path: Path) -> None:
+    """OpenVINO's plugin leaves a freed stack for signals behind in the thread that loads it."""
+    shutil.copytree(directory, tmp_path / "policy")
+    done = subprocess.run([sys.executable, "-c", _SIGNALLED, str(tmp_path / "policy")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
