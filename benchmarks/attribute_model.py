@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-import cyclopts
 import numpy as np
 import torch
 from cyclopts import Parameter
@@ -29,20 +28,22 @@ from rich.table import Table
 from scipy import stats
 from torch import nn
 
+from benchmarks.command import run_benchmark
 from benchmarks.measure import set_threads, surroundings
 from steerlm.attention import default_form, use_tree_attention
 from steerlm.attributes import STEERLM
 from steerlm.conversation import Conversation
 from steerlm.devices import pick_device, pick_precision
-from steerlm.errors import ConfigError, SteerLMError
+from steerlm.errors import ConfigError
 from steerlm.evaluation.bootstrap import Estimate, cluster_bootstrap
 from steerlm.files import replacing, sha256, write_json
 from steerlm.models.load import new_model
 from steerlm.packing import fit, pack
+from steerlm.settings import Settings
 from steerlm.sources import import_conversations
 from steerlm.sources.detect import detect_kind
 from steerlm.training.attribute_model import rating_table, score_states
-from steerlm.training.config import Precision, Settings
+from steerlm.training.config import Precision
 from steerlm.training.ridge import start_ridge
 from steerlm.training.task import Batch
 
@@ -234,12 +235,4 @@ def _table(found: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        cyclopts.App(
-            name="python -m benchmarks.attribute_model",
-            default_command=main,
-            default_parameter=Parameter(negative=()),
-            result_action="return_value",
-        )()
-    except SteerLMError as error:
-        sys.exit(f"error: {error}")
+    run_benchmark("attribute_model", main)

@@ -17,21 +17,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import cyclopts
 from cyclopts import Parameter
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.command import run_benchmark
 from benchmarks.measure import StepClock, apart, bytes_read, resident_mb, set_threads, surroundings
 from steerlm.attributes import STEERLM
 from steerlm.conversation import Conversation, Message
-from steerlm.errors import SteerLMError
 from steerlm.files import read_records, write_conversations, write_json
 from steerlm.memory import PeakMemory
 from steerlm.models.base import load_tokenizer
-from steerlm.training.config import PolicySettings, Settings
+from steerlm.settings import Settings
+from steerlm.training.config import PolicySettings
 from steerlm.training.run import train_policy
 
 _NEVER = 10**9
@@ -212,12 +212,4 @@ def _table(grown: list[Growth]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        cyclopts.App(
-            name="python -m benchmarks.growth",
-            default_command=main,
-            default_parameter=Parameter(consume_multiple=True, negative=()),
-            result_action="return_value",
-        )()
-    except SteerLMError as error:
-        sys.exit(f"error: {error}")
+    run_benchmark("growth", main)

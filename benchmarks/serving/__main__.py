@@ -8,13 +8,12 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-import cyclopts
 from cyclopts import Parameter
 
+from benchmarks.command import run_benchmark
 from benchmarks.measure import set_threads, surroundings
 from benchmarks.serving.options import Options
 from benchmarks.serving.works import Bench
-from steerlm.errors import SteerLMError
 from steerlm.files import write_json
 
 
@@ -47,12 +46,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        cyclopts.App(
-            name="python -m benchmarks.serving",
-            default_command=main,
-            default_parameter=Parameter(consume_multiple=True, negative=()),
-            result_action="return_value",
-        )()
-    except SteerLMError as error:
-        sys.exit(f"error: {error}")
+    run_benchmark("serving", main)

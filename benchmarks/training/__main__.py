@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
-import cyclopts
 from cyclopts import Parameter
 
+from benchmarks.command import run_benchmark
 from benchmarks.measure import set_threads
 from benchmarks.training import peers
 from benchmarks.training.compare import measure, say
 from benchmarks.training.options import Options
 from benchmarks.training.results import table
-from steerlm.errors import SteerLMError
 from steerlm.files import write_json
 
 
@@ -41,12 +39,4 @@ def main(*, options: Annotated[Options | None, Parameter(name="*")] = None) -> N
 
 
 if __name__ == "__main__":
-    try:
-        cyclopts.App(
-            name="python -m benchmarks.training",
-            default_command=main,
-            default_parameter=Parameter(consume_multiple=True, negative=()),
-            result_action="return_value",
-        )()
-    except SteerLMError as error:
-        sys.exit(f"error: {error}")
+    run_benchmark("training", main)

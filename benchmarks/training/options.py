@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from steerlm.models.directory import Kind
+from steerlm.settings import Settings
 from steerlm.sources.bundled import SAMPLE
-from steerlm.training.config import Settings
 
 _SHARED = Path(os.environ.get("STEERLM_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 DATA = {

@@ -32,10 +32,11 @@ from steerlm.files import sha256, write_conversations, write_json
 from steerlm.memory import PeakMemory
 from steerlm.models.load import SteerModel
 from steerlm.provenance import environment
+from steerlm.settings import Settings
 from steerlm.sources import import_conversations, split_conversations
 from steerlm.sources.bundled import SAMPLE, held_out_prompts
 from steerlm.sources.detect import detect_kind
-from steerlm.training.config import AttributeSettings, PolicySettings, Settings, checked
+from steerlm.training.config import AttributeSettings, PolicySettings, checked
 from steerlm.training.run import Resume, train_attribute_model, train_policy
 
 _EVALUATION = f"policy/{FOLDER}"

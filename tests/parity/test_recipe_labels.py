@@ -9,7 +9,6 @@ all turns without labels and `<extra_id_2>`, with one number for each of nine at
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,6 @@ SYSTEM = (
 )
 NINE = ["quality", "toxicity", "humor", "creativity"]
 NINE += ["helpfulness", "correctness", "coherence", "complexity", "verbosity"]
-
-
-@pytest.fixture
-def shared() -> Path:
-    folder = os.environ.get("STEERLM_SHARED_DATA")
-    if not folder or not Path(folder).is_dir():
-        pytest.skip("STEERLM_SHARED_DATA names no folder")
-    return Path(folder)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -106,9 +97,9 @@ def test_our_constants_are_the_recipes() -> None:
     [("oasst1/messages.jsonl", 847, 1048), ("oasst2/trees.jsonl", 57, 70)],
 )
 def test_all_of_open_assistant_gives_the_recipes_threads_and_labels(
-    shared: Path, file: str, threads: int, labelled: int
+    real_data: Path, file: str, threads: int, labelled: int
 ) -> None:
-    raw = read(shared / file)
+    raw = read(real_data / file)
     if "prompt" in raw[0]:
         # One of the 60 trees, a prompt without answers, is in the file twice.
         roots = list({item["message_tree_id"]: item["prompt"] for item in raw}.values())
@@ -116,7 +107,7 @@ def test_all_of_open_assistant_gives_the_recipes_threads_and_labels(
         roots = nested(raw)
     wanted = recipe(roots)
     options = ImportOptions(keep_deleted=True, keep_rejected=True)
-    conversations = import_conversations("oasst", shared / file, options).conversations
+    conversations = import_conversations("oasst", real_data / file, options).conversations
     assert exported(conversations) == wanted
     assert len(wanted) == threads
     rows = regression(conversations)
@@ -124,19 +115,19 @@ def test_all_of_open_assistant_gives_the_recipes_threads_and_labels(
     assert len(rows) == labelled
 
 
-def test_open_assistant_without_deleted_and_rejected_messages_gives_the_recipes_labels(shared: Path) -> None:
-    raw = read(shared / "oasst1" / "messages.jsonl")
-    conversations = import_conversations("oasst", shared / "oasst1" / "messages.jsonl").conversations
+def test_open_assistant_without_deleted_and_rejected_messages_gives_the_recipes_labels(real_data: Path) -> None:
+    raw = read(real_data / "oasst1" / "messages.jsonl")
+    conversations = import_conversations("oasst", real_data / "oasst1" / "messages.jsonl").conversations
     wanted = recipe(nested(raw), good_only=True)
     assert exported(conversations) == wanted
     assert len(wanted) < len(recipe(nested(raw)))
 
 
-def test_labels_that_lie_between_two_levels_are_in_the_data(shared: Path) -> None:
+def test_labels_that_lie_between_two_levels_are_in_the_data(real_data: Path) -> None:
     """Rounding half to even is put to the test by real labels: some lie exactly between two levels."""
     values = [
         value * 4
-        for message in read(shared / "oasst1" / "messages.jsonl")
+        for message in read(real_data / "oasst1" / "messages.jsonl")
         if message["role"] == "assistant" and message["labels"]
         for name, value in zip(message["labels"]["name"], message["labels"]["value"], strict=True)
         if name in NINE[:4]
@@ -146,8 +137,8 @@ def test_labels_that_lie_between_two_levels_are_in_the_data(shared: Path) -> Non
     assert any(int(value) % 2 == 1 for value in halves)
 
 
-def test_helpsteer_gives_the_recipes_records_in_order(shared: Path) -> None:
-    raw = read(shared / "helpsteer" / "train.jsonl")
+def test_helpsteer_gives_the_recipes_records_in_order(real_data: Path) -> None:
+    raw = read(real_data / "helpsteer" / "train.jsonl")
     wanted: list[Thread] = [
         [
             ("User", row["prompt"], None),
@@ -155,26 +146,26 @@ def test_helpsteer_gives_the_recipes_records_in_order(shared: Path) -> None:
         ]
         for row in raw
     ]
-    conversations = import_conversations("helpsteer", shared / "helpsteer" / "train.jsonl").conversations
+    conversations = import_conversations("helpsteer", real_data / "helpsteer" / "train.jsonl").conversations
     assert exported(conversations) == wanted
     assert (len(wanted), len(conversations)) == (398, 111)
 
 
-def test_nemos_chat_file_gives_the_recipes_regression_rows(shared: Path) -> None:
+def test_nemos_chat_file_gives_the_recipes_regression_rows(real_data: Path) -> None:
     """Byte for byte, outer space included: texts are neither trimmed on import nor on export."""
-    raw = read(shared / "nemo" / "acsft.jsonl")
+    raw = read(real_data / "nemo" / "acsft.jsonl")
     wanted = recipe_regression(
         [[(t["from"], t["value"], t["label"]) for t in record["conversations"]] for record in raw]
     )
-    conversations = import_conversations("nemo", shared / "nemo" / "acsft.jsonl").conversations
+    conversations = import_conversations("nemo", real_data / "nemo" / "acsft.jsonl").conversations
     rows = regression(conversations, system=SYSTEM)
     assert set(rows) == wanted
     assert len(rows) == len(wanted) == 128
 
 
-def test_trimming_would_change_some_rows_of_nemos_chat_file(shared: Path) -> None:
+def test_trimming_would_change_some_rows_of_nemos_chat_file(real_data: Path) -> None:
     """What the renderer's trimming means for NeMo's data: these rows hold a text with outer white space."""
-    conversations = import_conversations("nemo", shared / "nemo" / "acsft.jsonl").conversations
+    conversations = import_conversations("nemo", real_data / "nemo" / "acsft.jsonl").conversations
     untrimmed = [
         row
         for row in regression(conversations)

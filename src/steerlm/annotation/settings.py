@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from steerlm.training.config import Precision, Settings
+from steerlm.settings import Settings
+from steerlm.training.config import Precision
 
 
 class ScoreSettings(Settings):

@@ -24,7 +24,7 @@ from steerlm.engines.completions_api import (
 )
 from steerlm.engines.text import TextStream
 from steerlm.errors import ConfigError, EngineError, SteerLMError
-from steerlm.training.config import Settings
+from steerlm.settings import Settings
 
 Seconds = Annotated[float, Field(gt=0)]
 _ERROR_BYTES = 1 << 16

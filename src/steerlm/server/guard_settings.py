@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from steerlm.training.config import Settings
+from steerlm.settings import Settings
 
 
 class GuardSettings(Settings):

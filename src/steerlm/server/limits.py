@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from steerlm.training.config import Settings
+from steerlm.settings import Settings
 
 Count = Annotated[int, Field(ge=1)]
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 
 from steerlm.conversation import Conversation, Message
 from steerlm.server.dialogue import Dialogue
 from steerlm.server.errors import ApiError
 from steerlm.server.state import ServerState
 from steerlm.server.steering import Steering, Verified
+from steerlm.steering import distance
 
 Measured = dict[str, float] | None
 
@@ -23,39 +25,27 @@ async def measure(state: ServerState, dialogue: Dialogue, texts: Sequence[str]) 
     return [scores.get(len(asked.messages) + number) for number in range(len(texts))]
 
 
-def compared(state: ServerState, steering: Steering) -> list[str]:
-    """The attributes by which answers are compared with what was asked: those asked for, or else all that are set."""
+def compared(state: ServerState, steering: Steering) -> dict[str, int]:
+    """The values with which answers are compared: of the attributes asked for, or else of all that are set."""
     assert state.judge is not None
-    names = [
-        name
+    values = {
+        name: value
         for name, value in steering.values.items()
         if value is not None and name in state.judge.schema and (not steering.asked or name in steering.asked)
-    ]
-    if not names:
+    }
+    if not values:
         raise ApiError(
             f"verified: the attribute model measures none of the attributes asked for, only "
             f"{', '.join(state.judge.schema.names)}",
             param="verified",
         )
-    return names
-
-
-def distance(state: ServerState, names: Sequence[str], values: Mapping[str, int | None], measured: Measured) -> float:
-    """Mean of |measured - asked| over attributes, as a share of their scales; infinite where nothing was measured."""
-    if measured is None:
-        return float("inf")
-    gaps = []
-    for name in names:
-        item, value = state.prompting.schema[name], values[name]
-        assert value is not None
-        gaps.append(abs(measured[name] - value) / (item.high - item.low))
-    return sum(gaps) / len(gaps)
+    return values
 
 
 def nearest(state: ServerState, steering: Steering, measured: Sequence[Measured]) -> Verified:
     """Which of the measured answers is nearest to what was asked; the first of equally near ones."""
-    names = compared(state, steering)
-    found = [distance(state, names, steering.values, item) for item in measured]
-    shown = [round(gap, 4) if gap != float("inf") else None for gap in found]
-    chosen = min(range(len(found)), key=lambda number: found[number])
-    return Verified(drawn=len(found), chosen=chosen, attributes=names, distance=shown[chosen], distances=shown)
+    asked = compared(state, steering)
+    found = [distance(state.prompting.schema, asked, item) for item in measured]
+    shown = [round(gap, 4) if math.isfinite(gap) else None for gap in found]
+    chosen = found.index(min(found))
+    return Verified(drawn=len(found), chosen=chosen, attributes=list(asked), distance=shown[chosen], distances=shown)

@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, StrictInt, ValidationError, model_validator
 
 from steerlm.errors import ConfigError
-from steerlm.training.config import Settings
+from steerlm.settings import Settings
 
 Values = dict[str, int | None]
 _PRESET = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")

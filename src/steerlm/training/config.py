@@ -12,7 +12,7 @@ from steerlm.attributes import STEERLM, Schema
 from steerlm.errors import ConfigError
 from steerlm.models.adapters import ALL_LINEAR, Variant
 from steerlm.recipes import find_recipe
-from steerlm.settings import Settings as Settings
+from steerlm.settings import Settings
 from steerlm.training.wording import faults
 
 Precision = Literal["auto", "fp32", "bf16"]

@@ -266,21 +266,8 @@ def test_faults_say_where_and_what(load: Load, bad: dict[str, Any], complaint: s
     assert imported.report.kept["messages"] == 2
 
 
-SHARED_NEMO = "nemo"
-
-
-@pytest.fixture
-def shared(request: pytest.FixtureRequest) -> Path:
-    import os
-
-    folder = os.environ.get("STEERLM_SHARED_DATA")
-    if not folder or not (Path(folder) / SHARED_NEMO).is_dir():
-        pytest.skip("STEERLM_SHARED_DATA names no folder with NeMo's data")
-    return Path(folder) / SHARED_NEMO
-
-
-def test_nemos_own_regression_file_comes_out_byte_for_byte(shared: Path, tmp_path: Path) -> None:
-    path = shared / "regression.jsonl"
+def test_nemos_own_regression_file_comes_out_byte_for_byte(real_data: Path, tmp_path: Path) -> None:
+    path = real_data / "nemo" / "regression.jsonl"
     imported = import_conversations("nemo", path)
     out = tmp_path / "out.jsonl"
     assert write_jsonl(out, to_nemo_regression(imported.conversations)) == 8
