@@ -153,7 +153,16 @@ def _plain(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 # Settings that a reader asks for; places of files on some machine are not among them.
 _SHOWN = (
-    *("labels", "match_spread", "context", "batch_tokens", "batch_conversations", "epochs", "max_steps"),
+    *(
+        "labels",
+        "match_spread",
+        "rank_attributes",
+        "context",
+        "batch_tokens",
+        "batch_conversations",
+        "epochs",
+        "max_steps",
+    ),
     *("learning_rate", "contrast", "label_dropout", "lora_rank", "precision", "seed"),
 )
 

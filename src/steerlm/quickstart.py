@@ -234,6 +234,7 @@ class _Quickstart:
             settings.model_copy(update={"attributes": names}),
             folder,
             Judges(judge),
+            directory=self.path("policy"),
             say=lambda text: self.say(f"    {text}"),
         )
         write_report(record, folder / REPORT, "the policy")

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from steerlm.cli.sampling import LocalEngine, SamplingFlags, say
-from steerlm.engines import Engine, Sampling, batch, make_engine, stream
+from steerlm.cli.sampling import SamplingFlags, say
+from steerlm.engines import Engine, LocalEngine, Sampling, batch, make_engine, stream
 from steerlm.errors import ConfigError, SteerLMError
 from steerlm.models.prompting import Prompting, load_prompting
 from steerlm.steering import Turn, asked_values, parse_assignments, prompt_ids

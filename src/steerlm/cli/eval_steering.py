@@ -75,7 +75,13 @@ def eval_steering_command(
     judges = Judges(*(load_model(path, "attribute-model", place) if path else None for path in (judge, second_judge)))
     folder = out or evaluation_folder(policy)
     record = evaluate_steering(
-        model, asked, settings, folder, judges, say=lambda text: errors.print(text, highlight=False, markup=False)
+        model,
+        asked,
+        settings,
+        folder,
+        judges,
+        directory=policy,
+        say=lambda text: errors.print(text, highlight=False, markup=False),
     )
     report = write_report(record, folder / REPORT, policy.resolve().name)
     if has_matplotlib():

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from steerlm.cli.sampling import LocalEngine, SamplingFlags, say
-from steerlm.engines import Completion, batch, complete, make_engine
+from steerlm.cli.sampling import SamplingFlags, say
+from steerlm.engines import Completion, LocalEngine, batch, complete, make_engine
 from steerlm.errors import ConfigError
 from steerlm.models.prompting import load_prompting
 from steerlm.steering import asked_values, attribute_of, parse_assignments, prompt_ids

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 from rich.console import Console
 
 from steerlm.engines import Sampling
 
-LocalEngine = Literal["auto", "openvino", "torch"]
 _DEFAULT = Sampling()
 
 

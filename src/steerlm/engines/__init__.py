@@ -12,7 +12,7 @@ from steerlm.engines.base import (
     stream,
     stream_async,
 )
-from steerlm.engines.make import EngineName, Precision, make_engine
+from steerlm.engines.make import EngineName, LocalEngine, Precision, engine_for, make_engine
 from steerlm.engines.torch import TorchEngine
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Engine",
     "EngineName",
     "Guidance",
+    "LocalEngine",
     "Piece",
     "Precision",
     "Request",
@@ -27,6 +28,7 @@ __all__ = [
     "TorchEngine",
     "batch",
     "complete",
+    "engine_for",
     "make_engine",
     "stream",
     "stream_async",

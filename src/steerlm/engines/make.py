@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,9 +14,13 @@ from steerlm.errors import ConfigError, ModelError
 from steerlm.models.prompting import Prompting
 
 if TYPE_CHECKING:
-    from steerlm.engines.upstream import UpstreamSettings
+    import torch
 
-EngineName = Literal["auto", "openvino", "torch", "upstream"]
+    from steerlm.engines.upstream import UpstreamSettings
+    from steerlm.models.load import SteerModel
+
+LocalEngine = Literal["auto", "openvino", "torch"]
+EngineName = LocalEngine | Literal["upstream"]
 Precision = Literal["f32", "bf16"]
 """What OpenVINO computes in.
 
@@ -54,32 +60,67 @@ def make_engine(
     from steerlm.devices import pick_device
 
     chosen = pick_device(device)
-    if name == "openvino" and chosen.type != "cpu":
-        raise ConfigError(f"engine openvino runs on the CPU, not on {chosen}; use --device cpu or --engine torch")
-    if name == "openvino" and not _has_openvino():
-        raise ConfigError("engine openvino is not installed: pip install 'steerlm[serve]', or use --engine torch")
-    if name == "openvino" or (name == "auto" and chosen.type == "cpu" and _has_openvino()):
-        try:
-            return _openvino(Path(directory), prompting, precision, say)
-        except ModelError as error:
-            if name == "openvino":
-                raise ModelError(f"{error}; --engine torch takes every model") from error
-            say(f"engine torch, not openvino: {error}")
+    if _is_for_openvino(name, chosen) and (made := _openvino(Path(directory), prompting, name, precision, say)):
+        return made
     from steerlm.engines.torch import TorchEngine
     from steerlm.models.load import load_model
 
     return TorchEngine(load_model(directory, "policy", chosen))
 
 
+@contextmanager
+def engine_for(
+    model: SteerModel,
+    directory: str | Path | None = None,
+    name: LocalEngine = "auto",
+    say: Say = lambda _: None,
+    precision: Precision = "f32",
+) -> Iterator[Engine]:
+    """As `make_engine`, for a model that is loaded, on its device; closed at the end.
+
+    `directory` is where it lies. OpenVINO reads models from there, so that one that lies nowhere, such as an untuned
+    base, is written to a temporary directory.
+    """
+    from steerlm.engines.torch import TorchEngine
+
+    if precision != "f32" and name == "torch":
+        raise ConfigError(f"precision {precision} is for engine openvino, not torch; leave one of them out")
+    with ExitStack() as stack:
+        engine: Engine | None = None
+        if _is_for_openvino(name, model.device):
+            if directory is None:
+                directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="steerlm."))) / "model"
+                model.save(directory)
+            engine = _openvino(Path(directory), model, name, precision, say)
+        engine = engine or TorchEngine(model)
+        stack.callback(engine.close)
+        yield engine
+
+
+def _is_for_openvino(name: EngineName, device: torch.device) -> bool:
+    if name == "openvino" and device.type != "cpu":
+        raise ConfigError(f"engine openvino runs on the CPU, not on {device}; use --device cpu or --engine torch")
+    if name == "openvino" and not _has_openvino():
+        raise ConfigError("engine openvino is not installed: pip install 'steerlm[serve]', or use --engine torch")
+    return name == "openvino" or (name == "auto" and device.type == "cpu" and _has_openvino())
+
+
 def _has_openvino() -> bool:
     return importlib.util.find_spec("openvino_genai") is not None
 
 
-def _openvino(directory: Path, prompting: Prompting, precision: Precision, say: Say) -> Engine:
+def _openvino(directory: Path, prompting: Prompting, name: EngineName, precision: Precision, say: Say) -> Engine | None:
+    """None where it is not asked for by name and cannot read the model."""
     from steerlm.engines.openvino import OpenVinoEngine
 
     def progress(done: int, total: int) -> None:
         if done == 1:
             say("converting the model for OpenVINO, once, some ten seconds")
 
-    return OpenVinoEngine(directory, prompting, precision=precision, progress=progress)
+    try:
+        return OpenVinoEngine(directory, prompting, precision=precision, progress=progress)
+    except ModelError as error:
+        if name == "openvino":
+            raise ModelError(f"{error}; --engine torch takes every model") from error
+        say(f"engine torch, not openvino: {error}")
+        return None

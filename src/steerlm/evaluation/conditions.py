@@ -30,7 +30,7 @@ class Condition(Protocol):
     def longest(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each prompt at its longest."""
 
-    def answer(self, asks: Sequence[Ask], prompts: Sequence[str], sampling: Sampling) -> list[Answer]:
+    def answer(self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[str], sampling: Sampling) -> list[Answer]:
         """Answers, in order."""
 
 
@@ -38,7 +38,6 @@ class Condition(Protocol):
 class PolicyCondition:
     """The policy under label lines; with `guidance` other than 1, pushed away from the defaults by that factor."""
 
-    engine: Engine
     policy: Prompting
     guidance: float = 1.0
 
@@ -48,7 +47,7 @@ class PolicyCondition:
     def longest(self, prompts: Sequence[str]) -> list[int]:
         return [len(prompt_ids(self.policy, text, self.policy.schema.defaults)) for text in prompts]
 
-    def answer(self, asks: Sequence[Ask], prompts: Sequence[str], sampling: Sampling) -> list[Answer]:
+    def answer(self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[str], sampling: Sampling) -> list[Answer]:
         defaults = self.policy.schema.defaults
         requests = []
         for number, ask in enumerate(asks):
@@ -59,14 +58,13 @@ class PolicyCondition:
             else:
                 other = tuple(prompt_ids(self.policy, text, defaults))
                 requests.append(Request(own.prompt, own.sampling, Guidance(other, self.guidance)))
-        return [_answer(found) for found in complete(self.engine, requests)]
+        return [_answer(found) for found in complete(engine, requests)]
 
 
 @dataclass(frozen=True)
 class WordsCondition:
     """The untuned base, which is asked in a sentence for each attribute that the request names."""
 
-    engine: Engine
     base: SteerModel
     asked_of: Prompting
 
@@ -77,14 +75,14 @@ class WordsCondition:
         schema = self.asked_of.schema
         return [len(self._ids(f"{text}\n\n{in_words(schema, schema.defaults)}")) for text in prompts]
 
-    def answer(self, asks: Sequence[Ask], prompts: Sequence[str], sampling: Sampling) -> list[Answer]:
+    def answer(self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[str], sampling: Sampling) -> list[Answer]:
         ids = [
             self._ids(
                 f"{framed(prompts[ask.prompt], ask.paraphrase)}\n\n{in_words(self.asked_of.schema, dict(ask.named))}"
             )
             for ask in asks
         ]
-        return [_answer(found) for found in complete(self.engine, batch(ids, sampling))]
+        return [_answer(found) for found in complete(engine, batch(ids, sampling))]
 
     def _ids(self, text: str) -> list[int]:
         return prompt_ids(self.base, text, {}, system=self.asked_of.info.system)
@@ -104,9 +102,9 @@ class VerifiedCondition:
     def longest(self, prompts: Sequence[str]) -> list[int]:
         return self.policy.longest(prompts)
 
-    def answer(self, asks: Sequence[Ask], prompts: Sequence[str], sampling: Sampling) -> list[Answer]:
+    def answer(self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[str], sampling: Sampling) -> list[Answer]:
         drawn = _seeded(sampling, 0, sampling.temperature or _DRAW_TEMPERATURE)
-        found = self.policy.answer([ask for ask in asks for _ in range(self.draws)], prompts, drawn)
+        found = self.policy.answer(engine, [ask for ask in asks for _ in range(self.draws)], prompts, drawn)
         groups = [found[start : start + self.draws] for start in range(0, len(found), self.draws)]
         trees = [
             answered(framed(prompts[ask.prompt], ask.paraphrase), [answer.text for answer in group])
@@ -136,13 +134,13 @@ def untuned_base(info: ModelInfo) -> SteerModel:
 
 
 def answer_all(
-    condition: Condition, asks: Sequence[Ask], prompts: Sequence[str], sampling: Sampling
+    condition: Condition, engine: Engine, asks: Sequence[Ask], prompts: Sequence[str], sampling: Sampling
 ) -> dict[Hashable, Answer]:
     """Answers by key, each key once."""
     wanted: dict[Hashable, Ask] = {}
     for ask in asks:
         wanted.setdefault(condition.key(ask), ask)
-    return dict(zip(wanted, condition.answer(list(wanted.values()), prompts, sampling), strict=True))
+    return dict(zip(wanted, condition.answer(engine, list(wanted.values()), prompts, sampling), strict=True))
 
 
 def _seeded(sampling: Sampling, number: int, temperature: float | None = None) -> Sampling:

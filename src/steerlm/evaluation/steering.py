@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from steerlm import __version__
 from steerlm.annotation import Scorer
-from steerlm.engines import Engine, Sampling, TorchEngine
+from steerlm.engines import Engine, Sampling, engine_for
 from steerlm.errors import ConfigError, DataError
 from steerlm.evaluation.answers import Answer, Measured
 from steerlm.evaluation.answers_file import AnswersFile, digest_of
@@ -31,6 +31,10 @@ from steerlm.evaluation.steering_settings import ConditionName, SteeringSettings
 from steerlm.models.load import SteerModel
 from steerlm.provenance import environment
 
+_OF_ANSWERS = (
+    *("engine", "precision", "max_tokens", "temperature", "repetition_penalty", "seed", "guidance", "draws"),
+)
+"""The settings that an answer depends on."""
 NAME = "steering"
 """Of the result's file, without its suffix."""
 TITLES: dict[ConditionName, str] = {
@@ -55,16 +59,20 @@ def evaluate_steering(
     settings: SteeringSettings,
     folder: Path,
     judges: Judges = Judges(),
+    directory: Path | None = None,
     engine: Engine | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure a policy on held-out prompts; returns the result, and writes it to `folder`/steering.json, with the
     answers beside it in answers.jsonl. Answers that are there already, made under the same circumstances, are used.
 
-    A result made under the same circumstances is read back. Raises `SchemaError` for an attribute that the policy does
-    not know, `DataError` where no prompt is left, `ConfigError` for a condition that lacks what it needs.
+    `directory` is where the policy lies, whose form for OpenVINO is then kept there. `engine` answers for it in place
+    of the one that the settings name. A result made under the same circumstances is read back.
+
+    Raises `SchemaError` for an attribute that the policy does not know, `DataError` where no prompt is left,
+    `ConfigError` for a condition that lacks what it needs.
     """
-    return _Evaluation(policy, list(prompts), settings, folder, judges, engine, say).run()
+    return _Evaluation(policy, list(prompts), settings, folder, judges, directory, engine, say).run()
 
 
 class _Evaluation:
@@ -75,11 +83,12 @@ class _Evaluation:
         settings: SteeringSettings,
         folder: Path,
         judges: Judges,
+        directory: Path | None,
         engine: Engine | None,
         say: Callable[[str], None],
     ) -> None:
         self.policy, self.settings, self.folder, self.say = policy, settings, folder, say
-        self.given_engine = engine
+        self.directory, self.given_engine = directory, engine
         for name in settings.attributes:
             policy.schema[name]
         if "verified" in settings.conditions and judges.judge is None:
@@ -128,10 +137,10 @@ class _Evaluation:
             self.judge, self.second, self.base if settings.perplexity else None, min(2048, context)
         )
         for name in settings.conditions:
-            with self._condition(name) as condition:
-                answers = self._answers(name, condition, asks, kept)
-                self.say(f"measuring {len(answers)} answers: {TITLES[name]}")
-                self.conditions[name] = measure(condition, asks, answers, self.prompts, instruments)
+            condition = self._condition(name)
+            answers = self._answers(name, condition, asks, kept)
+            self.say(f"measuring {len(answers)} answers: {TITLES[name]}")
+            self.conditions[name] = measure(condition, asks, answers, self.prompts, instruments)
         write_record(self.folder, NAME, {"key": key, **self._record(left_out)})
         written = read_record(self.folder, NAME)
         assert written is not None
@@ -149,35 +158,34 @@ class _Evaluation:
         room = context - self.settings.max_tokens - _FRAME_TOKENS
         before = len(self.prompts)
         for name in self.settings.conditions:
-            with self._condition(name) as condition:
-                lengths = condition.longest(self.prompts)
+            lengths = self._condition(name).longest(self.prompts)
             self.prompts = [text for text, length in zip(self.prompts, lengths, strict=True) if length <= room]
         if len(self.prompts) < before:
             self.say(f"{before - len(self.prompts)} prompts are too long for the model and left out")
         return before - len(self.prompts)
 
-    @contextmanager
-    def _condition(self, name: ConditionName) -> Iterator[Condition]:
-        """A condition with its engine, which is closed after it unless it was given."""
-        model = self.base if name == "words" else self.policy
-        assert model is not None
-        if self.given_engine is not None and name != "words":
-            yield self._made(name, self.given_engine)
-            return
-        with closing(TorchEngine(model)) as engine:
-            yield self._made(name, engine)
-
-    def _made(self, name: ConditionName, engine: Engine) -> Condition:
+    def _condition(self, name: ConditionName) -> Condition:
         if name == "words":
             assert self.base is not None
-            return WordsCondition(engine, self.base, self.policy)
-        plain = PolicyCondition(engine, self.policy)
+            return WordsCondition(self.base, self.policy)
+        plain = PolicyCondition(self.policy)
         if name == "guidance":
-            return PolicyCondition(engine, self.policy, self.settings.guidance)
+            return PolicyCondition(self.policy, self.settings.guidance)
         if name == "verified":
             assert self.judge is not None
             return VerifiedCondition(plain, self.judge, self.settings.draws)
         return plain
+
+    def _engine(self, name: ConditionName) -> AbstractContextManager[Engine]:
+        """What answers under a condition; closed after it unless it was given."""
+        if name == "words":
+            assert self.base is not None
+            model, directory = self.base, None
+        elif self.given_engine is not None:
+            return nullcontext(self.given_engine)
+        else:
+            model, directory = self.policy, self.directory
+        return engine_for(model, directory, self.settings.engine, self.say, self.settings.precision)
 
     def _answers(
         self, name: ConditionName, condition: Condition, asks: Sequence[Ask], kept: AnswersFile
@@ -188,9 +196,7 @@ class _Evaluation:
             self.policy.info.system,
             self.policy.schema.to_list(),
             self.prompts,
-            self.settings.model_dump(
-                mode="json", include={"max_tokens", "temperature", "repetition_penalty", "seed", "guidance", "draws"}
-            ),
+            self.settings.model_dump(mode="json", include={*_OF_ANSWERS}),
             self.judge.model.info.fingerprint if self.judge and name == "verified" else None,
         )
         known = kept.get(made, condition, asks)
@@ -198,7 +204,8 @@ class _Evaluation:
         if missing:
             distinct = len({condition.key(ask) for ask in missing})
             self.say(f"answering {len(self.prompts)} prompts under {distinct} requests in all: {TITLES[name]}")
-            known |= answer_all(condition, missing, self.prompts, self.sampling)
+            with self._engine(name) as engine:
+                known |= answer_all(condition, engine, missing, self.prompts, self.sampling)
             kept.put(made, name, condition, asks, self.prompts, known)
         return known
 

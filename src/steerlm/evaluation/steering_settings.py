@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from steerlm.engines import LocalEngine, Precision
 from steerlm.settings import Settings
 
 ConditionName = Literal["policy", "words", "guidance", "verified"]
@@ -34,6 +35,10 @@ class SteeringSettings(Settings):
     """0 always takes the likeliest token. Verified steering draws at 0.8 where this is 0."""
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     """Above 1 keeps a small model from repeating itself when it answers greedily."""
+    engine: LocalEngine = "auto"
+    """openvino (CPU, 8-bit weights, fast), torch (any device, any model), or auto: openvino where it can be used."""
+    precision: Precision = "f32"
+    """What openvino computes in; bf16 is faster on CPUs that multiply bfloat16 natively."""
     guidance: Annotated[float, Field(gt=0)] = 1.5
     """Strength of guidance; 1 is none."""
     draws: Annotated[int, Field(ge=2)] = 4

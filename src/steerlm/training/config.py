@@ -224,6 +224,10 @@ class PolicySettings(TrainSettings):
     match_spread: bool = False
     """Stretch predicted values so that on responses with ratings they spread as the ratings do. Predictions lean to the
     mean, so that without this the ends of the scales are hardly ever trained."""
+    rank_attributes: list[str] = Field(default_factory=list)
+    """Attributes whose predicted values are dealt out over the whole scale by rank, so that every level has equally
+    many responses: an end of the scale that the data never reach is otherwise never trained, and breaks when asked for.
+    A level then says how a response stands among those of the data, no longer what a person would rate it."""
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability with which each attribute is left out of a label line, so that users may leave it unset."""
     level_tokens: bool = True
@@ -250,6 +254,11 @@ class PolicySettings(TrainSettings):
             )
         if self.contrast_attributes and not self.contrast:
             found.append("contrast_attributes without a contrastive term; set contrast, such as 0.5")
+        if self.rank_attributes and self.labels != "predicted":
+            found.append(
+                f"rank_attributes ranks predicted values, which labels={self.labels} mixes with people's; train with "
+                "labels=predicted"
+            )
         if not self.contrast and self._changed("contrast_sharpness"):
             found.append(
                 f"contrast_sharpness={self.contrast_sharpness:g} shapes the contrastive term, which has no weight; set "

@@ -7,6 +7,7 @@ a small model otherwise overlooks.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from steerlm.attributes import Schema
+from steerlm.attributes import Attribute, Schema
 from steerlm.conversation import Conversation, Message
 from steerlm.dialects import Labels
 from steerlm.errors import DataError
@@ -49,6 +50,32 @@ def stretches(survey: Survey) -> dict[str, tuple[float, float, float]]:
 
 
 @dataclass(frozen=True, slots=True)
+class Ranks:
+    """Predictions of an attribute dealt out over its scale: each level goes to equally many responses."""
+
+    attribute: Attribute
+    values: Sequence[float]
+    """Of the data, ascending."""
+
+    def place(self, value: float) -> float:
+        """Where `value` belongs on the scale, as a number that rounds to its level."""
+        below, through = bisect_left(self.values, value), bisect_right(self.values, value)
+        share = (below + through) / 2 / len(self.values)
+        return self.attribute.low - 0.5 + share * len(self.attribute.levels)
+
+
+def ranks(survey: Survey, schema: Schema, names: Sequence[str]) -> dict[str, Ranks]:
+    """Of the attributes `names`; raises `DataError` for one that no prediction in the survey's sample is of."""
+    found = {}
+    for name in names:
+        values = sorted(message.predicted[name] for message in survey.sample if name in message.predicted)
+        if not values:
+            raise DataError(f"rank_attributes names {name}, which is predicted for no response")
+        found[name] = Ranks(schema[name], values)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """Of one pack: the loss of its responses as sum and count, and the gap of each that has a foil, in nats."""
 
@@ -69,6 +96,7 @@ class PolicyTask:
         self.higher_is_better = self.settings.best_by in ("gap", "gap_won")
         self._others: list[dict[str, float]] = []
         self._stretch: dict[str, tuple[float, float, float]] = {}
+        self._ranks: dict[str, Ranks] = {}
         self._bare = 0
 
     def remember(self, survey: Survey) -> None:
@@ -76,13 +104,15 @@ class PolicyTask:
 
         Raises `DataError` where no response carries labels, or none of an attribute that the contrast is to change.
         """
-        if lacking := [name for name in self.settings.contrast_attributes if name not in self.model.schema]:
-            raise DataError(
-                f"contrast_attributes names {', '.join(lacking)}, of which no response carries a label; "
-                f"the data label {', '.join(self.model.schema.names)}"
-            )
+        for setting in ("contrast_attributes", "rank_attributes"):
+            if lacking := [name for name in getattr(self.settings, setting) if name not in self.model.schema]:
+                raise DataError(
+                    f"{setting} names {', '.join(lacking)}, of which no response carries a label; "
+                    f"the data label {', '.join(self.model.schema.names)}"
+                )
         if self.settings.match_spread:
             self._stretch = stretches(survey)
+        self._ranks = ranks(survey, self.model.schema, self.settings.rank_attributes)
         self._others = [values for message in survey.sample if (values := self._labels(message))]
         self._bare = survey.responses - (survey.predicted if self.settings.labels == "predicted" else survey.labelled)
         if self._bare == survey.responses:
@@ -139,6 +169,9 @@ class PolicyTask:
         for name, (middle, factor, target) in self._stretch.items():
             if name in predicted:
                 predicted[name] = target + factor * (predicted[name] - middle)
+        for name, ranked in self._ranks.items():
+            if name in predicted:
+                predicted[name] = ranked.place(message.predicted[name])
         return self.model.schema.known(labels_of(replace(message, predicted=predicted), self.settings.labels))
 
     def _changed(self, own: Labels, random: Random) -> list[dict[str, float]]:

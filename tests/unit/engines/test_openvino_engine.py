@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from steerlm.attributes import STEERLM
-from steerlm.engines import Guidance, Request, Sampling, TorchEngine, batch, complete, make_engine, stream
+from steerlm.engines import Guidance, Request, Sampling, TorchEngine, batch, complete, engine_for, make_engine, stream
 from steerlm.engines.blocks import blocks_for
 from steerlm.engines.make import Precision
 from steerlm.engines.openvino import OpenVinoCore, OpenVinoEngine
@@ -176,6 +176,26 @@ def test_models_that_it_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"steerlm\[serve\]"):
         make_engine(tmp_path / "policy", prompting, "openvino", "cpu")
+
+
+def test_for_a_model_that_is_loaded(directory: Path) -> None:
+    """The same answers, wherever the model lies; a network in memory is what answers, not what is on disk."""
+    model = load_model(directory, "policy")
+    requests = batch(prompts_of(model), Sampling(max_tokens=12))
+    with engine_for(model, directory) as engine:
+        assert isinstance(engine, OpenVinoEngine)
+        there = complete(engine, requests)
+    with engine_for(model) as engine:
+        assert isinstance(engine, OpenVinoEngine)
+        assert complete(engine, requests) == there
+    with torch.no_grad():
+        model.network.get_input_embeddings().weight.mul_(-1)
+    with engine_for(model) as engine:
+        assert complete(engine, requests) != there
+    with engine_for(model, directory, "torch") as engine:
+        assert isinstance(engine, TorchEngine)
+    with pytest.raises(ConfigError, match="precision bf16 is for"), engine_for(model, name="torch", precision="bf16"):
+        pass
 
 
 _SIGNALLED = """

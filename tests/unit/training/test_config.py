@@ -51,6 +51,7 @@ def test_an_empty_recipe_is_all_defaults(recipe: Any) -> None:
         ),
         ({"batch_tokens": 512, "batch_conversations": 4}, "batch_conversations=4 both say what a step is made of"),
         ({"contrast_sharpness": 0.5}, "contrast_sharpness=0.5 shapes the contrastive term, which has no weight"),
+        ({"rank_attributes": ["humor"], "labels": "ratings-first"}, "rank_attributes ranks predicted values"),
         ({"marker_tokens": False, "level_tokens": False, "new_token_rate": 5}, "new_token_rate=5 is for added tokens"),
         ({"pack_tokens": 512, "context": 1024}, "pack_tokens=512 cannot hold a path of context=1024"),
         ({"learning_rate": 1e-5, "min_learning_rate": 1e-4}, "min_learning_rate=0.0001 is above learning_rate=1e-05"),

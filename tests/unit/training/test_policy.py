@@ -331,6 +331,31 @@ def test_predictions_are_stretched_to_the_spread_of_ratings(policy: SteerModel) 
     ]
 
 
+def test_predictions_are_dealt_out_by_rank(policy: SteerModel) -> None:
+    """Ten predictions, most of them close together, take every level twice; equal ones are on one level."""
+    predicted = [1.40, 1.41, 1.42, 1.43, 1.44, 1.45, 1.46, 1.47, 1.48, 9.0]
+    made_of = tree_of(*(answer(str(n), {"humor": value, "quality": 1.0}) for n, value in enumerate(predicted)))
+    made = task(policy, [made_of], rank_attributes=["humor"], labels="predicted")
+    lines = [line for _, line, _ in labels_in(policy, made.tree(made_of, 0))]
+    assert lines == [f"quality:1,humor:{level}" for level in (0, 0, 1, 1, 2, 2, 3, 3, 4, 4)]
+    alike = tree_of(*(answer(str(n), {"humor": 1.0}) for n in range(3)))
+    made = task(policy, [alike], rank_attributes=["humor"], labels="predicted")
+    assert {line for _, line, _ in labels_in(policy, made.tree(alike, 0))} == {"humor:2"}
+    # Data that were not among those ranked have a place among them too.
+    other = tree_of(answer("x", {"humor": -3.0}), answer("y", {"humor": 1.425}), answer("z", {"humor": 20.0}))
+    made = task(policy, [made_of], rank_attributes=["humor"], labels="predicted")
+    assert [line for _, line, _ in labels_in(policy, made.tree(other, 0))] == ["humor:0", "humor:1", "humor:4"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(["wit"], "rank_attributes names wit, of which no response"), (["humor"], "humor, which is predicted for no")],
+)
+def test_ranks_of_what_is_not_predicted(policy: SteerModel, names: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        task(policy, [tree_of(answer("a", {"quality": 1.0}))], rank_attributes=names, labels="predicted")
+
+
 @pytest.mark.parametrize(("best_by", "higher"), [(None, False), ("loss", False), ("gap", True), ("gap_won", True)])
 def test_the_figure_by_which_weights_are_kept(policy: SteerModel, best_by: str | None, higher: bool) -> None:
     made = task(policy, [tree_of(answer("a", {"humor": 1.0}))], best_by=best_by)
