@@ -175,18 +175,19 @@ class PolicyTask:
         return self.model.schema.known(labels_of(replace(message, predicted=predicted), self.settings.labels))
 
     def _changed(self, own: Labels, random: Random) -> list[dict[str, float]]:
-        """Labels with one of the contrast's attributes as some other response has it; none where there is no such.
+        """Labels with one of the contrast's attributes as some other response has it, at least half the scale away;
+        none where there is no such. Nearer levels differ by less than answers of one level do.
 
-        Drawn from the data, a level is the wrong one as often as it is the right one. If it were oftener wrong, the
-        policy would learn that nothing is likely under it.
+        Drawn from the data, a level is the wrong one about as often as it is the right one. If it were wrong far
+        oftener, the policy would learn that nothing is likely under it.
         """
         names = [name for name in self.settings.contrast_attributes if name in own]
         if not names or not self._others:
             return []
         item = self.model.schema[random.choice(names)]
-        level = item.level(own[item.name])
-        drawn = (random.choice(self._others).get(item.name, own[item.name]) for _ in range(8))
-        return [{**own, item.name: value} for value in drawn if item.level(value) != level][:1]
+        level, far = item.level(own[item.name]), len(item.levels) // 2
+        drawn = (random.choice(self._others).get(item.name, own[item.name]) for _ in range(16))
+        return [{**own, item.name: value} for value in drawn if abs(item.level(value) - level) >= far][:1]
 
     def _siblings(
         self, conversation: Conversation, labels: Mapping[int, Labels], random: Random

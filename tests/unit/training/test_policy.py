@@ -192,6 +192,17 @@ def test_foils_change_one_attribute_to_what_others_have(policy: SteerModel) -> N
     assert "quality:2,humor:4,verbosity:2" in held_out  # there a foil has all labels of a sibling
 
 
+def test_a_foil_is_half_the_scale_away(policy: SteerModel) -> None:
+    """Of five levels the neighbours are never foils, and the levels that are lie two or more away."""
+    conversation = tree_of(*(answer(f"{k}", {"humor": float(k % 5)}) for k in range(100)))
+    made = task(policy, [conversation], contrast=0.5, contrast_attributes=["humor"])
+    level = {f"humor:{k}": k for k in range(5)}
+    own = {message: level[line] for message, line, foil in labels_in(policy, made.tree(conversation, 0)) if not foil}
+    foils = {message: level[line] for message, line, foil in labels_in(policy, made.tree(conversation, 0)) if foil}
+    pairs = {(own[message], foil) for message, foil in foils.items()}
+    assert pairs == {(a, b) for a in range(5) for b in range(5) if abs(a - b) >= 2}
+
+
 def test_an_attribute_to_change_must_be_labelled(policy: SteerModel) -> None:
     conversation = tree_of(answer("a", {"humor": 1.0}))
     with pytest.raises(DataError, match="names wit, of which no response carries a label"):
