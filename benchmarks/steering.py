@@ -73,7 +73,7 @@ def evaluate(options: Options) -> dict[str, Any]:
     judge = load_model(options.judge, "attribute-model") if options.judge else None
     settings = SteeringSettings(
         attributes=list(options.attributes or policy.schema.names),
-        prompts=options.prompts,
+        max_prompts=options.prompts,
         conditions=["policy"],
         goals=0,
         max_tokens=options.tokens,
@@ -81,7 +81,7 @@ def evaluate(options: Options) -> dict[str, Any]:
         precision=options.precision,
         perplexity=False,
     )
-    once = settings.model_copy(update={"prompts": 1, "max_tokens": 1, "attributes": settings.attributes[:1]})
+    once = settings.model_copy(update={"max_prompts": 1, "max_tokens": 1, "attributes": settings.attributes[:1]})
     texts = prompts(options.prompts)
     folder = Path(tempfile.mkdtemp(prefix="steerlm."))
     try:

@@ -29,7 +29,7 @@ policy:
   max_steps: 1
   contrast: 0.5
   defaults: {{verbosity: 2, complexity: 2}}
-steering: {{attributes: [verbosity, humor], prompts: 2, max_tokens: 5}}
+steering: {{attributes: [verbosity, humor], max_prompts: 2, max_tokens: 5}}
 """
 
 TORCH = ["--engine", "torch", "--json"]

@@ -102,7 +102,7 @@ class _Evaluation:
             seed=settings.seed,
         )
         self.conditions: dict[ConditionName, Measured] = {}
-        self.prompts = prompts[: settings.prompts]
+        self.prompts = prompts[: settings.max_prompts]
 
     def _base(self) -> SteerModel | None:
         """The untuned base, where anything needs it."""

@@ -17,8 +17,8 @@ class SteeringSettings(Settings):
 
     attributes: list[str] = Field(default_factory=lambda: ["verbosity", "complexity", "humor"])
     """Attributes to set to each of their levels in turn, the others staying at their defaults."""
-    prompts: Annotated[int, Field(ge=1)] = 16
-    """Held-out prompts to answer at each level."""
+    max_prompts: Annotated[int, Field(ge=1)] = 16
+    """Most held-out prompts to answer at each level; the first of them are taken."""
     conditions: Annotated[list[ConditionName], Field(min_length=1)] = Field(
         default_factory=lambda: list[ConditionName](["policy", "words"])
     )

@@ -98,7 +98,7 @@ def test_what_is_there_is_not_done_again(policy: SteerModel, tmp_path: Path) -> 
 def test_every_condition_and_measure(policy: SteerModel, judge_directory: Path, tmp_path: Path) -> None:
     settings = SteeringSettings(
         attributes=["verbosity", "humor"],
-        prompts=2,
+        max_prompts=2,
         conditions=["policy", "words", "guidance", "verified"],
         goals=1,
         paraphrases=1,
