@@ -62,4 +62,6 @@ def annotate_command(
         return
     console = Console(stderr=True, soft_wrap=True)
     console.print(f"{out}: {report}", highlight=False, markup=False)
-    console.print(f"go on with: steerlm train policy --data {out} --out POLICY", highlight=False, markup=False)
+    console.print(
+        f"go on with: steerlm train policy --data {out} --out POLICY --contrast 0.5", highlight=False, markup=False
+    )

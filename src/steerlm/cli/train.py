@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 from rich.console import Console
@@ -77,7 +78,10 @@ def train_policy_command(
     if dry_run:
         _show_dry_run(merged)
         return
-    _done(train_policy(merged, resume), merged, f"steerlm chat {merged.out}")
+    model = train_policy(merged, resume)
+    _done(model, merged, f"steerlm chat {merged.out}")
+    if told := _deafness(model.info.metrics):
+        Console(stderr=True, soft_wrap=True).print(told, highlight=False, markup=False)
 
 
 def _given(settings: TrainSettings | None) -> dict[str, object]:
@@ -89,6 +93,22 @@ def _done(model: SteerModel, settings: TrainSettings, then: str) -> None:
     console = Console(stderr=True, soft_wrap=True)
     what = f"saved {model.info.kind} {model.info.fingerprint} to {settings.out}"
     console.print(f"{what}; go on with: {then}", highlight=False)
+
+
+def _deafness(metrics: Mapping[str, Any]) -> str | None:
+    """What to tell of a policy of which held-out responses do not show that it heeds its labels, by a sign test."""
+    if not (pairs := metrics.get("gap_pairs")):
+        return None
+    from scipy.stats import binomtest
+
+    won = round(metrics["gap_won"] * pairs)
+    if binomtest(won, pairs, alternative="greater").pvalue < 0.05:
+        return None
+    return (
+        f"this policy does not seem to heed its labels: {won} of {pairs} held-out responses are likelier under their "
+        "own labels than under a sibling's. Train longer, at a higher rate, or with --contrast 0.5 (docs/results.md, "
+        "What makes a small model listen)"
+    )
 
 
 def _show_dry_run(settings: TrainSettings) -> None:

@@ -179,3 +179,27 @@ def test_an_unknown_way_to_resume(command: Any) -> None:
     code, _, told = command("--resume", "maybe")
     assert code == 2
     assert "maybe" in told
+
+
+def test_a_policy_that_heeds_nothing_is_told_of(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One step at a tiny rate teaches nothing; the words of an answer that are its label are learnt in a few dozen."""
+    write_conversations(tmp_path / "plain.jsonl", [_echo(k) for k in range(40)])
+    write_conversations(tmp_path / "held-out.jsonl", [_echo(k) for k in range(40, 60)])
+    arguments = [
+        *("train", "policy", "--data", str(tmp_path / "plain.jsonl"), "--base", str(folder / "base")),
+        *("--labels", "ratings-first", "--context", "128", "--pack-tokens", "256", "--batch-conversations", "4"),
+        *("--validation", str(tmp_path / "held-out.jsonl"), "--precision", "fp32"),
+    ]
+    assert run([*arguments, "--out", str(tmp_path / "deaf"), "--max-steps", "1", "--learning-rate", "1e-9"]) == 0
+    assert "does not seem to heed its labels" in capsys.readouterr().err
+    heeding = ["--learning-rate", "5e-3", "--epochs", "12", "--contrast", "0.5"]
+    assert run([*arguments, "--out", str(tmp_path / "listens"), *heeding]) == 0
+    assert "heed its labels" not in capsys.readouterr().err
+
+
+def _echo(number: int) -> Conversation:
+    """A prompt with two answers that say by their words what they are rated."""
+    answers = [Message("assistant", word * 4, 0, {"humor": level}) for word, level in (("dry ", 0.0), ("fun ", 4.0))]
+    return Conversation(f"c{number}", (Message("user", f"Say {number}."), *answers))
