@@ -225,10 +225,9 @@ class PolicySettings(TrainSettings):
     """Stretch predicted values so that on responses with ratings they spread as the ratings do. Predictions lean to the
     mean, so that without this the ends of the scales are hardly ever trained."""
     rank_attributes: list[str] = Field(default_factory=list)
-    """Attributes whose predicted values are dealt out over the whole scale by rank, each among responses with the same
-    levels of those before it, so that every combination of levels has about equally many responses: what the data never
-    reach is otherwise never trained, and breaks when asked for. A level then says how a response stands among those of
-    the data, no longer what a person would rate it. One or two attributes, the commonest cause of others first."""
+    """Attributes whose predicted values are dealt out over the whole scale by rank, so that every level has equally
+    many responses: an end of the scale that the data never reach is otherwise never trained, and breaks when asked for.
+    A level then says how a response stands among those of the data, no longer what a person would rate it."""
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability with which each attribute is left out of a label line, so that users may leave it unset."""
     level_tokens: bool = True

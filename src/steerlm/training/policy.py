@@ -7,8 +7,7 @@ a small model otherwise overlooks.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
-from collections import defaultdict
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +29,6 @@ from steerlm.training.plan import random_for
 from steerlm.training.survey import Survey
 from steerlm.training.task import Batch, Passes, Term
 
-Levels = tuple[int | None, ...]
 FoilKind = Literal["none", "sibling", "changed"]
 
 
@@ -51,47 +49,30 @@ def stretches(survey: Survey) -> dict[str, tuple[float, float, float]]:
     }
 
 
+@dataclass(frozen=True, slots=True)
 class Ranks:
-    """Predictions of some attributes dealt out over their scales by rank: every combination of levels goes to about
-    equally many responses. The first attribute is ranked among all responses, each further one among those that have
-    the same levels of the attributes before it, so that attributes that go together in the data do not in the labels.
+    """Predictions of an attribute dealt out over its scale: each level goes to equally many responses."""
 
-    Raises `DataError` for an attribute that no prediction in the survey's sample is of.
-    """
+    attribute: Attribute
+    values: Sequence[float]
+    """Of the data, ascending."""
 
-    def __init__(self, survey: Survey, schema: Schema, names: Sequence[str]) -> None:
-        self._attributes = [schema[name] for name in names]
-        self._values: defaultdict[tuple[str, Levels], list[float]] = defaultdict(list)
-        """Ascending, by attribute and levels of the attributes before it; with none, of all responses."""
-        sample = [message.predicted for message in survey.sample]
-        for place, attribute in enumerate(self._attributes):
-            for predicted in sample:
-                if attribute.name in predicted:
-                    for levels in {(), self._levels(predicted, place)}:
-                        insort(self._values[attribute.name, levels], predicted[attribute.name])
-            if not self._values[attribute.name, ()]:
-                raise DataError(f"rank_attributes names {attribute.name}, which is predicted for no response")
+    def place(self, value: float) -> float:
+        """Where `value` belongs on the scale, as a number that rounds to its level."""
+        below, through = bisect_left(self.values, value), bisect_right(self.values, value)
+        share = (below + through) / 2 / len(self.values)
+        return self.attribute.low - 0.5 + share * len(self.attribute.levels)
 
-    def placed(self, predicted: Labels) -> dict[str, float]:
-        """Where the predictions belong on their scales, as numbers that round to their levels."""
-        return {
-            attribute.name: self._place(attribute, predicted[attribute.name], self._levels(predicted, place))
-            for place, attribute in enumerate(self._attributes)
-            if attribute.name in predicted
-        }
 
-    def _levels(self, predicted: Labels, place: int) -> Levels:
-        """Levels of the first `place` attributes, None where one is not predicted."""
-        levels: Levels = ()
-        for attribute in self._attributes[:place]:
-            value = predicted.get(attribute.name)
-            levels += (None if value is None else attribute.level(self._place(attribute, value, levels)),)
-        return levels
-
-    def _place(self, attribute: Attribute, value: float, levels: Levels) -> float:
-        values = self._values.get((attribute.name, levels)) or self._values[attribute.name, ()]
-        share = (bisect_left(values, value) + bisect_right(values, value)) / 2 / len(values)
-        return attribute.low - 0.5 + share * len(attribute.levels)
+def ranks(survey: Survey, schema: Schema, names: Sequence[str]) -> dict[str, Ranks]:
+    """Of the attributes `names`; raises `DataError` for one that no prediction in the survey's sample is of."""
+    found = {}
+    for name in names:
+        values = sorted(message.predicted[name] for message in survey.sample if name in message.predicted)
+        if not values:
+            raise DataError(f"rank_attributes names {name}, which is predicted for no response")
+        found[name] = Ranks(schema[name], values)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +96,7 @@ class PolicyTask:
         self.higher_is_better = self.settings.best_by in ("gap", "gap_won")
         self._others: list[dict[str, float]] = []
         self._stretch: dict[str, tuple[float, float, float]] = {}
-        self._ranks: Ranks | None = None
+        self._ranks: dict[str, Ranks] = {}
         self._bare = 0
 
     def remember(self, survey: Survey) -> None:
@@ -131,7 +112,7 @@ class PolicyTask:
                 )
         if self.settings.match_spread:
             self._stretch = stretches(survey)
-        self._ranks = Ranks(survey, self.model.schema, self.settings.rank_attributes)
+        self._ranks = ranks(survey, self.model.schema, self.settings.rank_attributes)
         self._others = [values for message in survey.sample if (values := self._labels(message))]
         self._bare = survey.responses - (survey.predicted if self.settings.labels == "predicted" else survey.labelled)
         if self._bare == survey.responses:
@@ -188,8 +169,9 @@ class PolicyTask:
         for name, (middle, factor, target) in self._stretch.items():
             if name in predicted:
                 predicted[name] = target + factor * (predicted[name] - middle)
-        if self._ranks:
-            predicted |= self._ranks.placed(message.predicted)
+        for name, ranked in self._ranks.items():
+            if name in predicted:
+                predicted[name] = ranked.place(message.predicted[name])
         return self.model.schema.known(labels_of(replace(message, predicted=predicted), self.settings.labels))
 
     def _changed(self, own: Labels, random: Random) -> list[dict[str, float]]:

@@ -352,23 +352,10 @@ def test_predictions_are_dealt_out_by_rank(policy: SteerModel) -> None:
     alike = tree_of(*(answer(str(n), {"humor": 1.0}) for n in range(3)))
     made = task(policy, [alike], rank_attributes=["humor"], labels="predicted")
     assert {line for _, line, _ in labels_in(policy, made.tree(alike, 0))} == {"humor:2"}
-    # Responses that were not among those ranked have a place among them too.
+    # Data that were not among those ranked have a place among them too.
     other = tree_of(answer("x", {"humor": -3.0}), answer("y", {"humor": 1.425}), answer("z", {"humor": 20.0}))
     made = task(policy, [made_of], rank_attributes=["humor"], labels="predicted")
     assert [line for _, line, _ in labels_in(policy, made.tree(other, 0))] == ["humor:0", "humor:1", "humor:4"]
-
-
-def test_attributes_that_go_together_are_ranked_apart(policy: SteerModel) -> None:
-    """Humor rises with verbosity but for a little; dealt out by rank, each of the 25 combinations has one response."""
-    predicted = [{"verbosity": float(k), "humor": k + 0.1 * ((7 * k) % 5)} for k in range(25)]
-    made_of = tree_of(*(answer(str(k), values) for k, values in enumerate(predicted)))
-    made = task(policy, [made_of], rank_attributes=["verbosity", "humor"], labels="predicted")
-    lines = [line for _, line, _ in labels_in(policy, made.tree(made_of, 0))]
-    assert sorted(lines) == [f"humor:{a},verbosity:{b}" for a in range(5) for b in range(5)]
-    assert [line[-1] for line in lines] == [str(k // 5) for k in range(25)]
-    # Without the attribute before it, humor is ranked among all.
-    bare = tree_of(answer("x", {"humor": 24.0}))
-    assert [line for _, line, _ in labels_in(policy, made.tree(bare, 0))] == ["humor:4"]
 
 
 @pytest.mark.parametrize(
