@@ -237,8 +237,8 @@ class PolicySettings(TrainSettings):
     contrast_sharpness: Annotated[float, Field(gt=0)] = 0.1
     """Slope of the contrastive term's logistic function, per nat of log-likelihood; steep ones drown in noise."""
     contrast_attributes: list[str] = Field(default_factory=list)
-    """Attributes of which a foil changes one, drawn at random, to what another response has, half the scale away or
-    farther, so that each learns to count by itself; without any, a foil has all labels of a sibling."""
+    """Attributes whose values a foil has from another response, one of them half the scale away or farther, the others
+    staying as they are; without any, a foil has all labels of a sibling."""
     best_by: Figure | None = None
     """Validation figure of whose best the weights are kept; without one, the last ones are."""
     defaults: dict[str, int] = Field(default_factory=dict)

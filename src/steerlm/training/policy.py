@@ -175,19 +175,23 @@ class PolicyTask:
         return self.model.schema.known(labels_of(replace(message, predicted=predicted), self.settings.labels))
 
     def _changed(self, own: Labels, random: Random) -> list[dict[str, float]]:
-        """Labels with one of the contrast's attributes as some other response has it, at least half the scale away;
-        none where there is no such. Nearer levels differ by less than answers of one level do.
+        """Labels with the contrast's attributes as some other response has them, one of them at least half the scale
+        away; none where there is no such. Nearer labels differ by less than answers under one of them do.
 
-        Drawn from the data, a level is the wrong one about as often as it is the right one. If it were wrong far
-        oftener, the policy would learn that nothing is likely under it.
+        Taken together and from the data, values are as often the wrong ones as they are the right ones. Combinations
+        that were mostly wrong would become those under which nothing is likely.
         """
         names = [name for name in self.settings.contrast_attributes if name in own]
-        if not names or not self._others:
-            return []
-        item = self.model.schema[random.choice(names)]
-        level, far = item.level(own[item.name]), len(item.levels) // 2
-        drawn = (random.choice(self._others).get(item.name, own[item.name]) for _ in range(16))
-        return [{**own, item.name: value} for value in drawn if abs(item.level(value) - level) >= far][:1]
+        drawn = (random.choice(self._others) for _ in range(16 if names and self._others else 0))
+        return [
+            {**own, **{name: other[name] for name in names if name in other}}
+            for other in drawn
+            if any(self._is_far(name, own[name], other[name]) for name in names if name in other)
+        ][:1]
+
+    def _is_far(self, name: str, own: float, other: float) -> bool:
+        item = self.model.schema[name]
+        return abs(item.level(own) - item.level(other)) >= len(item.levels) // 2
 
     def _siblings(
         self, conversation: Conversation, labels: Mapping[int, Labels], random: Random

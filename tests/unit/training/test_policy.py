@@ -179,21 +179,21 @@ def test_foils_without_siblings_come_from_other_conversations(policy: SteerModel
     assert labels_in(policy, alone.tree(lonely, 0)) == [(1, "humor:1", False)]
 
 
-def test_foils_change_one_attribute_to_what_others_have(policy: SteerModel) -> None:
-    usual, rare = {"quality": 3.0, "humor": 1.0, "verbosity": 2.0}, {"quality": 2.0, "humor": 4.0, "verbosity": 2.0}
+def test_foils_have_some_attributes_of_another_response(policy: SteerModel) -> None:
+    usual, rare = {"quality": 3.0, "humor": 1.0, "verbosity": 2.0}, {"quality": 2.0, "humor": 4.0, "verbosity": 1.0}
     answers = [answer(f"{k}", rare if k % 4 == 0 else usual) for k in range(80)]
     conversation = tree_of(*answers, answer("x", {"quality": 1.0}))
     made = task(policy, [conversation], contrast=0.5, contrast_attributes=["humor", "verbosity"])
     foils = [line for _, line, foil in labels_in(policy, made.tree(conversation, 0)) if foil]
-    # Verbosity is the same everywhere; where it is drawn there is no foil, nor for a response with neither attribute.
-    assert set(foils) == {"quality:3,humor:4,verbosity:2", "quality:2,humor:1,verbosity:2"}
-    assert 20 < len(foils) < 60
+    # Both attributes at once, and quality stays; a response with neither has no foil.
+    assert set(foils) == {"quality:3,humor:4,verbosity:1", "quality:2,humor:1,verbosity:2"}
+    assert len(foils) > 70
     held_out = {line for _, line, foil in labels_in(policy, made.held_out_tree(conversation)) if foil}
-    assert "quality:2,humor:4,verbosity:2" in held_out  # there a foil has all labels of a sibling
+    assert "quality:2,humor:4,verbosity:1" in held_out  # there a foil has all labels of a sibling
 
 
 def test_a_foil_is_half_the_scale_away(policy: SteerModel) -> None:
-    """Of five levels the neighbours are never foils, and the levels that are lie two or more away."""
+    """Of five levels the neighbours are never foils, and all that lie two or more away are."""
     conversation = tree_of(*(answer(f"{k}", {"humor": float(k % 5)}) for k in range(100)))
     made = task(policy, [conversation], contrast=0.5, contrast_attributes=["humor"])
     level = {f"humor:{k}": k for k in range(5)}
