@@ -12,7 +12,7 @@ from steerlm.engines import EngineName
 from steerlm.settings import Settings
 
 Work = Literal["throughput", "sweep", "second-turn", "load"]
-Contender = Literal["steerlm", "transformers", "vllm", "llama-cpp"]
+Contender = Literal["steerlm", "steerlm-bf16", "transformers", "vllm", "llama-cpp"]
 
 
 class Options(Settings):
@@ -22,8 +22,8 @@ class Options(Settings):
     """Directory of the policy that all of them serve."""
     work: tuple[Work, ...] = ("throughput", "sweep", "second-turn", "load")
     """What to measure."""
-    contenders: tuple[Contender, ...] = ("steerlm", "transformers")
-    """Who generates: our server, transformers' generate, and where they are installed vLLM's server for CPUs and
+    contenders: tuple[Contender, ...] = ("steerlm", "steerlm-bf16", "transformers")
+    """Who generates: our server, as it is and with `--precision bf16`, transformers' generate, and where they are installed vLLM's server for CPUs and
     llama-cpp-python, each from the environment named below."""
     engine: EngineName = "auto"
     """Engine of our server."""

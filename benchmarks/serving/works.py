@@ -103,7 +103,7 @@ class Bench:
 
         for name, url_of in self._servers():
             with url_of() as server:
-                how = at_once if name == "steerlm" else one_by_one
+                how = at_once if name.startswith("steerlm") else one_by_one
                 record[name] = {"seconds": median([asyncio.run(_with(server.url, how, m)) for m in rounds][1:])}
             self.say(f"sweep, {name}: {record[name]['seconds']:.1f} s")
         groups = [[self._ids(messages, values) for values in settings] for messages in rounds]
@@ -200,14 +200,16 @@ class Bench:
         o = self.options
         if "steerlm" in o.contenders:
             yield "steerlm", self._ours()
+        if "steerlm-bf16" in o.contenders:
+            yield "steerlm-bf16", self._ours("--precision", "bf16")
         if "vllm" in o.contenders:
             if o.vllm_python is None:
                 raise EngineError("name the interpreter of an environment with vLLM: --vllm-python")
             yield "vllm", self._serving(servers.vllm(o.vllm_python, o.model, 4096))
 
-    def _ours(self) -> Callable[[], Any]:
+    def _ours(self, *flags: str) -> Callable[[], Any]:
         o = self.options
-        return self._serving(servers.ours(o.model, o.engine, "--waiting", str(o.waiting)))
+        return self._serving(servers.ours(o.model, o.engine, "--waiting", str(o.waiting), *flags))
 
     def _serving(self, command: list[str]) -> Callable[[], Any]:
         @contextmanager
