@@ -23,8 +23,8 @@ class Options(Settings):
     work: tuple[Work, ...] = ("throughput", "sweep", "second-turn", "load")
     """What to measure."""
     contenders: tuple[Contender, ...] = ("steerlm", "steerlm-bf16", "transformers")
-    """Who generates: our server, as it is and with `--precision bf16`, transformers' generate, and where they are installed vLLM's server for CPUs and
-    llama-cpp-python, each from the environment named below."""
+    """Who generates: our server, as it is and with `--precision bf16`, transformers' generate, and where they are
+    installed vLLM's server for CPUs and llama-cpp-python, each from the environment named below."""
     engine: EngineName = "auto"
     """Engine of our server."""
     vllm_python: Path | None = None
