@@ -68,7 +68,7 @@ def run_command(
         Attribute values to answer with, such as verbosity=0,humor=4 ("none" leaves one unset), or default for the
         server's own. May be repeated: every setting is judged like a model of its own, and compared with the default.
     fresh
-        Throw away judgments of other answers, references or prompts than these.
+        Throw away judgments of other answers, references, prompts or settings of the judge than these.
     json_
         Print the scores as JSON.
     """
@@ -135,7 +135,7 @@ def judge_command(
     models
         Models to judge; without any, all that have answers. May be repeated.
     fresh
-        Throw away judgments of other answers, references or prompts than these.
+        Throw away judgments of other answers, references, prompts or settings of the judge than these.
     """
     _judge(load_benchmark(bench or BenchSettings()), out, models or [], judging, fresh)
 

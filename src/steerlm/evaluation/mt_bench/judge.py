@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,8 +58,8 @@ def judge_answers(
 ) -> JudgeReport:
     """Judge all answers, into `out`/model_judgment/JUDGE_single.jsonl or JUDGE_pair.jsonl.
 
-    A judgment that is there is kept where it was made of the same text. Of other text, it stops the run with a
-    `DataError`, or with `fresh` is thrown away. Raises `EngineError` where some requests failed.
+    A judgment that is there is kept where the judge would be asked the same again. Where it would not, it stops the
+    run with a `DataError`, or with `fresh` is thrown away. Raises `EngineError` where some requests failed.
     """
     pairs = settings.mode != "single"
     if (settings.mode == "pair-baseline") != (settings.baseline is not None):
@@ -113,12 +114,12 @@ def _unrated(row: Mapping[str, Any]) -> bool:
 
 
 def _unjudged(matches: Sequence[Match], settings: JudgeSettings, file: RowFile, fresh: bool) -> list[Match]:
-    """Matches without a judgment of the same text in the file."""
+    """Matches without a judgment of the same request in the file."""
     wanted = {(match.question.id, match.turn, *match.models): match for match in matches}
     stale, kept, done = [], [], set()
     for row in file.rows:
         match = wanted.get(_key(row)) if row["judge"][0] == settings.judge else None
-        if match and row.get("user_prompt", row.get("g1_user_prompt")) != match.user_prompt():
+        if match and not _answers(row, match, settings):
             stale.append(row)
             continue
         kept.append(row)
@@ -127,11 +128,25 @@ def _unjudged(matches: Sequence[Match], settings: JudgeSettings, file: RowFile, 
     if stale and not fresh:
         raise DataError(
             f"{file.path}: {len(stale)} judgments, the first of question {stale[0]['question_id']}, are of other "
-            "answers, references or prompts than these; pass --fresh to judge anew, or choose another --out"
+            "answers, references, prompts or settings of the judge than these; pass --fresh to judge anew, or choose "
+            "another --out"
         )
     if stale:
         file.replace(kept)
     return [match for key, match in wanted.items() if key not in done]
+
+
+def _answers(row: Mapping[str, Any], match: Match, settings: JudgeSettings) -> bool:
+    """Whether the row is what the judge said to this very request; FastChat's rows tell only its user prompt."""
+    if row.get("user_prompt", row.get("g1_user_prompt")) != match.user_prompt():
+        return False
+    return "asked" not in row or row["asked"] == _digest(match, settings)
+
+
+def _digest(match: Match, settings: JudgeSettings) -> str:
+    """Of all that the judgment depends on beside the user prompt, which rows hold as it is."""
+    parts = [match.prompt.system, settings.judge_max_tokens, json.loads(settings.judge_body)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("ascii")).hexdigest()
 
 
 async def _judge_all(
@@ -153,7 +168,8 @@ async def _judge_all(
 
         async def work(match: Match) -> None:
             judge: Callable[..., Any] = _single if len(match.models) == 1 else _pair
-            row = {**await judge(match, ask), "judge": [settings.judge, match.prompt.name], **_further(match)}
+            further = {"asked": _digest(match, settings), **_further(match)}
+            row = {**await judge(match, ask), "judge": [settings.judge, match.prompt.name], **further}
             file.append(row)
             made.append(row)
             progress(len(made), len(jobs))

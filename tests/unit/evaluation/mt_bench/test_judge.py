@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,37 @@ def test_judgments_are_made_of_what_was_answered(bench: Benchmark, tmp_path: Pat
     found = singles(report.file)
     assert len(found) == 32
     assert all(("new " in item.row["user_prompt"]) == (item.model == "m") for item in found)
+
+
+@pytest.mark.parametrize("mode", ["single", "pair-all"])
+def test_judgments_are_made_of_what_the_judge_was_asked(bench: Benchmark, tmp_path: Path, mode: str) -> None:
+    """In the second turn MT-Bench's instruction stands in the system prompt, which rows do not hold."""
+    write_answers(tmp_path, "m", "n")
+    name = {"single": "single-v1-multi-turn", "pair-all": "pair-v2-multi-turn"}[mode]
+    strict = replace(bench.prompts[name], system="Be strict.")
+    other = replace(bench, prompts={**bench.prompts, name: strict})
+    with ChatServer(seven) as server:
+        made = judge(bench, settings(server, mode=mode), tmp_path).made
+        changes = [
+            (bench, settings(server, mode=mode, judge_max_tokens=9), made),
+            (bench, settings(server, mode=mode, judge_body='{"reasoning_effort": "low"}'), made),
+            (other, settings(server, mode=mode), 5 * made // 16),
+        ]
+        for prompts, chosen, stale in changes:
+            with pytest.raises(DataError, match=rf"{stale} judgments, .* settings of the judge than these"):
+                judge(prompts, chosen, tmp_path)
+        again = judge(other, settings(server, mode=mode), tmp_path, fresh=True)
+    assert (again.made, again.kept) == (5 * made // 16, 11 * made // 16)
+    assert sum(body["messages"][0]["content"] == "Be strict." for body in server.requests[-again.made :]) == again.made
+
+
+def test_published_judgments_are_known_by_their_text(bench: Benchmark, tmp_path: Path) -> None:
+    write_answers(tmp_path, "m")
+    row = judgment_row(81, "m", 1, 3, judge="j", user_prompt="Q 81.1? A m81.1")
+    write_rows(tmp_path / "model_judgment" / "j_single.jsonl", [row])
+    with ChatServer(seven) as server:
+        report = judge(bench, settings(server), tmp_path)
+    assert (report.made, report.kept) == (15, 1)
 
 
 def test_another_judge_has_a_file_of_its_own_and_does_not_disturb(bench: Benchmark, tmp_path: Path) -> None:
