@@ -163,7 +163,7 @@ def score_command(
     bench
         Read categories from a benchmark (as for judging), instead of from MT-Bench's question numbers.
     duplicates
-        Whether all rated judgments of a turn count, as in FastChat's tables, or the last.
+        Whether all rated judgments of a turn count, as in FastChat's tables, or the last; of a pair, always the last.
     recorded
         Take scores and winners as the rows record them, not from the judgments' texts.
     out

@@ -100,7 +100,7 @@ def _usage(rows: Iterable[Mapping[str, Any]]) -> Usage:
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    models = (row["model"],) if "model" in row else (row["model_1"], row["model_2"])
+    models = [row["model"]] if "model" in row else sorted((row["model_1"], row["model_2"]))
     return row["question_id"], row.get("turn", 1), *models
 
 
@@ -138,7 +138,8 @@ def _unjudged(matches: Sequence[Match], settings: JudgeSettings, file: RowFile, 
 
 def _answers(row: Mapping[str, Any], match: Match, settings: JudgeSettings) -> bool:
     """Whether the row is what the judge said to this very request; FastChat's rows tell only its user prompt."""
-    if row.get("user_prompt", row.get("g1_user_prompt")) != match.user_prompt():
+    swapped = row.get("model_1", match.models[0]) != match.models[0]
+    if row.get("user_prompt", row.get("g1_user_prompt")) != match.user_prompt(swapped):
         return False
     return "asked" not in row or row["asked"] == _digest(match, settings)
 

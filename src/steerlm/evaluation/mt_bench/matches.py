@@ -78,6 +78,7 @@ def single_matches(bench: Benchmark, answers: Answers) -> Iterator[Match]:
 def pair_matches(bench: Benchmark, answers: Answers, baseline: str | None) -> Iterator[Match]:
     """Every answered turn of each model and the baseline, or of all pairs of models.
 
+    A pair's names are in order, so that it is the same pair whoever is the baseline: both orders are asked anyway.
     Raises `ConfigError` where there is no such baseline or nothing to compare.
     """
     if baseline is not None and baseline not in answers:
@@ -88,7 +89,7 @@ def pair_matches(bench: Benchmark, answers: Answers, baseline: str | None) -> It
         pairs = list(combinations(answers, 2))
     else:
         pairs = [(model, baseline) for model in answers if model != baseline]
-    for first, second in pairs:
+    for first, second in map(sorted, pairs):
         yield from _matches(bench, "pair", (first, second), (answers[first], answers[second]))
 
 

@@ -109,7 +109,7 @@ def test_a_baseline_meets_every_other_model(bench: Benchmark, tmp_path: Path) ->
     write_answers(tmp_path, "a", "b", "c")
     with ChatServer(lambda body: "[[C]]") as server:
         report = judge(bench, settings(server, mode="pair-baseline", baseline="b"), tmp_path)
-        assert {item.models for item in read_judgments([report.file])[1]} == {("a", "b"), ("c", "b")}
+        assert {item.models for item in read_judgments([report.file])[1]} == {("a", "b"), ("b", "c")}
         with pytest.raises(ConfigError, match="no answers of the baseline 'x'; there are those of a, b, c"):
             judge(bench, settings(server, mode="pair-baseline", baseline="x"), tmp_path)
         for wrong in (settings(server, mode="pair-baseline"), settings(server, baseline="b")):
@@ -118,6 +118,42 @@ def test_a_baseline_meets_every_other_model(bench: Benchmark, tmp_path: Path) ->
     write_answers(tmp_path / "one", "a")
     with pytest.raises(ConfigError, match="answers of two models"):
         judge(bench, settings(server, mode="pair-all"), tmp_path / "one")
+
+
+def test_a_pair_is_the_same_whoever_is_the_baseline(bench: Benchmark, tmp_path: Path) -> None:
+    """Each of 16 turns is asked in both orders, once."""
+    write_answers(tmp_path, "a", "b")
+    with ChatServer(lambda body: "[[C]]") as server:
+        for name in ("a", "b"):
+            report = judge(bench, settings(server, mode="pair-baseline", baseline=name), tmp_path)
+        both = load_answers(tmp_path, ["b", "a"])
+        report = judge_answers(bench, both, settings(server, mode="pair-all"), tmp_path)
+    assert (report.made, report.kept, len(server.requests)) == (0, 16, 32)
+
+
+def test_rows_that_name_the_pair_the_other_way_round_are_kept(bench: Benchmark, tmp_path: Path) -> None:
+    """FastChat names the baseline second; its first text has model_1 as assistant A."""
+    write_answers(tmp_path, "a", "b")
+    row = {
+        "question_id": 81,
+        "model_1": "b",
+        "model_2": "a",
+        "g1_winner": "tie",
+        "g2_winner": "tie",
+        "judge": ["j", "pair-v2"],
+        "g1_user_prompt": "Q 81.1? A b81.1 B a81.1",
+        "g1_judgment": "[[C]]",
+        "g2_user_prompt": "Q 81.1? A a81.1 B b81.1",
+        "g2_judgment": "[[C]]",
+        "turn": 1,
+    }
+    write_rows(tmp_path / "model_judgment" / "j_pair.jsonl", [row])
+    with ChatServer(lambda body: "[[C]]") as server:
+        report = judge(bench, settings(server, mode="pair-all"), tmp_path)
+        assert (report.made, report.kept) == (15, 1)
+        write_answers(tmp_path, "b", mark="new ")
+        with pytest.raises(DataError, match=r"16 judgments, .* are of other answers"):
+            judge(bench, settings(server, mode="pair-all"), tmp_path)
 
 
 def test_a_busy_judge_is_asked_again(bench: Benchmark, tmp_path: Path) -> None:
