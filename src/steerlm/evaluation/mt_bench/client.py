@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ Messages = Sequence[Mapping[str, str]]
 _BUSY = {408, 409, 425, 429}
 _HOPELESS = {401, 403, 404}
 _LONGEST_PAUSE = 60.0
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class HopelessError(EngineError):
@@ -142,10 +144,15 @@ class ChatClient:
         try:
             record = response.json()
             choice = record["choices"][0]
-            text = choice["message"].get("content") or ""
-            return Reply(str(text), str(choice.get("finish_reason") or ""), Usage.from_dict(record.get("usage")))
+            text, finish = choice["message"].get("content") or "", choice.get("finish_reason") or ""
+            return Reply(_storable(str(text)), _storable(str(finish)), Usage.from_dict(record.get("usage")))
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise EngineError(f"{self._endpoint.url}: not a chat completion: {_said(response)}") from error
+
+
+def _storable(text: str) -> str:
+    """JSON can spell half of a surrogate pair, which no UTF-8 file can hold; a model cut within one sends it."""
+    return _SURROGATE.sub("\ufffd", text)
 
 
 def _with(fields: Mapping[str, Any], further: Mapping[str, Any]) -> dict[str, Any]:

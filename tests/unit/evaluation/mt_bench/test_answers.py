@@ -149,6 +149,15 @@ def test_cut_and_empty_answers_are_told(tmp_path: Path) -> None:
     assert read_answers(report.files[0])[0].turns == ("", "x")
 
 
+def test_half_a_surrogate_pair_becomes_the_replacement_character(tmp_path: Path) -> None:
+    """A whole pair is one character and stays; the model's own turn is sent back as it is kept."""
+    with ChatServer(lambda body: "a \ud83d b \U0001f600") as server:
+        report = answer_questions(QUESTIONS[:1], "m", settings(server), tmp_path)
+    [answer] = read_answers(report.files[0])
+    assert answer.turns == ("a \ufffd b \U0001f600",) * 2
+    assert server.requests[1]["messages"][1]["content"] == "a \ufffd b \U0001f600"
+
+
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     with ChatServer(echo) as server:
         gone = settings(server, retries=1, concurrency=1)
