@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from steerlm.cli.data_views import stdout
 from steerlm.errors import ConfigError, DataError
 from steerlm.evaluation.mt_bench import answers as answering
+from steerlm.evaluation.mt_bench.client import Usage
 from steerlm.evaluation.mt_bench.judge import JudgeReport, judge_answers
 from steerlm.evaluation.mt_bench.layouts import PairJudgment, SingleJudgment, read_judgments
 from steerlm.evaluation.mt_bench.matches import load_answers
@@ -194,7 +195,7 @@ def _answer(
         report = answering.answer_questions(
             bench.questions, model, settings or AnswerSettings(), out, chosen, name, progress
         )
-    usage = f"{report.usage.prompt} prompt tokens, {report.usage.completion} written"
+    usage = _tokens(report.usage)
     _say(f"{report.made} questions answered ({report.cut} cut at the limit; {usage}), {report.kept} were there")
     return list(report.models)
 
@@ -211,14 +212,15 @@ def _judge(bench: Benchmark, out: Path, models: list[str], settings: JudgeSettin
 def _judged(report: JudgeReport, priced: bool) -> str:
     cost = f", cost {report.cost:.2f}" if priced else ""
     whole = f", cost {report.whole_cost:.2f}" if priced else ""
-    parts = [
-        f"{report.file}: {report.made} judgments made ({report.unrated} without a rating; {report.usage.prompt} prompt "
-        f"tokens, {report.usage.completion} written{cost}), {report.kept} were there",
-        f"all together {report.whole_usage.prompt} prompt tokens, {report.whole_usage.completion} written{whole}",
-    ]
-    if report.usage.uncounted:
-        parts.append(f"{report.usage.uncounted} replies came without a count of tokens")
-    return "; ".join(parts)
+    return (
+        f"{report.file}: {report.made} judgments made ({report.unrated} without a rating; {_tokens(report.usage)}"
+        f"{cost}), {report.kept} were there; all together {_tokens(report.whole_usage)}{whole}"
+    )
+
+
+def _tokens(usage: Usage) -> str:
+    missing = f" and {usage.uncounted} without a count of tokens" if usage.uncounted else ""
+    return f"{usage.prompt} prompt tokens, {usage.completion} written{missing}"
 
 
 def _report(

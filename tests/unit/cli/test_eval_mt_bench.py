@@ -77,6 +77,17 @@ def test_step_by_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert (bias["consistent"], bias["first"]) == (0, 16)
 
 
+def test_servers_that_count_no_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["eval", "mt-bench", "run", "m", "--out", str(tmp_path / "out"), "--bench", str(write_bench(tmp_path))]
+    with ChatServer(model, counts=False) as served, ChatServer(judge, counts=False) as judging:
+        assert run([*command, "--url", served.url, "--judge", "j", "--judge-url", judging.url]) == 0
+    said = capsys.readouterr().err.replace("\n", " ")
+    uncounted = "0 prompt tokens, 0 written and {} without a count of tokens"
+    assert f"0 cut at the limit; {uncounted.format(8)}" in said
+    assert f"0 without a rating; {uncounted.format(16)}" in said
+    assert f"all together {uncounted.format(16)}" in said
+
+
 def test_tables_from_judgment_files_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = write_rows(tmp_path / "one.jsonl", [judgment_row(81, "m", 1, 8), judgment_row(81, "m", 1, 4)])
     two = write_rows(tmp_path / "two.jsonl", [judgment_row(91, "m", 2, -1, "?")])

@@ -139,7 +139,7 @@ def answer_questions(
         len(made),
         len(questions) * len(names) - len(jobs),
         sum("length" in row["finish"] for row in made),
-        sum((Usage.from_dict(row["usage"]) for row in made), Usage()),
+        Usage.of_rows(made),
     )
 
 
@@ -210,7 +210,7 @@ async def _answer(client: ChatClient, job: _Job, settings: AnswerSettings) -> di
         "attributes": dict(job.setting.values),
         "asked": settings.signature(client.model, bool(job.setting.values)),
         "finish": [reply.finish for reply in replies],
-        "usage": sum((reply.usage for reply in replies), Usage()).to_dict(),
+        **sum((reply.usage for reply in replies), Usage()).fields(),
     }
 
 

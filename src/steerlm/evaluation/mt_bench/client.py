@@ -47,7 +47,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens that a server counted; `uncounted` replies came without a count."""
+    """Tokens that a server counted; `uncounted` replies, or rows of a file, are without a count."""
 
     prompt: int = 0
     completion: int = 0
@@ -60,9 +60,16 @@ class Usage:
         """What the tokens cost at prices of a million."""
         return (self.prompt * price_prompt + self.completion * price_completion) / 1e6
 
-    def to_dict(self) -> dict[str, int]:
-        """In the names of the protocol, as rows keep it."""
-        return {"prompt_tokens": self.prompt, "completion_tokens": self.completion}
+    def fields(self) -> dict[str, dict[str, int]]:
+        """The field `usage` of a row, in the names of the protocol; none where a reply of the row is not counted."""
+        if self.uncounted:
+            return {}
+        return {"usage": {"prompt_tokens": self.prompt, "completion_tokens": self.completion}}
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[Mapping[str, Any]]) -> Usage:
+        """The sum over rows of a file."""
+        return sum((cls.from_dict(row.get("usage")) for row in rows), cls())
 
     @classmethod
     def from_dict(cls, found: Any) -> Usage:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,9 +80,9 @@ def judge_answers(
         made: list[dict[str, Any]] = []
         failures = asyncio.run(_judge_all(jobs, endpoint, settings, file, made, progress))
         file.sort(_order)
-        whole = _usage(row for row in file.rows if row["judge"][0] == settings.judge)
+        whole = Usage.of_rows(row for row in file.rows if row["judge"][0] == settings.judge)
     raise_failures(failures, len(jobs), "judgments")
-    usage, prices = _usage(made), (settings.price_prompt, settings.price_completion)
+    usage, prices = Usage.of_rows(made), (settings.price_prompt, settings.price_completion)
     return JudgeReport(
         path,
         len(made),
@@ -93,10 +93,6 @@ def judge_answers(
         whole,
         whole.cost(*prices),
     )
-
-
-def _usage(rows: Iterable[Mapping[str, Any]]) -> Usage:
-    return sum((Usage.from_dict(row.get("usage")) for row in rows), Usage())
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -191,7 +187,7 @@ async def _single(match: Match, ask: Callable[..., Any]) -> dict[str, Any]:
         "user_prompt": match.user_prompt(),
         "judgment": reply.text,
         "score": rating(reply.text),
-        "usage": reply.usage.to_dict(),
+        **reply.usage.fields(),
     }
 
 
@@ -208,5 +204,5 @@ async def _pair(match: Match, ask: Callable[..., Any]) -> dict[str, Any]:
         "g1_judgment": first.text,
         "g2_user_prompt": match.user_prompt(swapped=True),
         "g2_judgment": second.text,
-        "usage": (first.usage + second.usage).to_dict(),
+        **(first.usage + second.usage).fields(),
     }

@@ -319,6 +319,18 @@ def test_tokens_and_cost(bench: Benchmark, tmp_path: Path) -> None:
     assert (again.whole_usage, again.whole_cost) == (report.usage, report.cost)
 
 
+@pytest.mark.parametrize(("mode", "per_model"), [("single", 16), ("pair-all", 8)])
+def test_tokens_that_no_server_counted(bench: Benchmark, tmp_path: Path, mode: str, per_model: int) -> None:
+    """Uncounted tokens are no zeros: not in the row, not in the run's count, not in that of the file."""
+    write_answers(tmp_path, "m", "n")
+    with ChatServer(seven, counts=False) as server:
+        report = judge(bench, settings(server, mode=mode), tmp_path)
+        again = judge(bench, settings(server, mode=mode), tmp_path)
+    assert not any("usage" in item.row for found in read_judgments([report.file]) for item in found)
+    assert report.usage.uncounted == report.whole_usage.uncounted == again.whole_usage.uncounted == 2 * per_model
+    assert again.usage.uncounted == 0
+
+
 def test_answers_of_one_turn_or_missing_ones(bench: Benchmark, tmp_path: Path) -> None:
     rows = [answer_row(81, "m", ["one", "two"]), answer_row(91, "m", ["only one"])]
     write_rows(tmp_path / "model_answer" / "m.jsonl", rows)
