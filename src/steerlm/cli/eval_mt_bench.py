@@ -13,9 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from steerlm.cli.data_views import stdout
 from steerlm.errors import ConfigError, DataError
+from steerlm.evaluation.figures import has_matplotlib
 from steerlm.evaluation.mt_bench import answers as answering
 from steerlm.evaluation.mt_bench.client import Usage
-from steerlm.evaluation.mt_bench.judge import JudgeReport, judge_answers
+from steerlm.evaluation.mt_bench.judge import JudgeReport, check_judging, judge_answers
 from steerlm.evaluation.mt_bench.layouts import PairJudgment, SingleJudgment, read_judgments
 from steerlm.evaluation.mt_bench.matches import load_answers
 from steerlm.evaluation.mt_bench.pairs import win_rates
@@ -74,11 +75,17 @@ def run_command(
         Print the scores as JSON.
     """
     loaded = load_benchmark(bench or BenchSettings())
-    models = _answer(loaded, model, out, name, setting, answers)
-    file = _judge(loaded, out, models, judging, fresh)
+    chosen = judging or JudgeSettings()
+    models = [item.model(name or model) for item in _steering(setting)]
+    others = [chosen.baseline] if chosen.baseline is not None and chosen.baseline not in models else []
+    known = [*models, *(load_answers(out, others) if others else [])]
+    check_judging(chosen, known)
+    _answer(loaded, model, out, name, setting, answers)
+    file = _judge(loaded, out, models, chosen, fresh)
     singles, pairs = read_judgments([file])
-    report = _report([file], [row for row in singles if row.model in models], pairs, loaded, "all", False)
-    _show(report, out, json_)
+    singles = [row for row in singles if row.model in models]
+    pairs = [row for row in pairs if set(row.models) <= set(known) and chosen.baseline in (None, *row.models)]
+    _show(_report([file], singles, pairs, loaded, "all", False), out, json_)
 
 
 @mt_bench_app.command(name="answer")
@@ -188,23 +195,27 @@ def _answer(
     name: str | None,
     steering: list[str] | None,
     settings: AnswerSettings | None,
-) -> list[str]:
-    """Answer, and say what was done; the names of the model at its settings."""
-    chosen = [answering.parse_setting(text) for text in steering or [answering.DEFAULT]]
+) -> None:
+    """Answer, and say what was done."""
     with _progress("answers") as progress:
         report = answering.answer_questions(
-            bench.questions, model, settings or AnswerSettings(), out, chosen, name, progress
+            bench.questions, model, settings or AnswerSettings(), out, _steering(steering), name, progress
         )
     usage = _tokens(report.usage)
     _say(f"{report.made} questions answered ({report.cut} cut at the limit; {usage}), {report.kept} were there")
-    return list(report.models)
+
+
+def _steering(settings: list[str] | None) -> list[answering.Setting]:
+    return [answering.parse_setting(text) for text in settings or [answering.DEFAULT]]
 
 
 def _judge(bench: Benchmark, out: Path, models: list[str], settings: JudgeSettings | None, fresh: bool) -> Path:
     """Judge, and say what was done; the file of the judgments."""
     chosen = settings or JudgeSettings()
+    # Without names all are loaded, and the baseline with them.
+    names = [*models, chosen.baseline] if models and chosen.baseline is not None else models
     with _progress("judgments") as progress:
-        report = judge_answers(bench, load_answers(out, models), chosen, out, fresh, progress)
+        report = judge_answers(bench, load_answers(out, names), chosen, out, fresh, progress)
     _say(_judged(report, priced=bool(chosen.price_prompt or chosen.price_completion)))
     return report.file
 
@@ -240,8 +251,10 @@ def _report(
 def _show(report: Report, out: Path | None, as_json: bool) -> None:
     if out is not None:
         write_json(out / "mt_bench.json", report.to_dict())
-        if report.scores:
+        if report.scores and has_matplotlib():
             radar(report.scores, out / "mt_bench.png")
+        elif report.scores:
+            _say("no radar plot: matplotlib is not installed (pip install 'steerlm[report]')")
         _say(f"scores in {out / 'mt_bench.json'}")
     if as_json:
         print(json_text(report.to_dict()))

@@ -44,6 +44,15 @@ class Endpoint:
     pause: float
     timeout: float
 
+    def headers(self) -> dict[str, str]:
+        """Headers with the server's key. Raises `ConfigError` where its environment variable is not set."""
+        if self.key_variable is None:
+            return {}
+        key = os.environ.get(self.key_variable)
+        if not key:
+            raise ConfigError(f"{self.url} needs a key: set the environment variable {self.key_variable}")
+        return {"Authorization": f"Bearer {key}"}
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -97,16 +106,10 @@ class ChatClient:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self.model = endpoint.model
-        headers = {}
-        if endpoint.key_variable is not None:
-            key = os.environ.get(endpoint.key_variable)
-            if not key:
-                raise ConfigError(f"{endpoint.url} needs a key: set the environment variable {endpoint.key_variable}")
-            headers["Authorization"] = f"Bearer {key}"
         timeout = httpx2.Timeout(endpoint.timeout, connect=min(endpoint.timeout, 30.0))
         # The pool bounds the requests; a limit on connections here would only add waiting that can time out.
         limits = httpx2.Limits(max_connections=None)
-        self._http = httpx2.AsyncClient(headers=headers, timeout=timeout, limits=limits)
+        self._http = httpx2.AsyncClient(headers=endpoint.headers(), timeout=timeout, limits=limits)
         self._random = random.Random()
 
     async def __aenter__(self) -> Self:

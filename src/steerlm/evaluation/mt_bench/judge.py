@@ -23,7 +23,7 @@ from steerlm.evaluation.mt_bench.client import (
     work_through,
 )
 from steerlm.evaluation.mt_bench.layouts import PairJudgment, SingleJudgment, file_name
-from steerlm.evaluation.mt_bench.matches import Answers, Match, pair_matches, single_matches
+from steerlm.evaluation.mt_bench.matches import Answers, Match, compared, pair_matches, single_matches
 from steerlm.evaluation.mt_bench.questions import Benchmark
 from steerlm.evaluation.mt_bench.rowfile import RowFile
 from steerlm.evaluation.mt_bench.settings import JudgeSettings
@@ -62,23 +62,13 @@ def judge_answers(
     run with a `DataError`, or with `fresh` is thrown away. Raises `EngineError` where some requests failed.
     """
     pairs = settings.mode != "single"
-    if (settings.mode == "pair-baseline") != (settings.baseline is not None):
-        raise ConfigError("mode pair-baseline needs a baseline, and no other mode takes one")
+    check_judging(settings, list(answers))
     matches = list(pair_matches(bench, answers, settings.baseline) if pairs else single_matches(bench, answers))
-    endpoint = Endpoint(
-        settings.judge_url,
-        settings.judge,
-        settings.key_variable,
-        json.loads(settings.judge_body),
-        settings.judge_retries,
-        settings.judge_retry_pause,
-        settings.judge_timeout,
-    )
     path = out / JUDGMENTS / f"{file_name(settings.judge)}_{'pair' if pairs else 'single'}.jsonl"
     with RowFile(path, PairJudgment.from_row if pairs else SingleJudgment.from_row) as file:
         jobs = _unjudged(matches, settings, file, fresh)
         made: list[dict[str, Any]] = []
-        failures = asyncio.run(_judge_all(jobs, endpoint, settings, file, made, progress))
+        failures = asyncio.run(_judge_all(jobs, _endpoint(settings), settings, file, made, progress))
         file.sort(_order)
         whole = Usage.of_rows(row for row in file.rows if row["judge"][0] == settings.judge)
     raise_failures(failures, len(jobs), "judgments")
@@ -92,6 +82,27 @@ def judge_answers(
         usage.cost(*prices),
         whole,
         whole.cost(*prices),
+    )
+
+
+def check_judging(settings: JudgeSettings, models: Sequence[str]) -> None:
+    """Raise `ConfigError` for what would keep the answers of these models from being judged, before any is made."""
+    if (settings.mode == "pair-baseline") != (settings.baseline is not None):
+        raise ConfigError("mode pair-baseline needs a baseline, and no other mode takes one")
+    if settings.mode != "single":
+        compared(models, settings.baseline)
+    _endpoint(settings).headers()
+
+
+def _endpoint(settings: JudgeSettings) -> Endpoint:
+    return Endpoint(
+        settings.judge_url,
+        settings.judge,
+        settings.key_variable,
+        json.loads(settings.judge_body),
+        settings.judge_retries,
+        settings.judge_retry_pause,
+        settings.judge_timeout,
     )
 
 
