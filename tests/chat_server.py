@@ -33,10 +33,12 @@ Script = Callable[[dict[str, Any]], "str | Said | Refusal"]
 
 class ChatServer:
     """Serves POST /v1/chat/completions from a thread. `requests` holds the bodies as they came, `keys` what stood in
-    their Authorization, `busiest` how many were under way together at most. It counts words for tokens.
+    their Authorization, `busiest` how many were under way together at most. It counts words for tokens, unless it
+    does not count.
     """
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, counts: bool = True) -> None:
+        self._counts = counts
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.busiest = self._busy = 0
@@ -83,7 +85,8 @@ class ChatServer:
             "finish_reason": said.finish,
         }
         usage = {"prompt_tokens": sum(words), "completion_tokens": len((said.text or "").split())}
-        return 200, {}, {"object": "chat.completion", "choices": [choice], "usage": usage}
+        counted = {"usage": usage} if self._counts else {}
+        return 200, {}, {"object": "chat.completion", "choices": [choice], **counted}
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         server = self

@@ -13,8 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from steerlm.cli.data_views import stdout
 from steerlm.errors import ConfigError, DataError
+from steerlm.evaluation.figures import has_matplotlib
 from steerlm.evaluation.mt_bench import answers as answering
-from steerlm.evaluation.mt_bench.judge import JudgeReport, judge_answers
+from steerlm.evaluation.mt_bench.client import Usage
+from steerlm.evaluation.mt_bench.judge import JudgeReport, check_judging, judge_answers
 from steerlm.evaluation.mt_bench.layouts import PairJudgment, SingleJudgment, read_judgments
 from steerlm.evaluation.mt_bench.matches import load_answers
 from steerlm.evaluation.mt_bench.pairs import win_rates
@@ -68,16 +70,22 @@ def run_command(
         Attribute values to answer with, such as verbosity=0,humor=4 ("none" leaves one unset), or default for the
         server's own. May be repeated: every setting is judged like a model of its own, and compared with the default.
     fresh
-        Throw away judgments of other answers, references or prompts than these.
+        Throw away judgments of other answers, references, prompts or settings of the judge than these.
     json_
         Print the scores as JSON.
     """
     loaded = load_benchmark(bench or BenchSettings())
-    models = _answer(loaded, model, out, name, setting, answers)
-    file = _judge(loaded, out, models, judging, fresh)
+    chosen = judging or JudgeSettings()
+    models = [item.model(name or model) for item in _steering(setting)]
+    others = [chosen.baseline] if chosen.baseline is not None and chosen.baseline not in models else []
+    known = [*models, *(load_answers(out, others) if others else [])]
+    check_judging(chosen, known)
+    _answer(loaded, model, out, name, setting, answers)
+    file = _judge(loaded, out, models, chosen, fresh)
     singles, pairs = read_judgments([file])
-    report = _report([file], [row for row in singles if row.model in models], pairs, loaded, "all", False)
-    _show(report, out, json_)
+    singles = [row for row in singles if row.model in models]
+    pairs = [row for row in pairs if set(row.models) <= set(known) and chosen.baseline in (None, *row.models)]
+    _show(_report([file], singles, pairs, loaded, "all", False), out, json_)
 
 
 @mt_bench_app.command(name="answer")
@@ -135,7 +143,7 @@ def judge_command(
     models
         Models to judge; without any, all that have answers. May be repeated.
     fresh
-        Throw away judgments of other answers, references or prompts than these.
+        Throw away judgments of other answers, references, prompts or settings of the judge than these.
     """
     _judge(load_benchmark(bench or BenchSettings()), out, models or [], judging, fresh)
 
@@ -163,7 +171,7 @@ def score_command(
     bench
         Read categories from a benchmark (as for judging), instead of from MT-Bench's question numbers.
     duplicates
-        Whether all rated judgments of a turn count, as in FastChat's tables, or the last.
+        Whether all rated judgments of a turn count, as in FastChat's tables, or the last; of a pair, always the last.
     recorded
         Take scores and winners as the rows record them, not from the judgments' texts.
     out
@@ -187,23 +195,27 @@ def _answer(
     name: str | None,
     steering: list[str] | None,
     settings: AnswerSettings | None,
-) -> list[str]:
-    """Answer, and say what was done; the names of the model at its settings."""
-    chosen = [answering.parse_setting(text) for text in steering or [answering.DEFAULT]]
+) -> None:
+    """Answer, and say what was done."""
     with _progress("answers") as progress:
         report = answering.answer_questions(
-            bench.questions, model, settings or AnswerSettings(), out, chosen, name, progress
+            bench.questions, model, settings or AnswerSettings(), out, _steering(steering), name, progress
         )
-    usage = f"{report.usage.prompt} prompt tokens, {report.usage.completion} written"
+    usage = _tokens(report.usage)
     _say(f"{report.made} questions answered ({report.cut} cut at the limit; {usage}), {report.kept} were there")
-    return list(report.models)
+
+
+def _steering(settings: list[str] | None) -> list[answering.Setting]:
+    return [answering.parse_setting(text) for text in settings or [answering.DEFAULT]]
 
 
 def _judge(bench: Benchmark, out: Path, models: list[str], settings: JudgeSettings | None, fresh: bool) -> Path:
     """Judge, and say what was done; the file of the judgments."""
     chosen = settings or JudgeSettings()
+    # Without names all are loaded, and the baseline with them.
+    names = [*models, chosen.baseline] if models and chosen.baseline is not None else models
     with _progress("judgments") as progress:
-        report = judge_answers(bench, load_answers(out, models), chosen, out, fresh, progress)
+        report = judge_answers(bench, load_answers(out, names), chosen, out, fresh, progress)
     _say(_judged(report, priced=bool(chosen.price_prompt or chosen.price_completion)))
     return report.file
 
@@ -211,14 +223,15 @@ def _judge(bench: Benchmark, out: Path, models: list[str], settings: JudgeSettin
 def _judged(report: JudgeReport, priced: bool) -> str:
     cost = f", cost {report.cost:.2f}" if priced else ""
     whole = f", cost {report.whole_cost:.2f}" if priced else ""
-    parts = [
-        f"{report.file}: {report.made} judgments made ({report.unrated} without a rating; {report.usage.prompt} prompt "
-        f"tokens, {report.usage.completion} written{cost}), {report.kept} were there",
-        f"all together {report.whole_usage.prompt} prompt tokens, {report.whole_usage.completion} written{whole}",
-    ]
-    if report.usage.uncounted:
-        parts.append(f"{report.usage.uncounted} replies came without a count of tokens")
-    return "; ".join(parts)
+    return (
+        f"{report.file}: {report.made} judgments made ({report.unrated} without a rating; {_tokens(report.usage)}"
+        f"{cost}), {report.kept} were there; all together {_tokens(report.whole_usage)}{whole}"
+    )
+
+
+def _tokens(usage: Usage) -> str:
+    missing = f" and {usage.uncounted} without a count of tokens" if usage.uncounted else ""
+    return f"{usage.prompt} prompt tokens, {usage.completion} written{missing}"
 
 
 def _report(
@@ -238,8 +251,10 @@ def _report(
 def _show(report: Report, out: Path | None, as_json: bool) -> None:
     if out is not None:
         write_json(out / "mt_bench.json", report.to_dict())
-        if report.scores:
+        if report.scores and has_matplotlib():
             radar(report.scores, out / "mt_bench.png")
+        elif report.scores:
+            _say("no radar plot: matplotlib is not installed (pip install 'steerlm[report]')")
         _say(f"scores in {out / 'mt_bench.json'}")
     if as_json:
         print(json_text(report.to_dict()))

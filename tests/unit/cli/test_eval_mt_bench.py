@@ -77,6 +77,73 @@ def test_step_by_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert (bias["consistent"], bias["first"]) == (0, 16)
 
 
+def test_servers_that_count_no_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["eval", "mt-bench", "run", "m", "--out", str(tmp_path / "out"), "--bench", str(write_bench(tmp_path))]
+    with ChatServer(model, counts=False) as served, ChatServer(judge, counts=False) as judging:
+        assert run([*command, "--url", served.url, "--judge", "j", "--judge-url", judging.url]) == 0
+    said = capsys.readouterr().err.replace("\n", " ")
+    uncounted = "0 prompt tokens, 0 written and {} without a count of tokens"
+    assert f"0 cut at the limit; {uncounted.format(8)}" in said
+    assert f"0 without a rating; {uncounted.format(16)}" in said
+    assert f"all together {uncounted.format(16)}" in said
+
+
+def test_a_baseline_that_was_answered_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Win rates are those of the run's own comparisons, of all that the judge has in its file."""
+    common = ["--out", str(tmp_path / "out"), "--bench", str(write_bench(tmp_path / "data"))]
+    pairs = ["--mode", "pair-baseline", "--baseline", "base", "--judge", "j"]
+    with ChatServer(model) as served, ChatServer(lambda body: "[[C]]") as judging:
+        asked, judged = ["--url", served.url], ["--judge-url", judging.url]
+        for name in ("base", "x", "y"):
+            assert run(["eval", "mt-bench", "answer", name, *common, *asked]) == 0
+        everything = ["eval", "mt-bench", "judge", *common, "--mode", "pair-all", "--judge", "j", *judged]
+        assert run(everything) == 0
+        assert len(judging.requests) == 3 * 32
+        assert run(["eval", "mt-bench", "judge", "--models", "x", *common, *pairs, *judged]) == 0
+        assert len(judging.requests) == 3 * 32
+        capsys.readouterr()
+        assert run(["eval", "mt-bench", "run", "m", *common, *pairs, *asked, *judged, "--json"]) == 0
+        assert len(judging.requests) == 4 * 32
+    rates = json.loads(capsys.readouterr().out)["win_rates"]
+    assert {rate["model"]: rate["ties"] for rate in rates} == {"base": 16, "m": 16}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "set the environment variable OPENAI_API_KEY"),
+        (["--mode", "pair-all"], "pairs need the answers of two models"),
+        (["--mode", "pair-baseline"], "mode pair-baseline needs a baseline"),
+        (["--mode", "pair-baseline", "--baseline", "base"], "base.jsonl: no such file"),
+    ],
+)
+def test_what_keeps_the_judge_from_work_is_said_before_anything_is_asked(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    says: str,
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    command = ["eval", "mt-bench", "run", "m", "--out", str(tmp_path / "out"), "--bench", str(write_bench(tmp_path))]
+    with ChatServer(model) as served:
+        assert run([*command, "--url", served.url, *arguments]) == 2
+    assert says in capsys.readouterr().err
+    assert not served.requests
+
+
+def test_without_matplotlib_there_are_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steerlm.cli.eval_mt_bench.has_matplotlib", lambda: False)
+    file, out = write_rows(tmp_path / "one.jsonl", [judgment_row(81, "m", 1, 8)]), tmp_path / "tables"
+    assert run(["eval", "mt-bench", "score", str(file), "--out", str(out)]) == 0
+    shown = capsys.readouterr()
+    assert "8.00" in shown.out
+    assert "no radar plot: matplotlib is not installed" in shown.err
+    assert [path.name for path in out.iterdir()] == ["mt_bench.json"]
+
+
 def test_tables_from_judgment_files_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = write_rows(tmp_path / "one.jsonl", [judgment_row(81, "m", 1, 8), judgment_row(81, "m", 1, 4)])
     two = write_rows(tmp_path / "two.jsonl", [judgment_row(91, "m", 2, -1, "?")])

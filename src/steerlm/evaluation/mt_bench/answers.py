@@ -126,7 +126,7 @@ def answer_questions(
         jobs = [
             _Job(question, setting, item, file)
             for setting, item, file in zip(steering, names, files, strict=True)
-            for question in _unanswered(questions, settings.signature(model), item, file)
+            for question in _unanswered(questions, settings.signature(model, bool(setting.values)), item, file)
         ]
         made: list[dict[str, Any]] = []
         failures = asyncio.run(_answer_all(jobs, endpoint, settings, made, progress))
@@ -139,7 +139,7 @@ def answer_questions(
         len(made),
         len(questions) * len(names) - len(jobs),
         sum("length" in row["finish"] for row in made),
-        sum((Usage.from_dict(row["usage"]) for row in made), Usage()),
+        Usage.of_rows(made),
     )
 
 
@@ -208,9 +208,9 @@ async def _answer(client: ChatClient, job: _Job, settings: AnswerSettings) -> di
         "choices": [{"index": 0, "turns": [reply.text for reply in replies]}],
         "tstamp": stamp(),
         "attributes": dict(job.setting.values),
-        "asked": settings.signature(client.model),
+        "asked": settings.signature(client.model, bool(job.setting.values)),
         "finish": [reply.finish for reply in replies],
-        "usage": sum((reply.usage for reply in replies), Usage()).to_dict(),
+        **sum((reply.usage for reply in replies), Usage()).fields(),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ Messages = Sequence[Mapping[str, str]]
 _BUSY = {408, 409, 425, 429}
 _HOPELESS = {401, 403, 404}
 _LONGEST_PAUSE = 60.0
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class HopelessError(EngineError):
@@ -42,10 +44,19 @@ class Endpoint:
     pause: float
     timeout: float
 
+    def headers(self) -> dict[str, str]:
+        """Headers with the server's key. Raises `ConfigError` where its environment variable is not set."""
+        if self.key_variable is None:
+            return {}
+        key = os.environ.get(self.key_variable)
+        if not key:
+            raise ConfigError(f"{self.url} needs a key: set the environment variable {self.key_variable}")
+        return {"Authorization": f"Bearer {key}"}
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens that a server counted; `uncounted` replies came without a count."""
+    """Tokens that a server counted; `uncounted` replies, or rows of a file, are without a count."""
 
     prompt: int = 0
     completion: int = 0
@@ -58,9 +69,16 @@ class Usage:
         """What the tokens cost at prices of a million."""
         return (self.prompt * price_prompt + self.completion * price_completion) / 1e6
 
-    def to_dict(self) -> dict[str, int]:
-        """In the names of the protocol, as rows keep it."""
-        return {"prompt_tokens": self.prompt, "completion_tokens": self.completion}
+    def fields(self) -> dict[str, dict[str, int]]:
+        """The field `usage` of a row, in the names of the protocol; none where a reply of the row is not counted."""
+        if self.uncounted:
+            return {}
+        return {"usage": {"prompt_tokens": self.prompt, "completion_tokens": self.completion}}
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[Mapping[str, Any]]) -> Usage:
+        """The sum over rows of a file."""
+        return sum((cls.from_dict(row.get("usage")) for row in rows), cls())
 
     @classmethod
     def from_dict(cls, found: Any) -> Usage:
@@ -88,16 +106,10 @@ class ChatClient:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self.model = endpoint.model
-        headers = {}
-        if endpoint.key_variable is not None:
-            key = os.environ.get(endpoint.key_variable)
-            if not key:
-                raise ConfigError(f"{endpoint.url} needs a key: set the environment variable {endpoint.key_variable}")
-            headers["Authorization"] = f"Bearer {key}"
         timeout = httpx2.Timeout(endpoint.timeout, connect=min(endpoint.timeout, 30.0))
         # The pool bounds the requests; a limit on connections here would only add waiting that can time out.
         limits = httpx2.Limits(max_connections=None)
-        self._http = httpx2.AsyncClient(headers=headers, timeout=timeout, limits=limits)
+        self._http = httpx2.AsyncClient(headers=endpoint.headers(), timeout=timeout, limits=limits)
         self._random = random.Random()
 
     async def __aenter__(self) -> Self:
@@ -142,10 +154,15 @@ class ChatClient:
         try:
             record = response.json()
             choice = record["choices"][0]
-            text = choice["message"].get("content") or ""
-            return Reply(str(text), str(choice.get("finish_reason") or ""), Usage.from_dict(record.get("usage")))
+            text, finish = choice["message"].get("content") or "", choice.get("finish_reason") or ""
+            return Reply(_storable(str(text)), _storable(str(finish)), Usage.from_dict(record.get("usage")))
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise EngineError(f"{self._endpoint.url}: not a chat completion: {_said(response)}") from error
+
+
+def _storable(text: str) -> str:
+    """JSON can spell half of a surrogate pair, which no UTF-8 file can hold; a model cut within one sends it."""
+    return _SURROGATE.sub("\ufffd", text)
 
 
 def _with(fields: Mapping[str, Any], further: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from steerlm.evaluation.mt_bench.client import (
     work_through,
 )
 from steerlm.evaluation.mt_bench.layouts import PairJudgment, SingleJudgment, file_name
-from steerlm.evaluation.mt_bench.matches import Answers, Match, pair_matches, single_matches
+from steerlm.evaluation.mt_bench.matches import Answers, Match, compared, pair_matches, single_matches
 from steerlm.evaluation.mt_bench.questions import Benchmark
 from steerlm.evaluation.mt_bench.rowfile import RowFile
 from steerlm.evaluation.mt_bench.settings import JudgeSettings
@@ -57,31 +58,21 @@ def judge_answers(
 ) -> JudgeReport:
     """Judge all answers, into `out`/model_judgment/JUDGE_single.jsonl or JUDGE_pair.jsonl.
 
-    A judgment that is there is kept where it was made of the same text. Of other text, it stops the run with a
-    `DataError`, or with `fresh` is thrown away. Raises `EngineError` where some requests failed.
+    A judgment that is there is kept where the judge would be asked the same again. Where it would not, it stops the
+    run with a `DataError`, or with `fresh` is thrown away. Raises `EngineError` where some requests failed.
     """
     pairs = settings.mode != "single"
-    if (settings.mode == "pair-baseline") != (settings.baseline is not None):
-        raise ConfigError("mode pair-baseline needs a baseline, and no other mode takes one")
+    check_judging(settings, list(answers))
     matches = list(pair_matches(bench, answers, settings.baseline) if pairs else single_matches(bench, answers))
-    endpoint = Endpoint(
-        settings.judge_url,
-        settings.judge,
-        settings.key_variable,
-        json.loads(settings.judge_body),
-        settings.judge_retries,
-        settings.judge_retry_pause,
-        settings.judge_timeout,
-    )
     path = out / JUDGMENTS / f"{file_name(settings.judge)}_{'pair' if pairs else 'single'}.jsonl"
     with RowFile(path, PairJudgment.from_row if pairs else SingleJudgment.from_row) as file:
         jobs = _unjudged(matches, settings, file, fresh)
         made: list[dict[str, Any]] = []
-        failures = asyncio.run(_judge_all(jobs, endpoint, settings, file, made, progress))
+        failures = asyncio.run(_judge_all(jobs, _endpoint(settings), settings, file, made, progress))
         file.sort(_order)
-        whole = _usage(row for row in file.rows if row["judge"][0] == settings.judge)
+        whole = Usage.of_rows(row for row in file.rows if row["judge"][0] == settings.judge)
     raise_failures(failures, len(jobs), "judgments")
-    usage, prices = _usage(made), (settings.price_prompt, settings.price_completion)
+    usage, prices = Usage.of_rows(made), (settings.price_prompt, settings.price_completion)
     return JudgeReport(
         path,
         len(made),
@@ -94,12 +85,29 @@ def judge_answers(
     )
 
 
-def _usage(rows: Iterable[Mapping[str, Any]]) -> Usage:
-    return sum((Usage.from_dict(row.get("usage")) for row in rows), Usage())
+def check_judging(settings: JudgeSettings, models: Sequence[str]) -> None:
+    """Raise `ConfigError` for what would keep the answers of these models from being judged, before any is made."""
+    if (settings.mode == "pair-baseline") != (settings.baseline is not None):
+        raise ConfigError("mode pair-baseline needs a baseline, and no other mode takes one")
+    if settings.mode != "single":
+        compared(models, settings.baseline)
+    _endpoint(settings).headers()
+
+
+def _endpoint(settings: JudgeSettings) -> Endpoint:
+    return Endpoint(
+        settings.judge_url,
+        settings.judge,
+        settings.key_variable,
+        json.loads(settings.judge_body),
+        settings.judge_retries,
+        settings.judge_retry_pause,
+        settings.judge_timeout,
+    )
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    models = (row["model"],) if "model" in row else (row["model_1"], row["model_2"])
+    models = [row["model"]] if "model" in row else sorted((row["model_1"], row["model_2"]))
     return row["question_id"], row.get("turn", 1), *models
 
 
@@ -113,12 +121,12 @@ def _unrated(row: Mapping[str, Any]) -> bool:
 
 
 def _unjudged(matches: Sequence[Match], settings: JudgeSettings, file: RowFile, fresh: bool) -> list[Match]:
-    """Matches without a judgment of the same text in the file."""
+    """Matches without a judgment of the same request in the file."""
     wanted = {(match.question.id, match.turn, *match.models): match for match in matches}
     stale, kept, done = [], [], set()
     for row in file.rows:
         match = wanted.get(_key(row)) if row["judge"][0] == settings.judge else None
-        if match and row.get("user_prompt", row.get("g1_user_prompt")) != match.user_prompt():
+        if match and not _answers(row, match, settings):
             stale.append(row)
             continue
         kept.append(row)
@@ -127,11 +135,26 @@ def _unjudged(matches: Sequence[Match], settings: JudgeSettings, file: RowFile, 
     if stale and not fresh:
         raise DataError(
             f"{file.path}: {len(stale)} judgments, the first of question {stale[0]['question_id']}, are of other "
-            "answers, references or prompts than these; pass --fresh to judge anew, or choose another --out"
+            "answers, references, prompts or settings of the judge than these; pass --fresh to judge anew, or choose "
+            "another --out"
         )
     if stale:
         file.replace(kept)
     return [match for key, match in wanted.items() if key not in done]
+
+
+def _answers(row: Mapping[str, Any], match: Match, settings: JudgeSettings) -> bool:
+    """Whether the row is what the judge said to this very request; FastChat's rows tell only its user prompt."""
+    swapped = row.get("model_1", match.models[0]) != match.models[0]
+    if row.get("user_prompt", row.get("g1_user_prompt")) != match.user_prompt(swapped):
+        return False
+    return "asked" not in row or row["asked"] == _digest(match, settings)
+
+
+def _digest(match: Match, settings: JudgeSettings) -> str:
+    """Of all that the judgment depends on beside the user prompt, which rows hold as it is."""
+    parts = [match.prompt.system, settings.judge_max_tokens, json.loads(settings.judge_body)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("ascii")).hexdigest()
 
 
 async def _judge_all(
@@ -153,7 +176,8 @@ async def _judge_all(
 
         async def work(match: Match) -> None:
             judge: Callable[..., Any] = _single if len(match.models) == 1 else _pair
-            row = {**await judge(match, ask), "judge": [settings.judge, match.prompt.name], **_further(match)}
+            further = {"asked": _digest(match, settings), **_further(match)}
+            row = {**await judge(match, ask), "judge": [settings.judge, match.prompt.name], **further}
             file.append(row)
             made.append(row)
             progress(len(made), len(jobs))
@@ -174,7 +198,7 @@ async def _single(match: Match, ask: Callable[..., Any]) -> dict[str, Any]:
         "user_prompt": match.user_prompt(),
         "judgment": reply.text,
         "score": rating(reply.text),
-        "usage": reply.usage.to_dict(),
+        **reply.usage.fields(),
     }
 
 
@@ -191,5 +215,5 @@ async def _pair(match: Match, ask: Callable[..., Any]) -> dict[str, Any]:
         "g1_judgment": first.text,
         "g2_user_prompt": match.user_prompt(swapped=True),
         "g2_judgment": second.text,
-        "usage": (first.usage + second.usage).to_dict(),
+        **(first.usage + second.usage).fields(),
     }

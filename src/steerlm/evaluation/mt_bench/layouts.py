@@ -84,8 +84,8 @@ class PairJudgment:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What it is a judgment of, and by whom."""
-        return self.judge, self.question_id, self.turn, *self.models
+        """What it is a judgment of, and by whom; both answers came first once, so that the names' order is nothing."""
+        return self.judge, self.question_id, self.turn, *sorted(self.models)
 
     @classmethod
     def from_row(cls, row: Row) -> Self:

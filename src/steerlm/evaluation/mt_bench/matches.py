@@ -76,20 +76,25 @@ def single_matches(bench: Benchmark, answers: Answers) -> Iterator[Match]:
 
 
 def pair_matches(bench: Benchmark, answers: Answers, baseline: str | None) -> Iterator[Match]:
-    """Every answered turn of each model and the baseline, or of all pairs of models.
+    """Every answered turn of each model and the baseline, or of all pairs of models; raises as `compared` does."""
+    for first, second in compared(list(answers), baseline):
+        yield from _matches(bench, "pair", (first, second), (answers[first], answers[second]))
 
+
+def compared(models: Sequence[str], baseline: str | None) -> list[tuple[str, str]]:
+    """The pairs of each model and the baseline, or of all models.
+
+    A pair's names are in order, so that it is the same pair whoever is the baseline: both orders are asked anyway.
     Raises `ConfigError` where there is no such baseline or nothing to compare.
     """
-    if baseline is not None and baseline not in answers:
-        raise ConfigError(f"no answers of the baseline {baseline!r}; there are those of {', '.join(answers)}")
-    if len(answers) < 2:
-        raise ConfigError("pairs need the answers of two models; there are those of " + ", ".join(answers))
-    if baseline is None:
-        pairs = list(combinations(answers, 2))
-    else:
-        pairs = [(model, baseline) for model in answers if model != baseline]
-    for first, second in pairs:
-        yield from _matches(bench, "pair", (first, second), (answers[first], answers[second]))
+    if baseline is not None and baseline not in models:
+        raise ConfigError(f"no answers of the baseline {baseline!r}; there are those of {', '.join(models)}")
+    if len(models) < 2:
+        raise ConfigError("pairs need the answers of two models; there are those of " + ", ".join(models))
+    pairs = (
+        combinations(models, 2) if baseline is None else ((model, baseline) for model in models if model != baseline)
+    )
+    return [(min(pair), max(pair)) for pair in pairs]
 
 
 def _matches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +45,7 @@ class WinRate:
 @dataclass(frozen=True, slots=True)
 class PositionBias:
     """How a judge dealt with the order: comparisons in which both orders agree, and in which whoever came first, or
-    second, won both times; `errors` have no verdict in one order.
+    second, won both times; `errors` have no verdict in one order, `duplicates` are left out for a later row.
     """
 
     judge: str
@@ -52,6 +53,7 @@ class PositionBias:
     first: int
     second: int
     errors: int
+    duplicates: int
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -67,16 +69,22 @@ def _winners(judgment: PairJudgment, recorded: bool) -> tuple[str, str]:
 def win_rates(judgments: Iterable[PairJudgment], recorded: bool = False) -> tuple[list[WinRate], list[PositionBias]]:
     """Win rates by model and judge, the best first, and the judges' position bias.
 
-    Winners are read from the texts, or with `recorded` from what the rows say.
+    Winners are read from the texts, or with `recorded` from what the rows say. A question's turn counts once a pair, by
+    the last row with a verdict, whichever model the row names first.
     """
     points: dict[tuple[str, str], list[tuple[int, float]]] = {}
-    biases: dict[str, dict[str, int]] = {}
+    biases: dict[str, Counter[str]] = {}
+    verdicts: dict[tuple[object, ...], tuple[PairJudgment, str, str]] = {}
     for judgment in judgments:
         one, two = _winners(judgment, recorded)
-        bias = biases.setdefault(judgment.judge, dict.fromkeys(("consistent", "first", "second", "errors"), 0))
+        bias = biases.setdefault(judgment.judge, Counter())
         if "error" in (one, two):
             bias["errors"] += 1
             continue
+        bias["duplicates"] += judgment.key in verdicts
+        verdicts[judgment.key] = judgment, one, two
+    for judgment, one, two in verdicts.values():
+        bias = biases[judgment.judge]
         bias["consistent"] += one == two
         bias["first"] += (one, two) == ("model_1", "model_2")
         bias["second"] += (one, two) == ("model_2", "model_1")
@@ -85,7 +93,8 @@ def win_rates(judgments: Iterable[PairJudgment], recorded: bool = False) -> tupl
             points.setdefault((model, judgment.judge), []).append((judgment.question_id, value))
     rates = [_rate(model, judge, rows) for (model, judge), rows in points.items()]
     ordered = sorted(rates, key=lambda rate: (-rate.rate.value, rate.model, rate.judge))
-    return ordered, [PositionBias(judge, **counts) for judge, counts in biases.items()]
+    names = ("consistent", "first", "second", "errors", "duplicates")
+    return ordered, [PositionBias(judge, *(counts[name] for name in names)) for judge, counts in biases.items()]
 
 
 def _rate(model: str, judge: str, rows: list[tuple[int, float]]) -> WinRate:

@@ -74,7 +74,8 @@ class Report:
         for bias in self.biases:
             yield (
                 f"{bias.judge}: both orders agree in {bias.consistent} comparisons, the first answer won both times in "
-                f"{bias.first}, the second in {bias.second}, {bias.errors} without a verdict left out"
+                f"{bias.first}, the second in {bias.second}, {bias.errors} without a verdict left out, "
+                f"{bias.duplicates} duplicates left out"
             )
 
 

@@ -55,9 +55,14 @@ class AnswerSettings(Settings):
     _body = field_validator("body")(_checked_body)
     _url = field_validator("url")(_checked_url)
 
-    def signature(self, model: str) -> dict[str, Any]:
-        """What answers depend on: those made otherwise are not mixed with these."""
-        return {"model": model, "greedy": self.greedy, "max_tokens": self.max_tokens, "body": json.loads(self.body)}
+    def signature(self, model: str, steered: bool) -> dict[str, Any]:
+        """What answers depend on: those made otherwise are not mixed with these.
+
+        A server passes over values in a field that it does not know, so that `steered` answers depend on the field.
+        """
+        field = {"attributes_field": self.attributes_field} if steered else {}
+        body = json.loads(self.body)
+        return {"model": model, "greedy": self.greedy, "max_tokens": self.max_tokens, "body": body, **field}
 
 
 class JudgeSettings(Settings):

@@ -104,6 +104,19 @@ def test_what_is_answered_is_not_asked_again(tmp_path: Path) -> None:
             answer_questions(QUESTIONS, "else", settings(server), tmp_path, name="m")
 
 
+def test_answers_whose_values_a_server_passed_over_are_not_kept(tmp_path: Path) -> None:
+    """The second command names the field that the server reads: answers asked with another one were not steered."""
+    steering = [Setting(), Setting({"verbosity": 0})]
+    with ChatServer(echo) as server:
+        unheard = settings(server, attributes_field="chat_template_kwargs.attributes")
+        answer_questions(QUESTIONS, "m", unheard, tmp_path, steering)
+        with pytest.raises(DataError, match=r"m@verbosity=0\.jsonl: its answer to question 81 .* with other settings"):
+            answer_questions(QUESTIONS, "m", settings(server), tmp_path, steering)
+        plain = answer_questions(QUESTIONS, "m", settings(server), tmp_path)
+        assert (plain.made, plain.kept) == (0, 8)
+        assert answer_questions(QUESTIONS, "m", unheard, tmp_path, steering).kept == 16
+
+
 def test_published_answers_are_kept(tmp_path: Path) -> None:
     write_rows(tmp_path / "model_answer" / "m.jsonl", [answer_row(81, "m", ["one", "two"])])
     with ChatServer(echo) as server:
@@ -134,6 +147,15 @@ def test_cut_and_empty_answers_are_told(tmp_path: Path) -> None:
         report = answer_questions(QUESTIONS[:1], "m", settings(server), tmp_path)
     assert report.cut == 1
     assert read_answers(report.files[0])[0].turns == ("", "x")
+
+
+def test_half_a_surrogate_pair_becomes_the_replacement_character(tmp_path: Path) -> None:
+    """A whole pair is one character and stays; the model's own turn is sent back as it is kept."""
+    with ChatServer(lambda body: "a \ud83d b \U0001f600") as server:
+        report = answer_questions(QUESTIONS[:1], "m", settings(server), tmp_path)
+    [answer] = read_answers(report.files[0])
+    assert answer.turns == ("a \ufffd b \U0001f600",) * 2
+    assert server.requests[1]["messages"][1]["content"] == "a \ufffd b \U0001f600"
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def test_a_baseline_meets_every_other_model(bench: Benchmark, tmp_path: Path) ->
     write_answers(tmp_path, "a", "b", "c")
     with ChatServer(lambda body: "[[C]]") as server:
         report = judge(bench, settings(server, mode="pair-baseline", baseline="b"), tmp_path)
-        assert {item.models for item in read_judgments([report.file])[1]} == {("a", "b"), ("c", "b")}
+        assert {item.models for item in read_judgments([report.file])[1]} == {("a", "b"), ("b", "c")}
         with pytest.raises(ConfigError, match="no answers of the baseline 'x'; there are those of a, b, c"):
             judge(bench, settings(server, mode="pair-baseline", baseline="x"), tmp_path)
         for wrong in (settings(server, mode="pair-baseline"), settings(server, baseline="b")):
@@ -117,6 +118,42 @@ def test_a_baseline_meets_every_other_model(bench: Benchmark, tmp_path: Path) ->
     write_answers(tmp_path / "one", "a")
     with pytest.raises(ConfigError, match="answers of two models"):
         judge(bench, settings(server, mode="pair-all"), tmp_path / "one")
+
+
+def test_a_pair_is_the_same_whoever_is_the_baseline(bench: Benchmark, tmp_path: Path) -> None:
+    """Each of 16 turns is asked in both orders, once."""
+    write_answers(tmp_path, "a", "b")
+    with ChatServer(lambda body: "[[C]]") as server:
+        for name in ("a", "b"):
+            report = judge(bench, settings(server, mode="pair-baseline", baseline=name), tmp_path)
+        both = load_answers(tmp_path, ["b", "a"])
+        report = judge_answers(bench, both, settings(server, mode="pair-all"), tmp_path)
+    assert (report.made, report.kept, len(server.requests)) == (0, 16, 32)
+
+
+def test_rows_that_name_the_pair_the_other_way_round_are_kept(bench: Benchmark, tmp_path: Path) -> None:
+    """FastChat names the baseline second; its first text has model_1 as assistant A."""
+    write_answers(tmp_path, "a", "b")
+    row = {
+        "question_id": 81,
+        "model_1": "b",
+        "model_2": "a",
+        "g1_winner": "tie",
+        "g2_winner": "tie",
+        "judge": ["j", "pair-v2"],
+        "g1_user_prompt": "Q 81.1? A b81.1 B a81.1",
+        "g1_judgment": "[[C]]",
+        "g2_user_prompt": "Q 81.1? A a81.1 B b81.1",
+        "g2_judgment": "[[C]]",
+        "turn": 1,
+    }
+    write_rows(tmp_path / "model_judgment" / "j_pair.jsonl", [row])
+    with ChatServer(lambda body: "[[C]]") as server:
+        report = judge(bench, settings(server, mode="pair-all"), tmp_path)
+        assert (report.made, report.kept) == (15, 1)
+        write_answers(tmp_path, "b", mark="new ")
+        with pytest.raises(DataError, match=r"16 judgments, .* are of other answers"):
+            judge(bench, settings(server, mode="pair-all"), tmp_path)
 
 
 def test_a_busy_judge_is_asked_again(bench: Benchmark, tmp_path: Path) -> None:
@@ -215,6 +252,37 @@ def test_judgments_are_made_of_what_was_answered(bench: Benchmark, tmp_path: Pat
     assert all(("new " in item.row["user_prompt"]) == (item.model == "m") for item in found)
 
 
+@pytest.mark.parametrize("mode", ["single", "pair-all"])
+def test_judgments_are_made_of_what_the_judge_was_asked(bench: Benchmark, tmp_path: Path, mode: str) -> None:
+    """In the second turn MT-Bench's instruction stands in the system prompt, which rows do not hold."""
+    write_answers(tmp_path, "m", "n")
+    name = {"single": "single-v1-multi-turn", "pair-all": "pair-v2-multi-turn"}[mode]
+    strict = replace(bench.prompts[name], system="Be strict.")
+    other = replace(bench, prompts={**bench.prompts, name: strict})
+    with ChatServer(seven) as server:
+        made = judge(bench, settings(server, mode=mode), tmp_path).made
+        changes = [
+            (bench, settings(server, mode=mode, judge_max_tokens=9), made),
+            (bench, settings(server, mode=mode, judge_body='{"reasoning_effort": "low"}'), made),
+            (other, settings(server, mode=mode), 5 * made // 16),
+        ]
+        for prompts, chosen, stale in changes:
+            with pytest.raises(DataError, match=rf"{stale} judgments, .* settings of the judge than these"):
+                judge(prompts, chosen, tmp_path)
+        again = judge(other, settings(server, mode=mode), tmp_path, fresh=True)
+    assert (again.made, again.kept) == (5 * made // 16, 11 * made // 16)
+    assert sum(body["messages"][0]["content"] == "Be strict." for body in server.requests[-again.made :]) == again.made
+
+
+def test_published_judgments_are_known_by_their_text(bench: Benchmark, tmp_path: Path) -> None:
+    write_answers(tmp_path, "m")
+    row = judgment_row(81, "m", 1, 3, judge="j", user_prompt="Q 81.1? A m81.1")
+    write_rows(tmp_path / "model_judgment" / "j_single.jsonl", [row])
+    with ChatServer(seven) as server:
+        report = judge(bench, settings(server), tmp_path)
+    assert (report.made, report.kept) == (15, 1)
+
+
 def test_another_judge_has_a_file_of_its_own_and_does_not_disturb(bench: Benchmark, tmp_path: Path) -> None:
     write_answers(tmp_path, "m")
     path = tmp_path / "model_judgment" / "j_single.jsonl"
@@ -249,6 +317,18 @@ def test_tokens_and_cost(bench: Benchmark, tmp_path: Path) -> None:
     assert report.cost == pytest.approx((words * 30 + 48 * 60) / 1e6)
     assert (again.usage.prompt, again.cost) == (0, 0)
     assert (again.whole_usage, again.whole_cost) == (report.usage, report.cost)
+
+
+@pytest.mark.parametrize(("mode", "per_model"), [("single", 16), ("pair-all", 8)])
+def test_tokens_that_no_server_counted(bench: Benchmark, tmp_path: Path, mode: str, per_model: int) -> None:
+    """Uncounted tokens are no zeros: not in the row, not in the run's count, not in that of the file."""
+    write_answers(tmp_path, "m", "n")
+    with ChatServer(seven, counts=False) as server:
+        report = judge(bench, settings(server, mode=mode), tmp_path)
+        again = judge(bench, settings(server, mode=mode), tmp_path)
+    assert not any("usage" in item.row for found in read_judgments([report.file]) for item in found)
+    assert report.usage.uncounted == report.whole_usage.uncounted == again.whole_usage.uncounted == 2 * per_model
+    assert again.usage.uncounted == 0
 
 
 def test_answers_of_one_turn_or_missing_ones(bench: Benchmark, tmp_path: Path) -> None:

@@ -55,6 +55,31 @@ def test_wins_losses_and_ties() -> None:
     assert rates[0].rate.low < 4 / 7 < rates[0].rate.high
 
 
+def test_a_turn_counts_once_a_pair() -> None:
+    """Model b lost to a, then won when asked again with the names the other way round; the last verdict counts, not the
+    row without one after it. The second turn is a comparison of its own, and so is another judge's.
+    """
+    rows = [
+        compared(81, "A", "B"),
+        compared(81, "A", "B", ("b", "a")),
+        compared(81, "?", "?"),
+        compared(81, "C", "C", turn=2),
+        compared(81, "B", "A", judge=["other", "pair-v2"]),
+    ]
+    rates, biases = win_rates(rows)
+    counted = {(rate.model, rate.judge): (rate.wins, rate.losses, rate.ties) for rate in rates}
+    assert counted == {
+        ("a", "gpt-4"): (0, 1, 1),
+        ("b", "gpt-4"): (1, 0, 1),
+        ("a", "other"): (0, 1, 0),
+        ("b", "other"): (1, 0, 0),
+    }
+    assert [(bias.judge, bias.consistent, bias.errors, bias.duplicates) for bias in biases] == [
+        ("gpt-4", 2, 1, 1),
+        ("other", 1, 0, 0),
+    ]
+
+
 def test_winners_as_recorded() -> None:
     """A row that says model_2 where its texts say model_1."""
     row = compared(81, "A", "B", g1_winner="model_2", g2_winner="model_2")
