@@ -87,7 +87,7 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
         data = opened.enter_context(training_data(settings, schema))
         whole, schema = schema, schema_of_labels(settings, schema, data.survey)
         # Ranks may see other copies of the base; the main one's word counts.
-        key = ranks.on_main(lambda: run_key(settings, data, schema))
+        key = ranks.on_main(lambda: run_key(settings, data, schema, ranks.device))
         checkpoints = Checkpoints(settings.out / "checkpoints", key, settings.keep_checkpoints, ranks)
         if resume != "never" and ranks.on_main(lambda: is_finished(settings, key, kind)):
             checkpoints.clear()  # of a run that was killed just before it would have done so
@@ -213,9 +213,13 @@ def adapter_of(settings: TrainSettings) -> Lora | None:
     )
 
 
-def run_key(settings: TrainSettings, data: TrainingData, schema: Schema) -> str:
-    """A digest of all that determines the result of a run: settings, data, attributes, base model, version."""
+def run_key(settings: TrainSettings, data: TrainingData, schema: Schema, device: torch.device) -> str:
+    """A digest of all that determines the result of a run: settings, data, attributes, base model, version.
+
+    An automatic precision counts as what it is on this device: a run that goes on elsewhere keeps its own.
+    """
     kept = settings.model_dump(mode="json", exclude=_INCIDENTAL)
+    kept["precision"] = str(pick_precision(settings.precision, device))
     parts = [type(settings).__name__, kept, data.digest, schema.to_list(), _base_state(settings.base), __version__]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

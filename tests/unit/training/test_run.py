@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from steerlm.errors import ConfigError
+from steerlm.errors import ConfigError, TrainingError
 from steerlm.training.run import _base_state
 from tiny_lora import KINDS, logits, save_lora_base, train_lora
+from tiny_runs import prepare, stop_on_ranks, train
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -51,3 +52,19 @@ def test_a_run_is_known_by_what_its_base_is_and_not_by_where_or_when(tmp_path: P
         (changed / name).write_bytes(content + change)
         assert _base_state(str(changed)) != state
     assert _base_state("someone/model-of-the-hub") == []
+
+
+def test_a_run_keeps_the_precision_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another machine `auto` may mean another one; named, it goes on there."""
+
+    def move(has_bfloat16: bool) -> None:
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bfloat16)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_bfloat16)
+
+    prepare(tmp_path)
+    move(has_bfloat16=False)
+    assert "stopped after step 2" in stop_on_ranks(tmp_path, "policy", "out", {"precision": "auto", "device": "cpu"}, 2)
+    move(has_bfloat16=True)
+    with pytest.raises(TrainingError, match=r"other settings or data.*auto means another precision"):
+        train(tmp_path, "policy", "out", precision="auto", device="cpu")
+    train(tmp_path, "policy", "out", precision="fp32", device="cpu")
