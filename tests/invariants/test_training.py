@@ -54,6 +54,17 @@ def test_pack_size_changes_nothing(run: Any, task: str) -> None:
         torch.testing.assert_close(trajectory(small, key), trajectory(large, key), rtol=2e-4, atol=1e-6)
 
 
+def test_pack_size_drops_no_pair_of_a_held_out_response_and_its_foil(run: Any) -> None:
+    """A pack of one path's length holds no long response together with its foil; the gap is of the same pairs."""
+    changes = {"contrast": 0.0, "context": 64, "max_steps": 1}
+    small, _ = run("policy", "small", pack_tokens=64, **changes)
+    large, _ = run("policy", "large", pack_tokens=1024, **changes)
+    for found, wanted in zip(small, large, strict=True):
+        if found["kind"] == "validation":
+            assert found["gap_pairs"] == wanted["gap_pairs"] > 0
+            assert found["gap"] == pytest.approx(wanted["gap"], abs=1e-3)
+
+
 def assert_same(found: Steps, wanted: Steps, rtol: float) -> None:
     for key in ("loss", "gradient_norm"):
         torch.testing.assert_close(trajectory(found, key), trajectory(wanted, key), rtol=rtol, atol=1e-6)

@@ -186,6 +186,11 @@ class TrainSettings(Settings):
             raise ConfigError("; ".join(found))
 
     @property
+    def validation_pack_tokens(self) -> int:
+        """Tokens in one forward pass of validation."""
+        return self.pack_tokens
+
+    @property
     def schema_of_attributes(self) -> Schema:
         return Schema.from_yaml(self.attribute_schema) if self.attribute_schema else STEERLM
 
@@ -266,6 +271,13 @@ class PolicySettings(TrainSettings):
                 "contrast, or leave it out"
             )
         return found
+
+    @property
+    def validation_pack_tokens(self) -> int:
+        """Held-out responses always have a foil, which is dropped where no pack holds both: a pack of two paths holds
+        any such pair, so that the gap is that of the same pairs whatever pack_tokens is.
+        """
+        return max(self.pack_tokens, 2 * self.context)
 
     def _adds_tokens(self) -> bool:
         return self.marker_tokens or self.level_tokens

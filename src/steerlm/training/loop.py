@@ -303,9 +303,10 @@ class _Run:
         found: list[T] = []
         self.network.eval()  # type: ignore[no-untyped-call]
         trees = iter(trees)
+        budget = self.settings.validation_pack_tokens
         while window := list(islice(trees, _WINDOW)):
-            fitted, _ = fit(window, self.settings.context, self.settings.pack_tokens)
-            for item in share_packs(fitted, self.settings.pack_tokens, self.ranks):
+            fitted, _ = fit(window, self.settings.context, budget)
+            for item in share_packs(fitted, budget, self.ranks):
                 with torch.no_grad(), self._computing():
                     result = self.root(work, Batch.of(item, self.device))
                 if not is_blank(item):
