@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -43,9 +44,11 @@ from steerlm.models.prompting import Prompting, load_prompting
 
 # What an earlier save may have left in a directory, of which a new one may have other files.
 _WEIGHTS = (
-    *("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json"),
+    *("model*.safetensors", "model*.safetensors.index.json", "adapter_model*.safetensors"),
     *(ADAPTER_CONFIG, "config.json", "generation_config.json"),
 )
+TEMPORARY = ".saving-"
+"""How the name of a directory begins in which a model directory keeps what is not all written yet."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +65,21 @@ class SteerModel(Prompting):
 
     def save(self, directory: str | Path) -> SteerModel:
         """Write the model directory, whole or not at all. Returns the model with its fingerprint filled in."""
-        directory = Path(directory)
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as name, quiet():
-            temporary = Path(name)
-            if has_adapter(self.network):
-                save_adapter(self.network, temporary)
-            else:
-                self.network.save_pretrained(temporary)
-            return self.complete(temporary, directory)
+        temporary = begin_saving(directory)
+        try:
+            with quiet():
+                if has_adapter(self.network):
+                    save_adapter(self.network, temporary)
+                else:
+                    self.network.save_pretrained(temporary)
+                return self.complete(temporary)
+        finally:
+            end_saving(temporary)
 
-    def complete(self, temporary: Path, directory: Path) -> SteerModel:
-        """Add to the weights and the configuration in `temporary` all else, and move it to `directory`."""
+    def complete(self, temporary: Path) -> SteerModel:
+        """Add to the weights and the configuration in `temporary` (see `begin_saving`) all else, and move it to its
+        model directory.
+        """
         base = self.info.base if has_adapter(self.network) else None
         tokenizer = self.renderer.tokenizer
         tokenizer.chat_template = self.renderer.chat_template(
@@ -83,7 +89,7 @@ class SteerModel(Prompting):
         fingerprint = weights_fingerprint(temporary, self.schema, self.info.dialect, base)
         info = replace(self.info, fingerprint=fingerprint, base=base)
         info.save(temporary)
-        directory.mkdir(exist_ok=True)
+        directory = temporary.parent
         # steerlm.json goes last: a directory that has it is complete.
         (directory / "steerlm.json").unlink(missing_ok=True)
         for pattern in _WEIGHTS:
@@ -93,6 +99,20 @@ class SteerModel(Prompting):
             file.chmod(0o644)
             shutil.move(file, directory / file.name)
         return replace(self, info=info)
+
+
+def begin_saving(directory: str | Path) -> Path:
+    """A place to write a model to before it goes to its directory, on the same disk: inside it."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(dir=directory, prefix=TEMPORARY))
+
+
+def end_saving(temporary: Path) -> None:
+    """Remove what `begin_saving` made: all of it where nothing was saved."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        temporary.parent.rmdir()  # unless it holds something
 
 
 def new_model(

@@ -33,6 +33,7 @@ from steerlm.training.checkpoint import Checkpoints
 from steerlm.training.config import AttributeSettings, PolicySettings, TrainSettings
 from steerlm.training.corpus import TrainingData, training_data
 from steerlm.training.loop import train
+from steerlm.training.output import CHECKPOINTS, is_finished, require_replaceable, sole_writer
 from steerlm.training.policy import PolicyTask
 from steerlm.training.survey import Survey
 from steerlm.training.task import Task
@@ -59,23 +60,27 @@ _INCIDENTAL = {
 }
 
 
-def train_attribute_model(settings: AttributeSettings, resume: Resume = "auto") -> SteerModel:
+def train_attribute_model(
+    settings: AttributeSettings, resume: Resume = "auto", *, overwrite: bool = False
+) -> SteerModel:
     """Train the attribute model and save it to `settings.out`; a finished one is loaded instead.
 
-    Under `torchrun` all processes call this together.
+    A finished one of other settings or data is replaced with `overwrite` or when starting over, and otherwise refused
+    with `ConfigError`. Under `torchrun` all processes call this together.
     """
-    return _train("attribute-model", settings, resume)
+    return _train("attribute-model", settings, resume, overwrite)
 
 
-def train_policy(settings: PolicySettings, resume: Resume = "auto") -> SteerModel:
+def train_policy(settings: PolicySettings, resume: Resume = "auto", *, overwrite: bool = False) -> SteerModel:
     """Train the policy and save it to `settings.out`; a finished one is loaded instead.
 
-    Under `torchrun` all processes call this together.
+    A finished one of other settings or data is replaced with `overwrite` or when starting over, and otherwise refused
+    with `ConfigError`. Under `torchrun` all processes call this together.
     """
-    return _train("policy", settings, resume)
+    return _train("policy", settings, resume, overwrite)
 
 
-def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Resume) -> SteerModel:
+def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Resume, overwrite: bool) -> SteerModel:
     settings.require_consistent()
     schema = settings.schema_of_attributes
     if isinstance(settings, PolicySettings):
@@ -88,10 +93,12 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
         whole, schema = schema, schema_of_labels(settings, schema, data.survey)
         # Ranks may see other copies of the base; the main one's word counts.
         key = ranks.on_main(lambda: run_key(settings, data, schema, ranks.device))
-        checkpoints = Checkpoints(settings.out / "checkpoints", key, settings.keep_checkpoints, ranks)
-        if resume != "never" and ranks.on_main(lambda: is_finished(settings, key, kind)):
+        ranks.on_main(lambda: opened.enter_context(sole_writer(settings.out)))
+        checkpoints = Checkpoints(settings.out / CHECKPOINTS, key, settings.keep_checkpoints, ranks)
+        if resume != "never" and ranks.on_main(lambda: is_finished(settings.out, key, kind)):
             checkpoints.clear()  # of a run that was killed just before it would have done so
             return _finished(settings.out, kind, ranks)
+        ranks.on_main(lambda: require_replaceable(settings.out, overwrite or resume == "never"))
         if resume == "must" and checkpoints.newest() is None:
             raise TrainingError(f"{settings.out} holds no whole checkpoint to go on from; leave out --resume must")
         if ranks.is_main and (missing := [name for name in whole.names if name not in schema]):
@@ -110,7 +117,9 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
 
 
 def require_possible(settings: TrainSettings, device: torch.device, world: int = 1) -> None:
-    """Raise `ConfigError` for what cannot be done on this device, or by so many processes."""
+    """Raise `ConfigError` for what cannot be done on this device, or by so many processes, or to this base."""
+    if lasting_name(settings.base) == str(settings.out.resolve()):
+        raise ConfigError(f"out={settings.out} is the base model, which the trained one would replace; choose another")
     if settings.quantize == "4bit" and device.type != "cuda":
         raise ConfigError("quantize=4bit needs a CUDA device, and none is used here; leave quantize out")
     if settings.quantize == "4bit" and world > 1:
@@ -230,11 +239,3 @@ def _base_state(base: str) -> list[Any]:
     if not folder.is_dir():
         return []
     return [weights_digest(folder), *([file.name, sha256(file)] for file in sorted(folder.glob("*.json")))]
-
-
-def is_finished(settings: TrainSettings, key: str, kind: Kind) -> bool:
-    """Whether `settings.out` already holds the model that this run would make."""
-    if not (settings.out / "steerlm.json").is_file():
-        return False
-    info = ModelInfo.load(settings.out)
-    return info.kind == kind and info.provenance.get("run") == key

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from steerlm.errors import ConfigError, TrainingError
+from steerlm.models.load import TEMPORARY, SteerModel, load_model
+from steerlm.training import loop
 from steerlm.training.run import _base_state
 from tiny_lora import KINDS, logits, save_lora_base, train_lora
 from tiny_runs import prepare, stop_on_ranks, train
@@ -68,3 +73,57 @@ def test_a_run_keeps_the_precision_that_it_began_with(tmp_path: Path, monkeypatc
     with pytest.raises(TrainingError, match=r"other settings or data.*auto means another precision"):
         train(tmp_path, "policy", "out", precision="auto", device="cpu")
     train(tmp_path, "policy", "out", precision="fp32", device="cpu")
+
+
+@pytest.fixture
+def sigterm_fails() -> Iterator[None]:
+    """A signal that nobody notes is to fail the test, not to end its process."""
+
+    def fail(*arguments: Any) -> None:
+        raise AssertionError("SIGTERM was not noted")
+
+    before = signal.signal(signal.SIGTERM, fail)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("sigterm_fails")
+def test_a_signal_while_the_model_is_saved_does_not_keep_it_from_being_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = SteerModel.complete
+
+    def interrupted(self: SteerModel, *arguments: Any) -> SteerModel:
+        signal.raise_signal(signal.SIGTERM)
+        return complete(self, *arguments)
+
+    prepare(tmp_path)
+    monkeypatch.setattr(SteerModel, "complete", interrupted)
+    weights = train(tmp_path, "policy", "out", max_steps=1)
+    saved = load_model(tmp_path / "out", "policy").network.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in saved.items())
+
+
+def test_a_run_that_died_while_it_saved_its_model_takes_no_step_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    prepare(tmp_path)
+    changes = {"max_steps": 2, "checkpoint_every": 50}
+    whole = train(tmp_path, "policy", "whole", **changes)
+    with monkeypatch.context() as patch:
+        patch.setattr(SteerModel, "complete", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, "policy", "out", **changes)
+    torn = tmp_path / "out" / f"{TEMPORARY}torn"  # as a kill leaves it
+    torn.mkdir()
+    (torn / "model.safetensors").write_text("half of it")
+    monkeypatch.setattr(loop._Run, "_step", dies)
+    found = train(tmp_path, "policy", "out", **changes)
+    assert all(torch.equal(whole[name], value) for name, value in found.items())
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        file.name for file in (tmp_path / "whole").iterdir()
+    }
+    assert {file.name for file in tmp_path.iterdir()} == {"base", "data.jsonl", "out", "whole"}
