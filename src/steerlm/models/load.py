@@ -29,6 +29,7 @@ from steerlm.models.adapters import (
 )
 from steerlm.models.base import (
     Spellings,
+    description,
     load_causal_lm,
     load_tokenizer,
     loading,
@@ -121,7 +122,7 @@ def new_model(
     schema: Schema,
     dialect: str | None = None,
     as_level_tokens: bool = True,
-    system: str = "",
+    system: str | None = None,
     marker_tokens: bool = True,
     quantize_on: torch.device | None = None,
 ) -> SteerModel:
@@ -130,7 +131,10 @@ def new_model(
     Markers that the base model's tokenizer does not know are added to it as special tokens (unless `marker_tokens`
     is off: then they are spelled out); so are, for a policy with `as_level_tokens`, the words of label lines
     (`quality:4`). With `quantize_on` the layers of the base are held in 4 bits on that device, for an adapter alone
-    to be trained.
+    to be trained. Where the base is a model of ours, its dialect and its system text are the new one's unless others
+    are given.
+
+    Raises `ModelError` where the base cannot be loaded, or the schema contradicts what it was trained on.
     """
     make_network = partial(_from_base, **(four_bit(quantize_on) if quantize_on else {}))
     model, spelled = start_model(make_network, kind, base, schema, dialect, as_level_tokens, system, marker_tokens)
@@ -145,7 +149,7 @@ def start_model(
     schema: Schema,
     dialect: str | None = None,
     as_level_tokens: bool = True,
-    system: str = "",
+    system: str | None = None,
     marker_tokens: bool = True,
 ) -> tuple[SteerModel, Spellings]:
     """All of `new_model` but the embeddings of added tokens; their rows are there, without a value.
@@ -153,6 +157,10 @@ def start_model(
     Returns with the model how its added tokens were spelled before.
     """
     tokenizer = load_tokenizer(base)
+    if before := description(base):
+        _require_same_labels(before, kind, schema, base)
+        dialect = dialect or before.dialect
+        system = before.system if system is None else system
     dialect = dialect or detect_dialect(tokenizer)
     if dialect not in DIALECTS:
         raise ModelError(f"unknown dialect {dialect!r}; choose one of {', '.join(DIALECTS)}")
@@ -163,8 +171,24 @@ def start_model(
     spelled = name_tokens(network, tokenizer, new)
     renderer = Renderer(DIALECTS[dialect], tokenizer, schema)
     _set_special_tokens(network, renderer, kind)
-    info = ModelInfo(kind=kind, schema=schema, dialect=dialect, system=system)
+    info = ModelInfo(kind=kind, schema=schema, dialect=dialect, system=system or "")
     return SteerModel(info, renderer, network, tuple(spelled)), spelled
+
+
+def _require_same_labels(before: ModelInfo, kind: Kind, schema: Schema, base: str | Path) -> None:
+    """Raise `ModelError` where labels or score columns that the base has learnt would mean something else."""
+    for item in before.schema:
+        if item.name in schema and schema[item.name].levels != item.levels:
+            new = schema[item.name]
+            raise ModelError(
+                f"{base} was trained with {item.name} on {item.low}..{item.high}, and the schema now declares it on "
+                f"{new.low}..{new.high}; keep its scale, or give the attribute another name"
+            )
+    if kind == before.kind == "attribute-model" and before.schema.names != schema.names:
+        raise ModelError(
+            f"{base} scores {', '.join(before.schema.names)}, and its head cannot be that of a model of "
+            f"{', '.join(schema.names)}; train on data with the same attributes, or start from another base"
+        )
 
 
 def load_model(directory: str | Path, kind: Kind, device: str | torch.device = "cpu") -> SteerModel:

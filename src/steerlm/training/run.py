@@ -20,7 +20,7 @@ from steerlm.errors import ConfigError, DataError, TrainingError
 from steerlm.files import sha256
 from steerlm.memory import keep_freed_memory
 from steerlm.models.adapters import Lora, add_lora, freeze_layers
-from steerlm.models.base import identify, lasting_name, resolve, weights_digest
+from steerlm.models.base import description, identify, lasting_name, resolve, weights_digest
 from steerlm.models.directory import Kind, ModelInfo
 from steerlm.models.kernels import compile_blocks, require_liger, use_liger
 from steerlm.models.load import SteerModel, load_model, new_model
@@ -82,9 +82,7 @@ def train_policy(settings: PolicySettings, resume: Resume = "auto", *, overwrite
 
 def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Resume, overwrite: bool) -> SteerModel:
     settings.require_consistent()
-    schema = settings.schema_of_attributes
-    if isinstance(settings, PolicySettings):
-        schema = schema.with_defaults(settings.defaults)
+    schema = schema_to_learn(settings)
     ranks = Ranks.start(settings.device, settings.tensor_parallel)
     keep_freed_memory()
     with contextlib.closing(ranks), contextlib.ExitStack() as opened:
@@ -140,6 +138,24 @@ def _finished(directory: Path, kind: Kind, ranks: Ranks) -> SteerModel:
     return replace(blank.model, info=info)
 
 
+def schema_to_learn(settings: TrainSettings) -> Schema:
+    """The attributes of the settings. What a policy is asked for by default is what the settings say, else what the
+    base was, where it is a policy of ours.
+    """
+    schema = settings.schema_of_attributes
+    if not isinstance(settings, PolicySettings):
+        return schema
+    base = description(settings.base)
+    known = base.schema if base and base.kind == "policy" else ()
+    # One on another scale is refused once the base is loaded.
+    inherited = {
+        item.name: item.default
+        for item in known
+        if item.name in schema and schema[item.name].fault(item.default) is None
+    }
+    return schema.with_defaults({**inherited, **settings.defaults})
+
+
 def schema_of_labels(settings: TrainSettings, schema: Schema, survey: Survey) -> Schema:
     """The attributes that the data's labels carry; the others, of which a model would learn nothing, are left out.
 
@@ -168,10 +184,12 @@ def make_task(model: SteerModel, settings: TrainSettings) -> Task:
 def make_model(
     kind: Kind, settings: TrainSettings, schema: Schema, system: str, ranks: Ranks
 ) -> tuple[SteerModel, Root]:
-    """The model to train, on its device or sharded over the ranks. `system` is used where the settings name none."""
+    """The model to train, on its device or sharded over the ranks. `system` is used where neither the settings name one
+    nor the base, if it is a model of ours.
+    """
     as_tokens = isinstance(settings, PolicySettings) and settings.level_tokens
-    system = system if settings.system is None else settings.system
-    what = (kind, settings.base, schema, settings.dialect, as_tokens, system, settings.marker_tokens)
+    chosen = system if settings.system is None and description(settings.base) is None else settings.system
+    what = (kind, settings.base, schema, settings.dialect, as_tokens, chosen, settings.marker_tokens)
     dtype = pick_precision(settings.precision, ranks.device)
     if ranks.mesh is None:
         model = new_model(*what, ranks.device if settings.quantize == "4bit" else None)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from steerlm.errors import ConfigError, TrainingError
+from steerlm.models.directory import ModelInfo
 from steerlm.models.load import TEMPORARY, SteerModel, load_model
 from steerlm.training import loop
 from steerlm.training.run import _base_state
@@ -127,3 +128,13 @@ def test_a_run_that_died_while_it_saved_its_model_takes_no_step_again(
         file.name for file in (tmp_path / "whole").iterdir()
     }
     assert {file.name for file in tmp_path.iterdir()} == {"base", "data.jsonl", "out", "whole"}
+
+
+def test_going_on_from_a_policy_keeps_its_format_and_defaults(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    first = {"dialect": "nemo", "system": "Be kind.", "defaults": {"humor": 2, "quality": 3}}
+    train(tmp_path, "policy", "first", max_steps=1, **first)
+    train(tmp_path, "policy", "second", max_steps=1, base=str(tmp_path / "first"), defaults={"quality": 1})
+    info = ModelInfo.load(tmp_path / "second")
+    assert (info.dialect, info.system) == ("nemo", "Be kind.")
+    assert info.schema.defaults == {"quality": 1, "humor": 2}
