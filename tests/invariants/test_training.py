@@ -56,13 +56,21 @@ def test_pack_size_changes_nothing(run: Any, task: str) -> None:
 
 def test_pack_size_drops_no_pair_of_a_held_out_response_and_its_foil(run: Any) -> None:
     """A pack of one path's length holds no long response together with its foil; the gap is of the same pairs."""
-    changes = {"contrast": 0.0, "context": 64, "max_steps": 1}
-    small, _ = run("policy", "small", pack_tokens=64, **changes)
-    large, _ = run("policy", "large", pack_tokens=1024, **changes)
-    for found, wanted in zip(small, large, strict=True):
-        if found["kind"] == "validation":
-            assert found["gap_pairs"] == wanted["gap_pairs"] > 0
-            assert found["gap"] == pytest.approx(wanted["gap"], abs=1e-3)
+    generator = random.Random(0)
+
+    def answer(quality: int) -> Message:
+        return Message("assistant", " ".join(generator.choices(WORDS, k=22)), 0, {"quality": quality})
+
+    pairs = [Conversation(f"pair-{k}", (Message("user", "Why?"), answer(0), answer(4))) for k in range(10)]
+    write_conversations(run.folder / "data.jsonl", pairs)
+
+    def validation(pack_tokens: int) -> dict[str, Any]:
+        steps, _ = run("policy", f"packs-{pack_tokens}", contrast=0.0, max_steps=1, pack_tokens=pack_tokens)
+        return next(line for line in steps if line["kind"] == "validation")
+
+    small, large = validation(96), validation(1024)
+    assert small["gap_pairs"] == large["gap_pairs"] > 0
+    assert small["gap"] == pytest.approx(large["gap"], abs=1e-3)
 
 
 def assert_same(found: Steps, wanted: Steps, rtol: float) -> None:
