@@ -194,7 +194,7 @@ def test_a_directory_that_has_the_description_is_complete(
     monkeypatch.setattr(shutil, "move", killed)
     with pytest.raises(KeyboardInterrupt):
         policy.save(tmp_path / "policy")
-    with pytest.raises(ModelError, match=r"it has no steerlm.json"):
+    with pytest.raises(ModelError, match="is no steerlm model"):
         load_model(tmp_path / "policy", "policy")
 
 
