@@ -146,7 +146,7 @@ def schema_to_learn(settings: TrainSettings) -> Schema:
     if not isinstance(settings, PolicySettings):
         return schema
     base = description(settings.base)
-    known = base.schema if base and base.kind == "policy" else ()
+    known = list(base.schema) if base and base.kind == "policy" else []
     # One on another scale is refused once the base is loaded.
     inherited = {
         item.name: item.default
