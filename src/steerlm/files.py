@@ -243,6 +243,26 @@ def lock(stream: IO[Any]) -> bool:
     return True
 
 
+def open_locked(path: Path) -> IO[bytes] | None:
+    """A file, made where there is none, to read and write and locked; None where another process holds it.
+
+    The holder may remove the file: whoever waits for it never gets one that has lost its name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        try:
+            is_ours = lock(stream)
+            if is_ours and path.is_file() and os.path.samestat(path.stat(), os.fstat(stream.fileno())):
+                return stream
+        except BaseException:
+            stream.close()
+            raise
+        stream.close()
+        if not is_ours:
+            return None
+
+
 def sha256(path: str | Path) -> str:
     """Hex digest of a file's bytes."""
     with Path(path).open("rb") as stream:

@@ -129,10 +129,12 @@ class _Quickstart:
         self.out.mkdir(parents=True, exist_ok=True)
         prompts = self.stage("import", self._import)
         judge: SteerModel = self.stage(
-            "attribute model", lambda: train_attribute_model(self.attribute_settings, self.resume)
+            "attribute model", lambda: train_attribute_model(self.attribute_settings, self.resume, overwrite=True)
         )
         self.stage("annotate", lambda: self._annotate(judge))
-        policy: SteerModel = self.stage("policy", lambda: train_policy(self.policy_settings, self.resume))
+        policy: SteerModel = self.stage(
+            "policy", lambda: train_policy(self.policy_settings, self.resume, overwrite=True)
+        )
         steering: dict[str, Any] = self.stage("measure", lambda: self._measure(policy, judge, prompts))
         summary = {
             "stages": self.stages,

@@ -160,6 +160,16 @@ def test_data_that_rate_some_attributes_only(finished: Path, capsys: pytest.Capt
     assert load_model(finished / "few" / "policy", "policy").schema.names == ("quality", "humor")
 
 
+def test_changed_settings_train_anew(finished: Path) -> None:
+    """In the place of the models that were finished with the old ones."""
+    arguments = ["quickstart", "--recipe", str(finished / "recipe.yaml"), "--out", str(finished / "changed")]
+    for seed in ("0", "1"):
+        assert run([*arguments, "--seed", seed]) == 0
+        for name in ("attribute-model", "policy"):
+            model = json.loads((finished / "changed" / name / "steerlm.json").read_text())
+            assert model["provenance"]["settings"]["seed"] == int(seed)
+
+
 def test_data_without_ratings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "pool.jsonl").write_text('{"prompt": "Hi", "responses": [{"text": "Hello"}, {"text": "Good day"}]}\n')
     assert run(["quickstart", "--data", str(tmp_path / "pool.jsonl"), "--out", str(tmp_path / "run")]) == 2

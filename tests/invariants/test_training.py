@@ -54,6 +54,25 @@ def test_pack_size_changes_nothing(run: Any, task: str) -> None:
         torch.testing.assert_close(trajectory(small, key), trajectory(large, key), rtol=2e-4, atol=1e-6)
 
 
+def test_pack_size_drops_no_pair_of_a_held_out_response_and_its_foil(run: Any) -> None:
+    """A pack of one path's length holds no long response together with its foil; the gap is of the same pairs."""
+    generator = random.Random(0)
+
+    def answer(quality: int) -> Message:
+        return Message("assistant", " ".join(generator.choices(WORDS, k=22)), 0, {"quality": quality})
+
+    pairs = [Conversation(f"pair-{k}", (Message("user", "Why?"), answer(0), answer(4))) for k in range(10)]
+    write_conversations(run.folder / "data.jsonl", pairs)
+
+    def validation(pack_tokens: int) -> dict[str, Any]:
+        steps, _ = run("policy", f"packs-{pack_tokens}", contrast=0.0, max_steps=1, pack_tokens=pack_tokens)
+        return next(line for line in steps if line["kind"] == "validation")
+
+    small, large = validation(96), validation(1024)
+    assert small["gap_pairs"] == large["gap_pairs"] > 0
+    assert small["gap"] == pytest.approx(large["gap"], abs=1e-3)
+
+
 def assert_same(found: Steps, wanted: Steps, rtol: float) -> None:
     for key in ("loss", "gradient_norm"):
         torch.testing.assert_close(trajectory(found, key), trajectory(wanted, key), rtol=rtol, atol=1e-6)

@@ -21,7 +21,7 @@ from typing import IO, Any, Self
 
 from steerlm.annotation.report import Totals
 from steerlm.errors import DataError
-from steerlm.files import json_line, lock
+from steerlm.files import json_line, open_locked
 
 _FORMAT = 1
 _NAMES = {
@@ -35,13 +35,18 @@ _NAMES = {
 class Journal:
     """The journal of the run identified by `key`, opened for going on; `totals` say how far it had come.
 
-    Raises `DataError` where the file belongs to another run, is no journal, or is in use by another process.
+    With `fresh`, whatever is in the file is forgotten. Raises `DataError` where it is in use by another process or,
+    without `fresh`, belongs to another run or is no journal.
     """
 
-    def __init__(self, path: Path, key: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, key: Mapping[str, Any], fresh: bool = False) -> None:
         self.path = path
         self._stream = self._open()
         try:
+            if fresh:
+                self._restart(key)
+                self.totals = Totals()
+                return
             found = self._read_key(key)
             self.totals = self._recover()
             if found != key:
@@ -89,26 +94,13 @@ class Journal:
                 yield json.loads(line[1:])
 
     def _open(self) -> IO[bytes]:
-        """The file, made where there is none, and locked."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            stream = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-            try:
-                self._lock(stream)
-                if self.path.is_file() and os.path.samestat(self.path.stat(), os.fstat(stream.fileno())):
-                    return stream
-            except BaseException:
-                stream.close()
-                raise
-            # The process that held the lock has just finished and removed the file.
-            stream.close()
-
-    def _lock(self, stream: IO[bytes]) -> None:
-        """Two processes that append to one journal would mix their blocks."""
-        if not lock(stream):
+        """The file, locked: two processes that append to one journal would mix their blocks."""
+        stream = open_locked(self.path)
+        if stream is None:
             raise DataError(
                 f"{self.path}: another process is annotating into the same file; wait for it, or choose another --out"
             )
+        return stream
 
     def _read_key(self, key: Mapping[str, Any]) -> Mapping[str, Any]:
         line = self._stream.readline()

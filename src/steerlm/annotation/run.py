@@ -98,11 +98,9 @@ class _Run:
     def run(self, fresh: bool, console: Console | None) -> AnnotationReport:
         began = time.monotonic()
         key = self._key()
-        if fresh:
-            self.journal.unlink(missing_ok=True)
-        elif (totals := self._finished(key)) is not None:
+        if not fresh and (totals := self._finished(key)) is not None:
             return self._report(totals, totals, began)
-        with Journal(self.journal, key) as journal:
+        with Journal(self.journal, key, fresh) as journal:
             before = journal.totals
             with Watch(f"annotate {self.data.name}", Extent(self.data).total, console) as watch:
                 for window in self._windows(before.line):

@@ -41,7 +41,8 @@ def train_attributes_command(
     recipe
         YAML file with settings, or the name of a recipe that comes with steerlm; flags go over it.
     resume
-        auto goes on from a checkpoint where there is one; must fails where there is none; never starts over.
+        auto goes on from a checkpoint where there is one; must fails where there is none; never starts over, in place
+        of a finished model of other settings too, which is refused otherwise.
     dry_run
         Train nothing: show packs, tokens, steps, memory and the first example.
     """
@@ -70,7 +71,8 @@ def train_policy_command(
     recipe
         YAML file with settings, or the name of a recipe that comes with steerlm; flags go over it.
     resume
-        auto goes on from a checkpoint where there is one; must fails where there is none; never starts over.
+        auto goes on from a checkpoint where there is one; must fails where there is none; never starts over, in place
+        of a finished model of other settings too, which is refused otherwise.
     dry_run
         Train nothing: show packs, tokens, steps, memory and the first example.
     """

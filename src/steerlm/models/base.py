@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from steerlm.errors import ModelError
-from steerlm.models.directory import Base
+from steerlm.models.directory import FILE, Base, ModelInfo
 
 SMOLLM2 = "smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -103,6 +103,12 @@ def identify(name: str | Path) -> Base:
     loaded before.
     """
     return Base(lasting_name(name), weights_digest(name))
+
+
+def description(name: str | Path) -> ModelInfo | None:
+    """What a base model says of itself, where it is a model of ours on this disk."""
+    is_ours = str(name) != SMOLLM2 and (Path(name) / FILE).is_file()
+    return ModelInfo.load(name) if is_ours else None
 
 
 def lasting_name(name: str | Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from steerlm.models.adapters import (
 )
 from steerlm.models.base import (
     Spellings,
+    description,
     load_causal_lm,
     load_tokenizer,
     loading,
@@ -43,9 +45,11 @@ from steerlm.models.prompting import Prompting, load_prompting
 
 # What an earlier save may have left in a directory, of which a new one may have other files.
 _WEIGHTS = (
-    *("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json"),
+    *("model*.safetensors", "model*.safetensors.index.json", "adapter_model*.safetensors"),
     *(ADAPTER_CONFIG, "config.json", "generation_config.json"),
 )
+TEMPORARY = ".saving-"
+"""How the name of a directory begins in which a model directory keeps what is not all written yet."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +66,21 @@ class SteerModel(Prompting):
 
     def save(self, directory: str | Path) -> SteerModel:
         """Write the model directory, whole or not at all. Returns the model with its fingerprint filled in."""
-        directory = Path(directory)
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as name, quiet():
-            temporary = Path(name)
-            if has_adapter(self.network):
-                save_adapter(self.network, temporary)
-            else:
-                self.network.save_pretrained(temporary)
-            return self.complete(temporary, directory)
+        temporary = begin_saving(directory)
+        try:
+            with quiet():
+                if has_adapter(self.network):
+                    save_adapter(self.network, temporary)
+                else:
+                    self.network.save_pretrained(temporary)
+                return self.complete(temporary)
+        finally:
+            end_saving(temporary)
 
-    def complete(self, temporary: Path, directory: Path) -> SteerModel:
-        """Add to the weights and the configuration in `temporary` all else, and move it to `directory`."""
+    def complete(self, temporary: Path) -> SteerModel:
+        """Add to the weights and the configuration in `temporary` (see `begin_saving`) all else, and move it to its
+        model directory.
+        """
         base = self.info.base if has_adapter(self.network) else None
         tokenizer = self.renderer.tokenizer
         tokenizer.chat_template = self.renderer.chat_template(
@@ -83,7 +90,7 @@ class SteerModel(Prompting):
         fingerprint = weights_fingerprint(temporary, self.schema, self.info.dialect, base)
         info = replace(self.info, fingerprint=fingerprint, base=base)
         info.save(temporary)
-        directory.mkdir(exist_ok=True)
+        directory = temporary.parent
         # steerlm.json goes last: a directory that has it is complete.
         (directory / "steerlm.json").unlink(missing_ok=True)
         for pattern in _WEIGHTS:
@@ -95,13 +102,27 @@ class SteerModel(Prompting):
         return replace(self, info=info)
 
 
+def begin_saving(directory: str | Path) -> Path:
+    """A place to write a model to before it goes to its directory, on the same disk: inside it."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(dir=directory, prefix=TEMPORARY))
+
+
+def end_saving(temporary: Path) -> None:
+    """Remove what `begin_saving` made: all of it where nothing was saved."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        temporary.parent.rmdir()  # unless it holds something
+
+
 def new_model(
     kind: Kind,
     base: str | Path,
     schema: Schema,
     dialect: str | None = None,
     as_level_tokens: bool = True,
-    system: str = "",
+    system: str | None = None,
     marker_tokens: bool = True,
     quantize_on: torch.device | None = None,
 ) -> SteerModel:
@@ -110,7 +131,10 @@ def new_model(
     Markers that the base model's tokenizer does not know are added to it as special tokens (unless `marker_tokens`
     is off: then they are spelled out); so are, for a policy with `as_level_tokens`, the words of label lines
     (`quality:4`). With `quantize_on` the layers of the base are held in 4 bits on that device, for an adapter alone
-    to be trained.
+    to be trained. Where the base is a model of ours, its dialect and its system text are the new one's unless others
+    are given.
+
+    Raises `ModelError` where the base cannot be loaded, or the schema contradicts what it was trained on.
     """
     make_network = partial(_from_base, **(four_bit(quantize_on) if quantize_on else {}))
     model, spelled = start_model(make_network, kind, base, schema, dialect, as_level_tokens, system, marker_tokens)
@@ -125,7 +149,7 @@ def start_model(
     schema: Schema,
     dialect: str | None = None,
     as_level_tokens: bool = True,
-    system: str = "",
+    system: str | None = None,
     marker_tokens: bool = True,
 ) -> tuple[SteerModel, Spellings]:
     """All of `new_model` but the embeddings of added tokens; their rows are there, without a value.
@@ -133,6 +157,10 @@ def start_model(
     Returns with the model how its added tokens were spelled before.
     """
     tokenizer = load_tokenizer(base)
+    if before := description(base):
+        _require_same_labels(before, kind, schema, base)
+        dialect = dialect or before.dialect
+        system = before.system if system is None else system
     dialect = dialect or detect_dialect(tokenizer)
     if dialect not in DIALECTS:
         raise ModelError(f"unknown dialect {dialect!r}; choose one of {', '.join(DIALECTS)}")
@@ -143,8 +171,24 @@ def start_model(
     spelled = name_tokens(network, tokenizer, new)
     renderer = Renderer(DIALECTS[dialect], tokenizer, schema)
     _set_special_tokens(network, renderer, kind)
-    info = ModelInfo(kind=kind, schema=schema, dialect=dialect, system=system)
+    info = ModelInfo(kind=kind, schema=schema, dialect=dialect, system=system or "")
     return SteerModel(info, renderer, network, tuple(spelled)), spelled
+
+
+def _require_same_labels(before: ModelInfo, kind: Kind, schema: Schema, base: str | Path) -> None:
+    """Raise `ModelError` where labels or score columns that the base has learnt would mean something else."""
+    for item in before.schema:
+        if item.name in schema and schema[item.name].levels != item.levels:
+            new = schema[item.name]
+            raise ModelError(
+                f"{base} was trained with {item.name} on {item.low}..{item.high}, and the schema now declares it on "
+                f"{new.low}..{new.high}; keep its scale, or give the attribute another name"
+            )
+    if kind == before.kind == "attribute-model" and before.schema.names != schema.names:
+        raise ModelError(
+            f"{base} scores {', '.join(before.schema.names)}, and its head cannot be that of a model of "
+            f"{', '.join(schema.names)}; train on data with the same attributes, or start from another base"
+        )
 
 
 def load_model(directory: str | Path, kind: Kind, device: str | torch.device = "cpu") -> SteerModel:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from steerlm.models.adapters import WEIGHTS, adapter_weights, has_adapter, save_adapter_config
 from steerlm.models.base import quiet
-from steerlm.models.load import SteerModel
+from steerlm.models.load import SteerModel, begin_saving, end_saving
 from steerlm.parallel.ranks import Ranks
 
 FILE_BYTES = 5_000_000_000
@@ -27,15 +26,9 @@ def save_sharded(model: SteerModel, directory: str | Path, ranks: Ranks, file_by
     Every rank writes its shards; the main one then joins them, tensor by tensor, to files of about `file_bytes`.
     Returns the model with its fingerprint filled in.
     """
-    directory = Path(directory)
     if ranks.mesh is None:
         return model.save(directory)
-
-    def begin() -> Path:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
-
-    temporary = ranks.on_main(begin)
+    temporary = ranks.on_main(lambda: begin_saving(directory))
     try:
         adapted = has_adapter(model.network)
         if adapted:
@@ -51,12 +44,12 @@ def save_sharded(model: SteerModel, directory: str | Path, ranks: Ranks, file_by
                     save_adapter_config(model.network, temporary)
                 else:
                     _write_configuration(model.network, temporary)
-                return model.complete(temporary, directory).info.fingerprint
+                return model.complete(temporary).info.fingerprint
 
         return replace(model, info=replace(model.info, fingerprint=ranks.on_main(finish)))
     finally:
         if ranks.is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
+            end_saving(temporary)
 
 
 def write_weights(network: PreTrainedModel, directory: Path, file_bytes: int) -> None:

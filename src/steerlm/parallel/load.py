@@ -123,7 +123,7 @@ def blank_model(
     schema: Schema,
     dialect: str | None = None,
     as_level_tokens: bool = True,
-    system: str = "",
+    system: str | None = None,
     marker_tokens: bool = True,
 ) -> BlankModel:
     """As `new_model`, but without weights. Only the configuration and the tokenizer are read."""

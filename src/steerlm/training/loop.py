@@ -34,6 +34,7 @@ from steerlm.training.config import TrainSettings
 from steerlm.training.corpus import TrainingData
 from steerlm.training.log import Display, MetricsLog
 from steerlm.training.new_tokens import NewTokens
+from steerlm.training.output import METRICS
 from steerlm.training.plan import Position, Step, fraction_done, learning_rate, plan_steps, random_for
 from steerlm.training.prefetch import Prefetch
 from steerlm.training.stopping import StopRequest
@@ -131,7 +132,7 @@ class _Run:
         progress = self.checkpoints.resume(self.network, self.optimizer)
         self.saved = self.checkpoints.path(progress.step) if progress else None
         main = self.ranks.is_main
-        path = settings.out / "metrics.jsonl" if main else None
+        path = settings.out / METRICS if main else None
         log = MetricsLog(path, progress.step if progress else None, settings.track)
         with contextlib.closing(log), self.stop:
             if progress is None:
@@ -148,7 +149,11 @@ class _Run:
                     progress = self._validate(progress, log, display)
                 if progress.step:
                     display.say(f"learnt from {progress.report}")
-        return self._finish(progress)
+            self._save(progress)
+            if self._is_asked_to_stop():
+                raise self._stopped(progress)
+            # From here on a signal changes nothing: what is left to do is to save the model.
+            return self._finish(progress)
 
     def _start(self, log: MetricsLog) -> Progress:
         self.checkpoints.clear()  # of a run that did not come to its first checkpoint
@@ -208,13 +213,17 @@ class _Run:
 
     def _stopped(self, progress: Progress) -> StoppedError:
         """Save where the run stands, unless it stands at the beginning or is saved already; returns what to raise."""
+        self._save(progress)
         where = "stopped before the first step, with nothing to save yet"
         if progress.step:
-            if self.saved != self.checkpoints.path(progress.step):
-                self.saved = self.checkpoints.save(self.network, self.optimizer, progress)
             where = f"stopped after step {progress.step}, saved in {self.saved}"
         # Another rank may have got the signal.
         return StoppedError(f"{where}; run the same command again to go on", self.stop.signal or signal.SIGTERM)
+
+    def _save(self, progress: Progress) -> None:
+        """Save where the run stands, unless it stands at the beginning or is saved already."""
+        if progress.step and self.saved != self.checkpoints.path(progress.step):
+            self.saved = self.checkpoints.save(self.network, self.optimizer, progress)
 
     def _is_due(self, progress: Progress) -> bool:
         return progress.validated < progress.step and progress.step % self.settings.validate_every == 0
@@ -303,9 +312,10 @@ class _Run:
         found: list[T] = []
         self.network.eval()  # type: ignore[no-untyped-call]
         trees = iter(trees)
+        budget = self.settings.validation_pack_tokens
         while window := list(islice(trees, _WINDOW)):
-            fitted, _ = fit(window, self.settings.context, self.settings.pack_tokens)
-            for item in share_packs(fitted, self.settings.pack_tokens, self.ranks):
+            fitted, _ = fit(window, self.settings.context, budget)
+            for item in share_packs(fitted, budget, self.ranks):
                 with torch.no_grad(), self._computing():
                     result = self.root(work, Batch.of(item, self.device))
                 if not is_blank(item):

@@ -20,7 +20,7 @@ from steerlm.errors import ConfigError, DataError, TrainingError
 from steerlm.files import sha256
 from steerlm.memory import keep_freed_memory
 from steerlm.models.adapters import Lora, add_lora, freeze_layers
-from steerlm.models.base import identify, lasting_name, resolve, weights_digest
+from steerlm.models.base import description, identify, lasting_name, resolve, weights_digest
 from steerlm.models.directory import Kind, ModelInfo
 from steerlm.models.kernels import compile_blocks, require_liger, use_liger
 from steerlm.models.load import SteerModel, load_model, new_model
@@ -33,6 +33,7 @@ from steerlm.training.checkpoint import Checkpoints
 from steerlm.training.config import AttributeSettings, PolicySettings, TrainSettings
 from steerlm.training.corpus import TrainingData, training_data
 from steerlm.training.loop import train
+from steerlm.training.output import CHECKPOINTS, is_finished, require_replaceable, sole_writer
 from steerlm.training.policy import PolicyTask
 from steerlm.training.survey import Survey
 from steerlm.training.task import Task
@@ -59,27 +60,29 @@ _INCIDENTAL = {
 }
 
 
-def train_attribute_model(settings: AttributeSettings, resume: Resume = "auto") -> SteerModel:
+def train_attribute_model(
+    settings: AttributeSettings, resume: Resume = "auto", *, overwrite: bool = False
+) -> SteerModel:
     """Train the attribute model and save it to `settings.out`; a finished one is loaded instead.
 
-    Under `torchrun` all processes call this together.
+    A finished one of other settings or data is replaced with `overwrite` or when starting over, and otherwise refused
+    with `ConfigError`. Under `torchrun` all processes call this together.
     """
-    return _train("attribute-model", settings, resume)
+    return _train("attribute-model", settings, resume, overwrite)
 
 
-def train_policy(settings: PolicySettings, resume: Resume = "auto") -> SteerModel:
+def train_policy(settings: PolicySettings, resume: Resume = "auto", *, overwrite: bool = False) -> SteerModel:
     """Train the policy and save it to `settings.out`; a finished one is loaded instead.
 
-    Under `torchrun` all processes call this together.
+    A finished one of other settings or data is replaced with `overwrite` or when starting over, and otherwise refused
+    with `ConfigError`. Under `torchrun` all processes call this together.
     """
-    return _train("policy", settings, resume)
+    return _train("policy", settings, resume, overwrite)
 
 
-def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Resume) -> SteerModel:
+def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Resume, overwrite: bool) -> SteerModel:
     settings.require_consistent()
-    schema = settings.schema_of_attributes
-    if isinstance(settings, PolicySettings):
-        schema = schema.with_defaults(settings.defaults)
+    schema = schema_to_learn(settings)
     ranks = Ranks.start(settings.device, settings.tensor_parallel)
     keep_freed_memory()
     with contextlib.closing(ranks), contextlib.ExitStack() as opened:
@@ -87,11 +90,13 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
         data = opened.enter_context(training_data(settings, schema))
         whole, schema = schema, schema_of_labels(settings, schema, data.survey)
         # Ranks may see other copies of the base; the main one's word counts.
-        key = ranks.on_main(lambda: run_key(settings, data, schema))
-        checkpoints = Checkpoints(settings.out / "checkpoints", key, settings.keep_checkpoints, ranks)
-        if resume != "never" and ranks.on_main(lambda: is_finished(settings, key, kind)):
+        key = ranks.on_main(lambda: run_key(settings, data, schema, ranks.device))
+        ranks.on_main(lambda: opened.enter_context(sole_writer(settings.out)))
+        checkpoints = Checkpoints(settings.out / CHECKPOINTS, key, settings.keep_checkpoints, ranks)
+        if resume != "never" and ranks.on_main(lambda: is_finished(settings.out, key, kind)):
             checkpoints.clear()  # of a run that was killed just before it would have done so
             return _finished(settings.out, kind, ranks)
+        ranks.on_main(lambda: require_replaceable(settings.out, overwrite or resume == "never"))
         if resume == "must" and checkpoints.newest() is None:
             raise TrainingError(f"{settings.out} holds no whole checkpoint to go on from; leave out --resume must")
         if ranks.is_main and (missing := [name for name in whole.names if name not in schema]):
@@ -110,7 +115,9 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
 
 
 def require_possible(settings: TrainSettings, device: torch.device, world: int = 1) -> None:
-    """Raise `ConfigError` for what cannot be done on this device, or by so many processes."""
+    """Raise `ConfigError` for what cannot be done on this device, or by so many processes, or to this base."""
+    if lasting_name(settings.base) == str(settings.out.resolve()):
+        raise ConfigError(f"out={settings.out} is the base model, which the trained one would replace; choose another")
     if settings.quantize == "4bit" and device.type != "cuda":
         raise ConfigError("quantize=4bit needs a CUDA device, and none is used here; leave quantize out")
     if settings.quantize == "4bit" and world > 1:
@@ -129,6 +136,24 @@ def _finished(directory: Path, kind: Kind, ranks: Ranks) -> SteerModel:
     info = ModelInfo.load(directory, kind)
     blank = blank_model(kind, info.base.name if info.base else directory, info.schema, info.dialect)
     return replace(blank.model, info=info)
+
+
+def schema_to_learn(settings: TrainSettings) -> Schema:
+    """The attributes of the settings. What a policy is asked for by default is what the settings say, else what the
+    base was, where it is a policy of ours.
+    """
+    schema = settings.schema_of_attributes
+    if not isinstance(settings, PolicySettings):
+        return schema
+    base = description(settings.base)
+    known = list(base.schema) if base and base.kind == "policy" else []
+    # One on another scale is refused once the base is loaded.
+    inherited = {
+        item.name: item.default
+        for item in known
+        if item.name in schema and schema[item.name].fault(item.default) is None
+    }
+    return schema.with_defaults({**inherited, **settings.defaults})
 
 
 def schema_of_labels(settings: TrainSettings, schema: Schema, survey: Survey) -> Schema:
@@ -159,10 +184,12 @@ def make_task(model: SteerModel, settings: TrainSettings) -> Task:
 def make_model(
     kind: Kind, settings: TrainSettings, schema: Schema, system: str, ranks: Ranks
 ) -> tuple[SteerModel, Root]:
-    """The model to train, on its device or sharded over the ranks. `system` is used where the settings name none."""
+    """The model to train, on its device or sharded over the ranks. `system` is used where neither the settings name one
+    nor the base, if it is a model of ours.
+    """
     as_tokens = isinstance(settings, PolicySettings) and settings.level_tokens
-    system = system if settings.system is None else settings.system
-    what = (kind, settings.base, schema, settings.dialect, as_tokens, system, settings.marker_tokens)
+    chosen = system if settings.system is None and description(settings.base) is None else settings.system
+    what = (kind, settings.base, schema, settings.dialect, as_tokens, chosen, settings.marker_tokens)
     dtype = pick_precision(settings.precision, ranks.device)
     if ranks.mesh is None:
         model = new_model(*what, ranks.device if settings.quantize == "4bit" else None)
@@ -213,9 +240,13 @@ def adapter_of(settings: TrainSettings) -> Lora | None:
     )
 
 
-def run_key(settings: TrainSettings, data: TrainingData, schema: Schema) -> str:
-    """A digest of all that determines the result of a run: settings, data, attributes, base model, version."""
+def run_key(settings: TrainSettings, data: TrainingData, schema: Schema, device: torch.device) -> str:
+    """A digest of all that determines the result of a run: settings, data, attributes, base model, version.
+
+    An automatic precision counts as what it is on this device: a run that goes on elsewhere keeps its own.
+    """
     kept = settings.model_dump(mode="json", exclude=_INCIDENTAL)
+    kept["precision"] = str(pick_precision(settings.precision, device))
     parts = [type(settings).__name__, kept, data.digest, schema.to_list(), _base_state(settings.base), __version__]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -226,11 +257,3 @@ def _base_state(base: str) -> list[Any]:
     if not folder.is_dir():
         return []
     return [weights_digest(folder), *([file.name, sha256(file)] for file in sorted(folder.glob("*.json")))]
-
-
-def is_finished(settings: TrainSettings, key: str, kind: Kind) -> bool:
-    """Whether `settings.out` already holds the model that this run would make."""
-    if not (settings.out / "steerlm.json").is_file():
-        return False
-    info = ModelInfo.load(settings.out)
-    return info.kind == kind and info.provenance.get("run") == key

@@ -183,3 +183,14 @@ def test_journal_of_another_run(
     with pytest.raises(DataError, match=f"annotated by another run; different: {what}. .*--fresh"):
         annotate(data, out, judge, **options)
     assert annotate(data, out, judge, **options, fresh=True).resumed == 0
+
+
+def test_starting_over_waits_for_the_process_that_is_at_work(judge: SteerModel, data: Path, out: Path) -> None:
+    """Had it taken the other's journal away, both would write the same file."""
+    journal = out.with_name("out.jsonl.journal")
+    with Journal(journal, {"input": "of the process at work"}):
+        held = journal.read_bytes()
+        with pytest.raises(DataError, match="another process is annotating into the same file"):
+            annotate(data, out, judge, SMALL_WINDOWS, fresh=True)
+        assert journal.read_bytes() == held
+    assert annotate(data, out, judge, SMALL_WINDOWS, fresh=True).totals.conversations == 40

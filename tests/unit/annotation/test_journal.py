@@ -101,3 +101,19 @@ def test_one_process_at_a_time(path: Path) -> None:
         Journal(path, KEY)
     with Journal(path, KEY):
         pass
+
+
+def test_starting_over_forgets_what_is_there_but_not_what_another_process_is_at(
+    path: Path, three_windows: bytes
+) -> None:
+    with Journal(path, KEY):
+        held = path.read_bytes()
+        with pytest.raises(DataError, match="another process"):
+            Journal(path, {**KEY, "model": "m2"}, fresh=True)
+        assert path.read_bytes() == held == three_windows
+    with Journal(path, {**KEY, "model": "m2"}, fresh=True) as journal:
+        assert journal.totals == Totals()
+        assert not list(journal.results())
+        add(journal, 1)
+    with Journal(path, {**KEY, "model": "m2"}) as journal:
+        assert journal.totals == totals(1)

@@ -11,11 +11,12 @@ import pytest
 
 from steerlm.cli.main import run
 from steerlm.conversation import Conversation, Message
-from steerlm.errors import SteerLMError
+from steerlm.errors import ConfigError, SteerLMError
 from steerlm.files import write_conversations
 from steerlm.training import loop
 from steerlm.training.config import AttributeSettings, PolicySettings
 from steerlm.training.dry_run import DryRun, dry_run
+from steerlm.training.output import sole_writer
 from steerlm.training.run import train_attribute_model, train_policy
 from tiny import TOKENIZERS, save_base
 from tiny_judge import random_trees
@@ -173,6 +174,76 @@ def test_a_run_goes_on_or_starts_over(command: Any, tmp_path: Path, monkeypatch:
     for resume in ("auto", "must"):
         assert train("--resume", resume)[:2] == (0, [])
     assert train("--resume", "never")[:2] == (0, list(range(last + 1)))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_finished_model_is_replaced_only_when_told(command: Any, tmp_path: Path) -> None:
+    assert command("--max-steps", "1")[0] == 0
+    first = contents(tmp_path / "out")
+    for kind in ("auto", "must"):
+        code, _, told = command("--max-steps", "1", "--seed", "2", "--resume", kind)
+        assert code == 2
+        assert "out holds a finished model of other settings or data; choose another --out, or pass --resume" in told
+        assert contents(tmp_path / "out") == first
+    assert command("--max-steps", "1", "--seed", "2", "--resume", "never")[0] == 0
+    second = contents(tmp_path / "out")
+    assert second.keys() == first.keys()
+    assert second["model.safetensors"] != first["model.safetensors"]
+
+
+def test_a_run_that_was_begun_in_place_of_a_finished_model_goes_on(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command("--max-steps", "1")[0] == 0
+    taken = loop._Run._step
+
+    def dies(self: Any, ready: Any, number: int, rate: float) -> Any:
+        if number == 2:
+            raise KeyboardInterrupt
+        return taken(self, ready, number, rate)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_step", dies)
+        assert command("--max-steps", "3", "--resume", "never")[0] == 130
+    assert command("--max-steps", "3")[0] == 0
+    assert json.loads((tmp_path / "out" / "steerlm.json").read_text())["provenance"]["steps"] == 3
+
+
+def test_a_program_may_say_that_a_finished_model_is_to_go(folder: Path, tmp_path: Path) -> None:
+    shared = values(folder, out=tmp_path / "out", labels="ratings-first", max_steps=1)
+    train_policy(PolicySettings(**shared))
+    model = train_policy(PolicySettings(**shared, seed=2), overwrite=True)
+    assert model.info.provenance["settings"]["seed"] == 2
+
+
+@pytest.mark.parametrize("file", ["model-00001-of-00002.safetensors", "pytorch_model.bin", "config.json"])
+def test_a_model_of_another_origin_is_never_replaced(command: Any, tmp_path: Path, file: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / file).write_text("of somebody else")
+    code, _, told = command("--resume", "never")
+    assert code == 2
+    assert f"out holds {file} of a model that was not trained here; choose another --out" in told
+    assert contents(tmp_path / "out") == {file: b"of somebody else"}
+
+
+def test_the_base_is_never_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    settings = PolicySettings(**values(folder, out=Path("base"), labels="ratings-first"))
+    for function in (dry_run, train_policy):
+        with pytest.raises(ConfigError, match="out=base is the base model"):
+            function(settings)
+
+
+def test_one_training_at_a_time_in_a_directory(command: Any, tmp_path: Path) -> None:
+    with sole_writer(tmp_path / "out"):
+        code, _, told = command("--max-steps", "1", "--resume", "never")
+        assert code == 1
+        assert "out: another process is training into the same directory; wait for it" in told
+    assert command("--max-steps", "1")[0] == 0
+    assert not [name for name in contents(tmp_path / "out") if name.startswith(".")]
 
 
 def test_an_unknown_way_to_resume(command: Any) -> None:

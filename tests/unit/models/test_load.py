@@ -6,6 +6,7 @@ import shutil
 import stat
 from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -193,7 +194,7 @@ def test_a_directory_that_has_the_description_is_complete(
     monkeypatch.setattr(shutil, "move", killed)
     with pytest.raises(KeyboardInterrupt):
         policy.save(tmp_path / "policy")
-    with pytest.raises(ModelError, match=r"it has no steerlm.json"):
+    with pytest.raises(ModelError, match="is no steerlm model"):
         load_model(tmp_path / "policy", "policy")
 
 
@@ -247,3 +248,29 @@ def test_an_encoder_is_no_base(tmp_path: Path) -> None:
     model = new_model("attribute-model", tmp_path, STEERLM)
     with pytest.raises(ModelError, match="BertForSequenceClassification has no linear score head"):
         head_of(model.network)
+
+
+@pytest.mark.parametrize("kind", ["attribute-model", "policy"])
+def test_going_on_from_a_model_of_ours_keeps_its_format(chatml_base: Path, tmp_path: Path, kind: Any) -> None:
+    new_model("policy", chatml_base, STEERLM, dialect="nemo", system="Be brief.").save(tmp_path / "first")
+    model = new_model(kind, tmp_path / "first", STEERLM)
+    assert (model.info.dialect, model.info.system) == ("nemo", "Be brief.")
+    assert not model.new_tokens
+    other = new_model(kind, tmp_path / "first", STEERLM, dialect="chatml", system="")
+    assert (other.info.dialect, other.info.system) == ("chatml", "")
+
+
+def test_a_base_of_ours_is_not_given_another_scale(policy: SteerModel, tmp_path: Path) -> None:
+    """Its embedding of `quality:4` stands for the best, which is then 9."""
+    policy.save(tmp_path / "first")
+    with pytest.raises(ModelError, match=r"first was trained with quality on 0\.\.4, .* declares it on 0\.\.9; keep"):
+        new_model("policy", tmp_path / "first", Schema((Attribute("quality", high=9), Attribute("wit"))))
+    assert new_model("policy", tmp_path / "first", Schema((Attribute("quality"), Attribute("wit", high=9))))
+
+
+def test_columns_of_scores_keep_their_attributes(attribute_model: SteerModel, tmp_path: Path) -> None:
+    attribute_model.save(tmp_path / "first")
+    assert new_model("attribute-model", tmp_path / "first", STEERLM)
+    for schema in (Schema(tuple(STEERLM)[::-1]), STEERLM.only({"quality", "humor"})):
+        with pytest.raises(ModelError, match=r"first scores quality, .* its head cannot be that of a model of"):
+            new_model("attribute-model", tmp_path / "first", schema)

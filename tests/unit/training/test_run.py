@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from steerlm.errors import ConfigError
+from steerlm.errors import ConfigError, TrainingError
+from steerlm.models.directory import ModelInfo
+from steerlm.models.load import TEMPORARY, SteerModel, load_model
+from steerlm.training import loop
 from steerlm.training.run import _base_state
 from tiny_lora import KINDS, logits, save_lora_base, train_lora
+from tiny_runs import prepare, stop_on_ranks, train
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -51,3 +58,83 @@ def test_a_run_is_known_by_what_its_base_is_and_not_by_where_or_when(tmp_path: P
         (changed / name).write_bytes(content + change)
         assert _base_state(str(changed)) != state
     assert _base_state("someone/model-of-the-hub") == []
+
+
+def test_a_run_keeps_the_precision_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another machine `auto` may mean another one; named, it goes on there."""
+
+    def move(has_bfloat16: bool) -> None:
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bfloat16)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_bfloat16)
+
+    prepare(tmp_path)
+    move(has_bfloat16=False)
+    assert "stopped after step 2" in stop_on_ranks(tmp_path, "policy", "out", {"precision": "auto", "device": "cpu"}, 2)
+    move(has_bfloat16=True)
+    with pytest.raises(TrainingError, match=r"other settings or data.*auto means another precision"):
+        train(tmp_path, "policy", "out", precision="auto", device="cpu")
+    train(tmp_path, "policy", "out", precision="fp32", device="cpu")
+
+
+@pytest.fixture
+def sigterm_fails() -> Iterator[None]:
+    """A signal that nobody notes is to fail the test, not to end its process."""
+
+    def fail(*arguments: Any) -> None:
+        raise AssertionError("SIGTERM was not noted")
+
+    before = signal.signal(signal.SIGTERM, fail)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("sigterm_fails")
+def test_a_signal_while_the_model_is_saved_does_not_keep_it_from_being_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = SteerModel.complete
+
+    def interrupted(self: SteerModel, *arguments: Any) -> SteerModel:
+        signal.raise_signal(signal.SIGTERM)
+        return complete(self, *arguments)
+
+    prepare(tmp_path)
+    monkeypatch.setattr(SteerModel, "complete", interrupted)
+    weights = train(tmp_path, "policy", "out", max_steps=1)
+    saved = load_model(tmp_path / "out", "policy").network.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in saved.items())
+
+
+def test_a_run_that_died_while_it_saved_its_model_takes_no_step_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    prepare(tmp_path)
+    changes = {"max_steps": 2, "checkpoint_every": 50}
+    whole = train(tmp_path, "policy", "whole", **changes)
+    with monkeypatch.context() as patch:
+        patch.setattr(SteerModel, "complete", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, "policy", "out", **changes)
+    torn = tmp_path / "out" / f"{TEMPORARY}torn"  # as a kill leaves it
+    torn.mkdir()
+    (torn / "model.safetensors").write_text("half of it")
+    monkeypatch.setattr(loop._Run, "_step", dies)
+    found = train(tmp_path, "policy", "out", **changes)
+    assert all(torch.equal(whole[name], value) for name, value in found.items())
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        file.name for file in (tmp_path / "whole").iterdir()
+    }
+    assert {file.name for file in tmp_path.iterdir()} == {"base", "data.jsonl", "out", "whole"}
+
+
+def test_going_on_from_a_policy_keeps_its_format_and_defaults(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    first = {"dialect": "nemo", "system": "Be kind.", "defaults": {"humor": 2, "quality": 3}}
+    train(tmp_path, "policy", "first", max_steps=1, **first)
+    train(tmp_path, "policy", "second", max_steps=1, base=str(tmp_path / "first"), defaults={"quality": 1})
+    info = ModelInfo.load(tmp_path / "second")
+    assert (info.dialect, info.system) == ("nemo", "Be kind.")
+    assert info.schema.defaults == {"quality": 1, "humor": 2}
