@@ -6,7 +6,7 @@ pass: rows stand one after another, without padding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,8 +117,8 @@ class OpenVinoCore:
 
     def _pinned(self) -> int:
         """Blocks of shared beginnings that requests wait to go on from."""
-        stems = {part.parent for answer in self._waiting.values() for part in answer.parts}
-        return len({block for stem in stems if stem and stem.states for block in stem.states.blocks})
+        stems = _stems(self._waiting.values())
+        return len({block for stem in stems if stem.states is not None for block in stem.states.blocks})
 
     def _unfinished(self) -> list[Part[Table]]:
         """The parts of prompts that can be computed now, each once."""
@@ -129,11 +129,15 @@ class OpenVinoCore:
         """Go on from what is known: whole blocks are shared, the rest of the last one is copied."""
         part.start(self._known)
         source, part.states = part.states, Table(self._pool)
-        if source is not None:
-            part.states = source.fork(part.done)
-            if part.done % BLOCK:
-                self._room(part.states, part.done)
-                self._network.copy(source.blocks[part.done // BLOCK], part.states.blocks[-1])
+        if source is None:
+            return
+        part.states = source.fork(part.done)
+        if part.done % BLOCK:
+            # Only what is copied is held: what else the source has may be what makes room for the copy.
+            last = source.hold(part.done // BLOCK)
+            del source
+            self._room(part.states, part.done)
+            self._network.copy(last.blocks[0], part.states.blocks[-1])
 
     def _row(self, part: Part[Table], ids: Sequence[int], wanted: bool) -> Row:
         assert part.states is not None
@@ -143,9 +147,24 @@ class OpenVinoCore:
         return Row(ids, past, part.states.blocks, wanted)
 
     def _room(self, table: Table, tokens: int) -> None:
-        while self._pool.free < table.missing(tokens) and len(self._known):
-            self._known.pop()
+        """Give a table its blocks: those of what has ended first, then those of beginnings that nobody goes on from yet.
+
+        What is held besides is at most what the requests that have begun may need, so that there are always enough.
+        """
+        while self._pool.free < table.missing(tokens):
+            if len(self._known):
+                self._known.pop()
+            elif (stem := self._idle_stem()) is not None:
+                stem.forget()
+            else:
+                break
         table.grow(tokens)
+
+    def _idle_stem(self) -> Part[Table] | None:
+        """A shared beginning that was computed and that only waiting requests will go on from."""
+        used = _stems(self._answers.values())
+        idle = (stem for stem in _stems(self._waiting.values()) if stem.states is not None and stem not in used)
+        return next(idle, None)
 
     def _compute(self, work: dict[Part[Table], Row]) -> list[Token]:
         scores = iter(self._network.run(list(work.values())))
@@ -164,6 +183,18 @@ class OpenVinoCore:
         token, logprob = answer.chooser.choose([row for row in answer.scores if row is not None])
         answer.scores = [None] * len(answer.parts)
         return Token(answer.key, token, logprob, answer.parts[0].cached)
+
+
+def _stems(answers: Iterable[_Answer]) -> list[Part[Table]]:
+    """The shared beginnings that the prompts of requests are still to go on from."""
+    found: dict[Part[Table], None] = {}
+    for answer in answers:
+        for part in answer.parts:
+            stem = part.parent
+            while stem is not None and stem not in found:
+                found[stem] = None
+                stem = stem.parent
+    return list(found)
 
 
 def _need(request: Request) -> int:
