@@ -227,7 +227,7 @@ def test_model_and_context(start: Start) -> None:
     ):
         with pytest.raises(kind, match=says):
             start(Call.drop, models=lambda call, answer=answer: call.refuse(200, answer))
-    with pytest.raises(ConfigError, match="refuses the API key"):
+    with pytest.raises(EngineError, match="refuses the API key"):
         start(Call.drop, models=lambda call: call.refuse(401, {"error": "who are you?"}))
 
 
