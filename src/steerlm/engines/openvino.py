@@ -13,7 +13,7 @@ from pathlib import Path
 from steerlm.engines.base import Request
 from steerlm.engines.blocks import BLOCK, Pool, Table, blocks_for
 from steerlm.engines.choosing import Chooser, Scores
-from steerlm.engines.make import Precision
+from steerlm.engines.make import CACHE_BYTES, Precision
 from steerlm.engines.openvino_network import PagedNetwork, Progress, Row, prepared
 from steerlm.engines.prefixes import Known, Part, share
 from steerlm.engines.runner import Runner, Token
@@ -45,7 +45,12 @@ class OpenVinoCore:
     """
 
     def __init__(self, network: PagedNetwork, stop_ids: Sequence[int], max_batch: int, chunk: int) -> None:
-        self.context = network.context
+        if network.blocks < 2:
+            raise ConfigError(
+                f"a cache of less than {2 * BLOCK} tokens is too small to answer anything; make it larger"
+            )
+        # One block more than tokens fill is what `_need` counts.
+        self.context = min(network.context, (network.blocks - 1) * BLOCK)
         self.vocabulary = network.vocabulary
         self._network = network
         self._stop_ids = stop_ids
@@ -61,8 +66,8 @@ class OpenVinoCore:
         tokens = longest + request.sampling.max_tokens
         if (need := _need(request)) > self._pool.size:
             raise ConfigError(
-                f"{tokens} tokens of prompt and answer need {need} blocks of the cache, which has {self._pool.size}; "
-                "give the engine a larger cache, or lower max_tokens"
+                f"{tokens} tokens of prompt and answer, computed twice for guidance, need {need} blocks of memory, and "
+                f"there are {self._pool.size}; shorten the conversation, lower max_tokens or leave guidance out"
             )
 
     def add(self, requests: Sequence[tuple[int, Request]]) -> None:
@@ -147,7 +152,7 @@ class OpenVinoCore:
         return Row(ids, past, part.states.blocks, wanted)
 
     def _room(self, table: Table, tokens: int) -> None:
-        """Give a table its blocks: those of what has ended first, then those of beginnings that nobody goes on from yet.
+        """Give a table its blocks: those of what has ended, then those of beginnings that nobody goes on from yet.
 
         What is held besides is at most what the requests that have begun may need, so that there are always enough.
         """
@@ -207,7 +212,8 @@ class OpenVinoEngine(Runner):
     """See `steerlm.engines.base.Engine`.
 
     max_batch     rows computed together; further requests wait
-    cache_bytes   most memory for keys and values, which is also what remembers earlier conversations
+    cache_bytes   most memory for keys and values, which is also what remembers earlier conversations; less than the
+                  model's context takes makes `context` smaller
     chunk         most tokens of a step, of which answers under way take one each and prompts the rest; by default what
                   takes about a third of a second with a small model
     precision     f32 for answers that do not depend on the load, bf16 for more of them at a time
@@ -218,7 +224,7 @@ class OpenVinoEngine(Runner):
         directory: str | Path,
         prompting: Prompting | None = None,
         max_batch: int = 64,
-        cache_bytes: int = 2 << 30,
+        cache_bytes: int = CACHE_BYTES,
         chunk: int | None = None,
         precision: Precision = "f32",
         progress: Progress | None = None,
@@ -226,5 +232,6 @@ class OpenVinoEngine(Runner):
         directory = Path(directory)
         renderer = (prompting or load_prompting(directory)).renderer
         network = PagedNetwork(prepared(directory, precision, progress), cache_bytes, precision)
+        self.model_context = network.context
         size = chunk or (256 if precision == "f32" else 512)
         super().__init__(OpenVinoCore(network, renderer.stop_ids, max_batch, size), renderer)
