@@ -67,6 +67,8 @@ class UpstreamEngine:
     server's: vLLM's counts the tokens of the prompt too.
     """
 
+    guides = False
+
     def __init__(self, settings: UpstreamSettings, renderer: Renderer, end_ids: Iterable[int]) -> None:
         """Ask the server for what `settings` leave open.
 
@@ -104,7 +106,7 @@ class UpstreamEngine:
         for request in requests:
             check_room(request, self.context)
             if request.guidance is not None:
-                raise ConfigError("guidance needs the scores of all tokens, which no server gives; use engine torch")
+                raise ConfigError("guidance needs the scores of all tokens, which no other server gives; leave it out")
         submission = _Submission(requests, deliver)
         if not self._soon(self._begin, submission):
             raise EngineError("the engine has been closed")
@@ -323,7 +325,7 @@ class _Answer:
         self._number = number
         self._min_tokens = sampling.min_tokens
         self._end_ids = end_ids
-        self._text = TextStream(renderer.tokenizer, self.stop)
+        self._text = TextStream(renderer.tokenizer, self.stop, request.trim)
         self._made = 0
 
     def take(self, chunk: Chunk) -> list[Piece]:
