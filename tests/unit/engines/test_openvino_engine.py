@@ -147,7 +147,7 @@ def test_a_small_cache_makes_requests_wait_and_forgets(
 def test_the_cache_has_the_size_that_is_asked_for(directory: Path, rounded: SteerModel) -> None:
     said: list[str] = []
     prompting = load_prompting(directory)
-    engine = make_engine(directory, prompting, "openvino", "cpu", say=said.append, cache_bytes=1 << 20)
+    engine = make_engine(directory, prompting, "openvino", "cpu", say=said.append, cache_bytes=1 << 19)
     assert engine.context < 2048
     assert f"room for {engine.context} tokens of prompt and answer, of the 2048" in said[-1]
     engine.close()
