@@ -44,6 +44,7 @@ class ScriptedEngine:
     """
 
     context: int = 2048
+    guides: bool = True
     pause: float = 0.0
     hold: threading.Event = field(default_factory=threading.Event)
     broken: bool = False

@@ -28,7 +28,16 @@ class TrainingError(SteerLMError):
 
 
 class EngineError(SteerLMError):
-    """Generation failed, was closed, or a server behind it does not answer."""
+    """Generation failed, was closed, or a server behind it does not answer.
+
+    public        what users of a server may know, where the message is for its operator only
+    retry_after   seconds after which it may be tried again, where it was too busy
+    """
+
+    def __init__(self, message: str, public: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.public = public
+        self.retry_after = retry_after
 
 
 class StoppedError(SteerLMError):

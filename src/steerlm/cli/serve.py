@@ -35,6 +35,7 @@ def serve_command(
     limits: Annotated[ServerLimits | None, Parameter(name="*")] = None,
     engine: EngineName = "auto",
     precision: Precision = "f32",
+    cache_gb: float | None = None,
     upstream: str | None = None,
     upstream_model: str | None = None,
     upstream_context: int | None = None,
@@ -72,6 +73,9 @@ def serve_command(
     precision
         What openvino computes in: f32, so that an answer does not depend on the load, or bf16, for twice the answers
         under load on CPUs that have it, which may then change with the load, even with a seed.
+    cache_gb
+        Memory in GiB for what openvino remembers of prompts and answers, those under way and those of earlier turns; 2
+        without it. Where it is less than the model's context takes, it bounds prompt and answer.
     upstream
         Address of a server that has the policy, such as http://localhost:8001 of vLLM; its key, if it wants one, is
         taken from the environment variable STEERLM_UPSTREAM_KEY.
@@ -103,7 +107,7 @@ def serve_command(
     logging.basicConfig(level=logging.WARNING, handlers=[LogHandler(standing.log)], force=True)
     told = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     steered = load_prompting(model)
-    generator = make_engine(model, steered, engine, device, behind, told.print, precision)
+    generator = make_engine(model, steered, engine, device, behind, told.print, precision, _bytes(cache_gb))
     judge = _judge(attribute_model, device) if attribute_model else None
     state = ServerState(
         steered,
@@ -129,6 +133,13 @@ def serve_command(
         if judge is not None:
             judge.close()
         standing.close()
+
+
+def _bytes(gigabytes: float | None) -> int | None:
+    """Raises `ConfigError` where there is nothing left of it."""
+    if gigabytes is not None and not 0 < gigabytes < 1 << 20:
+        raise ConfigError(f"--cache-gb {gigabytes:g} must be above 0, in GiB")
+    return None if gigabytes is None else int(gigabytes * (1 << 30))
 
 
 def _upstream(engine: EngineName, url: str | None, model: str | None, context: int | None) -> UpstreamSettings | None:

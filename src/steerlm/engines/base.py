@@ -63,11 +63,14 @@ class Guidance:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One answer to generate: token ids to continue, and how."""
+    """One answer to generate: token ids to continue, and how. With `trim` its text has no outer white space, which is
+    wrong for text that is to be read right after the prompt's.
+    """
 
     prompt: tuple[int, ...]
     sampling: Sampling = field(default_factory=Sampling)
     guidance: Guidance | None = None
+    trim: bool = True
 
 
 def batch(prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Request]:
@@ -83,9 +86,9 @@ class TokenLogprob(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """The next piece of an answer: text that is certain by now (may be empty), the token behind it, and, with the
-    last piece, why it ended. `request` is the number of its request among those submitted with it; `cached` is how
-    many tokens of the prompt were not computed again.
+    """The next piece of an answer: text that is certain by now (may be empty), the token behind it (-1 where another
+    server does not tell), and, with the last piece, why it ended. `request` is the number of its request among those
+    submitted with it; `cached` is how many tokens of the prompt were not computed again.
     """
 
     request: int
@@ -106,6 +109,8 @@ class Engine(Protocol):
 
     context: int
     """Most tokens that prompt and answer may have together."""
+    guides: bool
+    """Whether requests may have guidance."""
 
     def submit(self, requests: Sequence[Request], deliver: Deliver) -> Callable[[], None]:
         """Begin to answer; requests submitted together share the computation of what their prompts begin with.
@@ -158,7 +163,7 @@ async def stream_async(engine: Engine, requests: Sequence[Request]) -> AsyncGene
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer: its text without outer white space, its token ids (the end signal included)."""
+    """A whole answer: its text, its token ids (the end signal included), and why it ended."""
 
     text: str
     tokens: tuple[int, ...]
@@ -175,9 +180,9 @@ def complete(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
         tokens[piece.request].append(piece.token)
         if piece.finish:
             finish[piece.request] = piece.finish
-    return [
-        Completion("".join(text).strip(), tuple(ids), why) for text, ids, why in zip(texts, tokens, finish, strict=True)
-    ]
+    whole = ["".join(text) for text in texts]
+    shown = [text.strip() if request.trim else text for text, request in zip(whole, requests, strict=True)]
+    return [Completion(text, tuple(ids), why) for text, ids, why in zip(shown, tokens, finish, strict=True)]
 
 
 def check_room(request: Request, context: int) -> None:

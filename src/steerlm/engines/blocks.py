@@ -72,3 +72,9 @@ class Table:
         whole = self.blocks[: tokens // BLOCK]
         self._pool.share(whole)
         return Table(self._pool, whole)
+
+    def hold(self, place: int) -> Table:
+        """A hold on one block of this table, for as long as it is read, whatever becomes of the others."""
+        block = self.blocks[place : place + 1]
+        self._pool.share(block)
+        return Table(self._pool, block)

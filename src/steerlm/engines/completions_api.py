@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,10 @@ from steerlm.errors import ConfigError, EngineError, SteerLMError
 # Beyond OpenAI's own interface, and of use without being needed: a server that refuses one is asked without it.
 OPTIONAL_FIELDS = ("return_token_ids", "return_tokens_as_token_ids", "stop_token_ids", "stream_options")
 _TOKEN_ID = "token_id:"
+_UNKNOWN = re.compile(
+    r"extra_forbidden|extra inputs|unknown|unrecogni[sz]ed|unexpected|unsupported|not (supported|permitted|allowed)",
+    re.IGNORECASE,
+)
 _FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length"}
 
 
@@ -139,16 +145,41 @@ def read_models(data: bytes) -> list[ServedModel]:
         raise EngineError(f"what answers is no OpenAI-compatible server: it sent {data[:200]!r}") from error
 
 
-def refusal(status: int, data: bytes) -> SteerLMError:
-    """What an answer with a status other than 200 means: `ConfigError` where the request is at fault."""
+def refusal(status: int, data: bytes, url: str, retry_after: str | None = None) -> SteerLMError:
+    """What an answer with a status other than 200 means: `ConfigError` where the request is at fault.
+
+    `url` is the server's, `retry_after` its header of that name.
+    """
     message = _message(data.decode("utf-8", "replace")) or "it gave no reason"
     if status in (401, 403):
-        return ConfigError(f"the server refuses the API key ({status}): {message}")
+        public = "the server that generates refuses this one"
+        return EngineError(f"{url} refuses the API key ({status}): {message}", public)
+    if status == 404:
+        public = "the server that generates does not have the model"
+        return EngineError(f"{url} does not have the model or the path ({status}): {message}", public)
     if status in (408, 429):
-        return EngineError(f"the server is too busy ({status}): {message}; try again later")
+        seconds = float(retry_after) if retry_after and retry_after.isdecimal() else 1.0
+        told = f"the server is too busy ({status}): {message}; try again later"
+        return EngineError(told, retry_after=seconds)
     if 400 <= status < 500:
         return ConfigError(f"the server refuses the request ({status}): {message}")
     return EngineError(f"the server failed ({status}): {message}")
+
+
+def unknown_fields(status: int, data: bytes) -> set[str]:
+    """Which of the optional fields a refusal calls unknown. That of another fault may repeat the whole request."""
+    text = data.decode("utf-8", "replace")
+    with suppress(ValueError, RecursionError):
+        text = json.dumps(_without_input(json.loads(text)))
+    if status not in (400, 422) or not _UNKNOWN.search(text):
+        return set()
+    return {name for name in OPTIONAL_FIELDS if name in text}
+
+
+def _without_input(said: Any) -> Any:
+    if isinstance(said, dict):
+        return {key: _without_input(value) for key, value in said.items() if key != "input"}
+    return [_without_input(item) for item in said] if isinstance(said, list) else said
 
 
 def _message(said: Any) -> str:

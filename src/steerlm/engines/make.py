@@ -30,7 +30,11 @@ row alone and among 32 others differ by 4e-5.
 bf16 computes in bfloat16 with float16 weights. Those scores differ by 0.3, so that an answer may change with the load;
 on CPUs that multiply bfloat16 natively, prompts take a quarter of the time and 32 answers at a time half of it.
 """
+CACHE_BYTES = 2 << 30
+"""Memory that OpenVINO's keys and values take at most, unless told otherwise."""
 Say = Callable[[str], None]
+_LARGE = 1 << 30
+"""Bytes of weights whose conversion is worth more than one line."""
 
 
 def make_engine(
@@ -41,16 +45,20 @@ def make_engine(
     upstream: UpstreamSettings | None = None,
     say: Say = lambda _: None,
     precision: Precision = "f32",
+    cache_bytes: int | None = None,
 ) -> Engine:
     """The engine called `name` for the policy in a directory, of which `prompting` was loaded.
 
     `auto` is OpenVINO where it is installed, the device is the CPU and the model of a kind that it reads; else torch.
     `say` is told what takes its time, and why it is not OpenVINO that was taken.
-    Raises `ConfigError` for an engine that is not installed or does not go with device or precision, `ModelError` for a
-    model that it cannot use.
+    `cache_bytes` is the memory for OpenVINO's keys and values, `CACHE_BYTES` where it is left open.
+    Raises `ConfigError` for an engine that is not installed or does not go with device, precision or cache,
+    `ModelError` for a model that it cannot use.
     """
     if precision != "f32" and name in ("torch", "upstream"):
         raise ConfigError(f"precision {precision} is for engine openvino, not {name}; leave one of them out")
+    if cache_bytes is not None and name in ("torch", "upstream"):
+        raise ConfigError(f"the size of the cache is for engine openvino, not {name}; leave one of them out")
     if name == "upstream":
         if upstream is None:
             raise ConfigError("engine upstream needs the address of a server")
@@ -60,8 +68,11 @@ def make_engine(
     from steerlm.devices import pick_device
 
     chosen = pick_device(device)
-    if _is_for_openvino(name, chosen) and (made := _openvino(Path(directory), prompting, name, precision, say)):
-        return made
+    if _is_for_openvino(name, chosen):
+        size = CACHE_BYTES if cache_bytes is None else cache_bytes
+        made = _openvino(Path(directory), prompting, name, precision, say, size)
+        if made is not None:
+            return made
     from steerlm.engines.torch import TorchEngine
     from steerlm.models.load import load_model
 
@@ -109,18 +120,49 @@ def _has_openvino() -> bool:
     return importlib.util.find_spec("openvino_genai") is not None
 
 
-def _openvino(directory: Path, prompting: Prompting, name: EngineName, precision: Precision, say: Say) -> Engine | None:
+def _openvino(
+    directory: Path,
+    prompting: Prompting,
+    name: EngineName,
+    precision: Precision,
+    say: Say,
+    cache_bytes: int = CACHE_BYTES,
+) -> Engine | None:
     """None where it is not asked for by name and cannot read the model."""
     from steerlm.engines.openvino import OpenVinoEngine
 
-    def progress(done: int, total: int) -> None:
-        if done == 1:
-            say("converting the model for OpenVINO, once, some ten seconds")
-
+    size = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
     try:
-        return OpenVinoEngine(directory, prompting, precision=precision, progress=progress)
+        engine = OpenVinoEngine(
+            directory,
+            prompting,
+            precision=precision,
+            cache_bytes=cache_bytes,
+            progress=conversion_progress(say, size > _LARGE),
+        )
     except ModelError as error:
         if name == "openvino":
-            raise ModelError(f"{error}; --engine torch takes every model") from error
+            raise ModelError(f"{error}; --engine torch takes any model whose layers all attend") from error
         say(f"engine torch, not openvino: {error}")
         return None
+    if engine.context < engine.model_context:
+        say(
+            f"the cache has room for {engine.context} tokens of prompt and answer, of the {engine.model_context} that "
+            "the model could take; steerlm serve has --cache-gb"
+        )
+    return engine
+
+
+def conversion_progress(say: Say, is_large: bool) -> Callable[[int, int], None]:
+    """Says that a model is being converted and, where that takes a while, each tenth of its tensors that is done."""
+    told = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        if done == 1:
+            say("converting the model for OpenVINO, once")
+        if is_large and (tenths := 10 * done // total) > told:
+            told = tenths
+            say(f"{10 * tenths}% of the weights are converted")
+
+    return progress

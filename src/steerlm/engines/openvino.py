@@ -6,14 +6,14 @@ pass: rows stand one after another, without padding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from steerlm.engines.base import Request
 from steerlm.engines.blocks import BLOCK, Pool, Table, blocks_for
 from steerlm.engines.choosing import Chooser, Scores
-from steerlm.engines.make import Precision
+from steerlm.engines.make import CACHE_BYTES, Precision
 from steerlm.engines.openvino_network import PagedNetwork, Progress, Row, prepared
 from steerlm.engines.prefixes import Known, Part, share
 from steerlm.engines.runner import Runner, Token
@@ -45,7 +45,12 @@ class OpenVinoCore:
     """
 
     def __init__(self, network: PagedNetwork, stop_ids: Sequence[int], max_batch: int, chunk: int) -> None:
-        self.context = network.context
+        if network.blocks < 2:
+            raise ConfigError(
+                f"a cache of less than {2 * BLOCK} tokens is too small to answer anything; make it larger"
+            )
+        # One block more than tokens fill is what `_need` counts.
+        self.context = min(network.context, (network.blocks - 1) * BLOCK)
         self.vocabulary = network.vocabulary
         self._network = network
         self._stop_ids = stop_ids
@@ -61,8 +66,8 @@ class OpenVinoCore:
         tokens = longest + request.sampling.max_tokens
         if (need := _need(request)) > self._pool.size:
             raise ConfigError(
-                f"{tokens} tokens of prompt and answer need {need} blocks of the cache, which has {self._pool.size}; "
-                "give the engine a larger cache, or lower max_tokens"
+                f"{tokens} tokens of prompt and answer, computed twice for guidance, need {need} blocks of memory, and "
+                f"there are {self._pool.size}; shorten the conversation, lower max_tokens or leave guidance out"
             )
 
     def add(self, requests: Sequence[tuple[int, Request]]) -> None:
@@ -117,8 +122,8 @@ class OpenVinoCore:
 
     def _pinned(self) -> int:
         """Blocks of shared beginnings that requests wait to go on from."""
-        stems = {part.parent for answer in self._waiting.values() for part in answer.parts}
-        return len({block for stem in stems if stem and stem.states for block in stem.states.blocks})
+        stems = _stems(self._waiting.values())
+        return len({block for stem in stems if stem.states is not None for block in stem.states.blocks})
 
     def _unfinished(self) -> list[Part[Table]]:
         """The parts of prompts that can be computed now, each once."""
@@ -129,11 +134,15 @@ class OpenVinoCore:
         """Go on from what is known: whole blocks are shared, the rest of the last one is copied."""
         part.start(self._known)
         source, part.states = part.states, Table(self._pool)
-        if source is not None:
-            part.states = source.fork(part.done)
-            if part.done % BLOCK:
-                self._room(part.states, part.done)
-                self._network.copy(source.blocks[part.done // BLOCK], part.states.blocks[-1])
+        if source is None:
+            return
+        part.states = source.fork(part.done)
+        if part.done % BLOCK:
+            # Only what is copied is held: what else the source has may be what makes room for the copy.
+            last = source.hold(part.done // BLOCK)
+            del source
+            self._room(part.states, part.done)
+            self._network.copy(last.blocks[0], part.states.blocks[-1])
 
     def _row(self, part: Part[Table], ids: Sequence[int], wanted: bool) -> Row:
         assert part.states is not None
@@ -143,9 +152,24 @@ class OpenVinoCore:
         return Row(ids, past, part.states.blocks, wanted)
 
     def _room(self, table: Table, tokens: int) -> None:
-        while self._pool.free < table.missing(tokens) and len(self._known):
-            self._known.pop()
+        """Give a table its blocks: those of what has ended, then those of beginnings that nobody goes on from yet.
+
+        What is held besides is at most what the requests that have begun may need, so that there are always enough.
+        """
+        while self._pool.free < table.missing(tokens):
+            if len(self._known):
+                self._known.pop()
+            elif (stem := self._idle_stem()) is not None:
+                stem.forget()
+            else:
+                break
         table.grow(tokens)
+
+    def _idle_stem(self) -> Part[Table] | None:
+        """A shared beginning that was computed and that only waiting requests will go on from."""
+        used = _stems(self._answers.values())
+        idle = (stem for stem in _stems(self._waiting.values()) if stem.states is not None and stem not in used)
+        return next(idle, None)
 
     def _compute(self, work: dict[Part[Table], Row]) -> list[Token]:
         scores = iter(self._network.run(list(work.values())))
@@ -166,6 +190,18 @@ class OpenVinoCore:
         return Token(answer.key, token, logprob, answer.parts[0].cached)
 
 
+def _stems(answers: Iterable[_Answer]) -> list[Part[Table]]:
+    """The shared beginnings that the prompts of requests are still to go on from."""
+    found: dict[Part[Table], None] = {}
+    for answer in answers:
+        for part in answer.parts:
+            stem = part.parent
+            while stem is not None and stem not in found:
+                found[stem] = None
+                stem = stem.parent
+    return list(found)
+
+
 def _need(request: Request) -> int:
     """Blocks that a request may come to fill, with one for the copy of a block that it shares in part."""
     prompts = [request.prompt, *([request.guidance.prompt] if request.guidance else [])]
@@ -176,7 +212,8 @@ class OpenVinoEngine(Runner):
     """See `steerlm.engines.base.Engine`.
 
     max_batch     rows computed together; further requests wait
-    cache_bytes   most memory for keys and values, which is also what remembers earlier conversations
+    cache_bytes   most memory for keys and values, which is also what remembers earlier conversations; less than the
+                  model's context takes makes `context` smaller
     chunk         most tokens of a step, of which answers under way take one each and prompts the rest; by default what
                   takes about a third of a second with a small model
     precision     f32 for answers that do not depend on the load, bf16 for more of them at a time
@@ -187,7 +224,7 @@ class OpenVinoEngine(Runner):
         directory: str | Path,
         prompting: Prompting | None = None,
         max_batch: int = 64,
-        cache_bytes: int = 2 << 30,
+        cache_bytes: int = CACHE_BYTES,
         chunk: int | None = None,
         precision: Precision = "f32",
         progress: Progress | None = None,
@@ -195,5 +232,6 @@ class OpenVinoEngine(Runner):
         directory = Path(directory)
         renderer = (prompting or load_prompting(directory)).renderer
         network = PagedNetwork(prepared(directory, precision, progress), cache_bytes, precision)
+        self.model_context = network.context
         size = chunk or (256 if precision == "f32" else 512)
         super().__init__(OpenVinoCore(network, renderer.stop_ids, max_batch, size), renderer)

@@ -56,6 +56,10 @@ class Part(Generic[S]):
             self.states, self.done, self.cached = states, done, done
         return self.done > 0
 
+    def forget(self) -> None:
+        """Give up what was computed; who goes on from this part has it computed again."""
+        self.states, self.done, self.cached, self.followed = None, 0, 0, False
+
 
 def share(prompts: Sequence[tuple[int, ...]]) -> list[Part[S]]:
     """A part for each prompt. What several of them begin with is a part of its own, which theirs go on from."""

@@ -94,6 +94,8 @@ class _Live:
 class Runner:
     """See `steerlm.engines.base.Engine`."""
 
+    guides = True
+
     def __init__(self, core: Core, renderer: Renderer) -> None:
         self.context = core.context
         self._core = core
@@ -154,7 +156,7 @@ class Runner:
         stop = request.sampling.stop
         if not self._renderer.end_is_token:
             stop = (*stop, self._renderer.dialect.end)
-        return _Live(number, request, TextStream(self._renderer.tokenizer, stop), submission)
+        return _Live(number, request, TextStream(self._renderer.tokenizer, stop, request.trim), submission)
 
     def _work(self) -> None:
         live: dict[int, _Live] = {}

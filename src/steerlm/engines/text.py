@@ -11,11 +11,12 @@ class TextStream:
     """Text of one answer as its tokens come.
 
     What cannot be certain yet is held back: bytes of an unfinished character, white space that may turn out to be
-    the last, and text that may be the beginning of a stop string.
+    the last, and text that may be the beginning of a stop string. Without `trim` white space at the end is kept.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], trim: bool = True) -> None:
         self._tokenizer = tokenizer
+        self._trim = trim
         self._stop = tuple(stop)
         self._ids: list[int] = []
         self._from = 0  # first token of the window that is decoded again with each new one
@@ -57,15 +58,18 @@ class TextStream:
         if cuts:
             self.stopped = True
             self._held = ""
-            return text[: min(cuts)].rstrip()
+            return self._trimmed(text[: min(cuts)])
         if last:
             self._held = ""
-            return text.rstrip()
-        keep = len(text.rstrip())
+            return self._trimmed(text)
+        keep = len(self._trimmed(text))
         for stop in self._stop:
             for length in range(min(len(stop) - 1, len(text)), 0, -1):
                 if text.endswith(stop[:length]):
-                    keep = min(keep, len(text[: len(text) - length].rstrip()))
+                    keep = min(keep, len(self._trimmed(text[: len(text) - length])))
                     break
         self._held = text[keep:]
         return text[:keep]
+
+    def _trimmed(self, text: str) -> str:
+        return text.rstrip() if self._trim else text

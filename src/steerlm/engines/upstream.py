@@ -14,13 +14,13 @@ from pydantic import Field, SecretStr, field_validator
 from steerlm.dialects import Renderer
 from steerlm.engines.base import Deliver, Piece, Request, check_room
 from steerlm.engines.completions_api import (
-    OPTIONAL_FIELDS,
     Chunk,
     ServedModel,
     read_chunk,
     read_models,
     refusal,
     request_body,
+    unknown_fields,
 )
 from steerlm.engines.text import TextStream
 from steerlm.errors import ConfigError, EngineError, SteerLMError
@@ -67,6 +67,8 @@ class UpstreamEngine:
     server's: vLLM's counts the tokens of the prompt too.
     """
 
+    guides = False
+
     def __init__(self, settings: UpstreamSettings, renderer: Renderer, end_ids: Iterable[int]) -> None:
         """Ask the server for what `settings` leave open.
 
@@ -104,7 +106,7 @@ class UpstreamEngine:
         for request in requests:
             check_room(request, self.context)
             if request.guidance is not None:
-                raise ConfigError("guidance needs the scores of all tokens, which no server gives; use engine torch")
+                raise ConfigError("guidance needs the scores of all tokens, which no other server gives; leave it out")
         submission = _Submission(requests, deliver)
         if not self._soon(self._begin, submission):
             raise EngineError("the engine has been closed")
@@ -174,7 +176,7 @@ class UpstreamEngine:
             if answer.last is None:
                 raise
         if answer.last is None:
-            raise EngineError(f"{self._settings.url} ended an answer before its end; see its log")
+            raise self._fault("ended an answer before its end; see its log")
         submission.tell(answer.last._replace(cached=cached))
 
     async def _chunks(self, request: Request, stop: Sequence[str]) -> AsyncGenerator[Chunk]:
@@ -186,8 +188,8 @@ class UpstreamEngine:
                     async with asyncio.timeout(limit):
                         data = await anext(events, None)
                 except TimeoutError as error:
-                    raise EngineError(
-                        f"{self._settings.url} did not send the {which} token within {limit:g} s; it may be overloaded"
+                    raise self._fault(
+                        f"did not send the {which} token within {limit:g} s; it may be overloaded"
                     ) from error
                 if data == "[DONE]":
                     # A connection can be used again only after the very end of what came by it.
@@ -208,36 +210,50 @@ class UpstreamEngine:
                 async for event in events:
                     yield event.data
         except httpx2.HTTPError as error:
-            raise EngineError(f"the connection to {self._settings.url} broke: {_words(error)}") from error
+            raise self._fault("broke the connection", error) from error
         finally:
             await response.aclose()
 
+    def _fault(self, what: str, error: Exception | None = None) -> EngineError:
+        """What the server did. Its address, and what may hold it, is not for users."""
+        reason = f": {_words(error)}" if error else ""
+        return EngineError(f"{self._settings.url} {what}{reason}", f"the server that generates {what}")
+
+    def _refusal(self, response: httpx2.Response, said: bytes) -> SteerLMError:
+        return refusal(response.status_code, said, self._settings.url, response.headers.get("retry-after"))
+
     async def _open(self, request: Request, stop: Sequence[str]) -> httpx2.Response:
-        """Send a request; once more, without them, where optional fields are refused (nothing was generated then)."""
+        """Send a request; once more, without them, where optional fields are unknown (nothing was generated then).
+
+        They are left out from then on if that was all that was wrong.
+        """
+        without = set(self._without)
         while True:
-            without = frozenset(self._without)
             body = request_body(request, self.model, stop, self._end_ids, without)
             response = await self._send("POST", "completions", body)
             if response.status_code == 200:
+                self._without |= without
                 return response
             said = await _whole(response)
-            named = {name for name in OPTIONAL_FIELDS if name.encode() in said and name in body}
-            if response.status_code not in (400, 422) or not named:
-                raise refusal(response.status_code, said)
-            self._without |= named
+            unknown = unknown_fields(response.status_code, said) & body.keys()
+            if not unknown:
+                raise self._refusal(response, said)
+            without |= unknown
 
     async def _send(self, method: str, path: str, body: object = None) -> httpx2.Response:
         """Send a request and wait for the head of the answer; tried again only where no connection came about."""
-        url = self._settings.url
         attempt = 0
         while True:
             try:
                 return await self._client.send(self._client.build_request(method, path, json=body), stream=True)
             except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
                 if attempt == self._settings.connect_retries:
-                    raise EngineError(f"cannot connect to {url}: {_words(error)}; is the server running?") from error
+                    raise EngineError(
+                        f"cannot connect to {self._settings.url}: {_words(error)}; is the server running?",
+                        "the server that generates does not answer",
+                    ) from error
             except httpx2.HTTPError as error:
-                raise EngineError(f"the connection to {url} broke: {_words(error)}") from error
+                raise self._fault("broke the connection", error) from error
             attempt += 1
             await asyncio.sleep(0.1 * 2**attempt)
 
@@ -253,7 +269,7 @@ class UpstreamEngine:
         except TimeoutError as error:
             raise EngineError(f"{settings.url}/models did not answer in {settings.first_token_timeout:g} s") from error
         if response.status_code != 200:
-            raise refusal(response.status_code, said)
+            raise self._refusal(response, said)
         model = _choose(read_models(said), settings)
         context = settings.context or model.max_model_len
         if context is None:
@@ -309,7 +325,7 @@ class _Answer:
         self._number = number
         self._min_tokens = sampling.min_tokens
         self._end_ids = end_ids
-        self._text = TextStream(renderer.tokenizer, self.stop)
+        self._text = TextStream(renderer.tokenizer, self.stop, request.trim)
         self._made = 0
 
     def take(self, chunk: Chunk) -> list[Piece]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from steerlm.errors import ConfigError, DataError, SchemaError, SteerLMError
+from steerlm.errors import ConfigError, DataError, EngineError, SchemaError, SteerLMError
 from steerlm.server.logs import current
 
 _LOG = logging.getLogger(__name__)
@@ -59,9 +60,21 @@ def as_api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, ConfigError | SchemaError | DataError):
         return ApiError(str(error))
+    if isinstance(error, EngineError):
+        return _engine_error(error)
     if isinstance(error, SteerLMError):
         return ApiError(str(error), 503, "server_error", code="engine_error")
     return ApiError("the server failed to answer; its log says why", 500, "server_error", code="internal_error")
+
+
+def _engine_error(error: EngineError) -> ApiError:
+    if error.public is not None:
+        _LOG.warning("%s", error)
+    told = error.public or str(error)
+    if error.retry_after is None:
+        return ApiError(told, 503, "server_error", code="engine_error")
+    headers = {"retry-after": str(max(1, math.ceil(error.retry_after)))}
+    return ApiError(told, 503, "server_error", code="engine_busy", headers=headers)
 
 
 def error_response(error: ApiError) -> JSONResponse:

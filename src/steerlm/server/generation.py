@@ -79,7 +79,12 @@ def check_answers(state: ServerState, answers: int, field: str = "n") -> None:
 
 
 def plan(
-    state: ServerState, prompts: Sequence[Prompt], sampling: Sampling, max_tokens: int | None, n: int
+    state: ServerState,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    max_tokens: int | None,
+    n: int,
+    trim: bool = True,
 ) -> list[Request]:
     """`n` requests for each prompt, in order; answer k of a prompt draws with seed + k.
 
@@ -90,7 +95,8 @@ def plan(
         longest = max(len(prompt.ids), len(prompt.guidance.prompt) if prompt.guidance else 0)
         fitted = replace(sampling, max_tokens=fitted_tokens(state, longest, max_tokens, sampling.min_tokens))
         found += [
-            Request(prompt.ids, replace(fitted, seed=(sampling.seed + k) % 2**63), prompt.guidance) for k in range(n)
+            Request(prompt.ids, replace(fitted, seed=(sampling.seed + k) % 2**63), prompt.guidance, trim)
+            for k in range(n)
         ]
     return found
 
@@ -115,20 +121,33 @@ def fitted_tokens(state: ServerState, prompt: int, asked: int | None, at_least: 
     return max(default, at_least) if asked is None else asked
 
 
-async def pieces(state: ServerState, requests: Sequence[Request], trim: bool = True) -> AsyncGenerator[Piece, None]:
-    """The pieces of all answers as they come; with `trim` no answer begins with white space.
+async def pieces(state: ServerState, requests: Sequence[Request], ids: bool = False) -> AsyncGenerator[Piece, None]:
+    """The pieces of all answers as they come; those to be trimmed do not begin with white space.
 
-    Closing it cancels what is not done.
+    Closing it cancels what is not done. Raises `ApiError` where token ids are needed, for themselves (`ids`) or for
+    log-probabilities, and whatever generates does not tell them.
     """
-    begun = [not trim] * len(requests)
+    begun = [not request.trim for request in requests]
+    needs = [ids or request.sampling.logprobs is not None for request in requests]
     async with aclosing(admitted(state.engine, state.admission, requests)) as arriving:
         async for piece in arriving:
+            _check_ids(piece, needs, "return_token_ids" if ids else "logprobs")
             if begun[piece.request]:
                 yield piece
                 continue
             text = piece.text.lstrip()
             begun[piece.request] = bool(text)
             yield piece._replace(text=text)
+
+
+def _check_ids(piece: Piece, needs: list[bool], field: str) -> None:
+    """`needs` says of which answers an id must still come: servers tell all ids or none. An end may have none."""
+    if piece.token >= 0:
+        needs[piece.request] = False
+    elif needs[piece.request] and (piece.text or not piece.finish):
+        raise ApiError(
+            f"{field}: the server that generates tells no token ids; leave it out", param=field, code="no_token_ids"
+        )
 
 
 def add(state: ServerState, answer: Answer, piece: Piece) -> None:
@@ -143,14 +162,16 @@ def add(state: ServerState, answer: Answer, piece: Piece) -> None:
 
 
 def ends(state: ServerState, piece: Piece) -> bool:
-    """Whether a piece is the end signal, which is no part of the answer."""
+    """Whether the token of a piece is the end signal, which is no part of the answer, or none at all."""
+    if piece.token < 0:
+        return piece.finish is not None
     return piece.finish == "stop" and piece.token in state.prompting.renderer.stop_ids
 
 
-async def collect(state: ServerState, requests: Sequence[Request], trim: bool = True) -> list[Answer]:
+async def collect(state: ServerState, requests: Sequence[Request], ids: bool = False) -> list[Answer]:
     """All answers, whole."""
     answers = [Answer() for _ in requests]
-    async with aclosing(pieces(state, requests, trim)) as arriving:
+    async with aclosing(pieces(state, requests, ids)) as arriving:
         async for piece in arriving:
             add(state, answers[piece.request], piece)
     return answers

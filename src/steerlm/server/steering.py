@@ -109,6 +109,8 @@ def _check_guidance(state: ServerState, factor: float | None) -> None:
         return
     if not state.policy.allows_guidance:
         raise forbidden("guidance is not allowed", "guidance", "guidance")
+    if not state.engine.guides:
+        raise ApiError("guidance: what generates here does not have it; leave it out", param="guidance")
     if not 0 <= factor <= state.limits.guidance:
         raise ApiError(f"guidance={factor} must lie between 0 and {state.limits.guidance:g}", param="guidance")
 

@@ -29,6 +29,7 @@ class _Watched:
 
     def __init__(self, engine: Engine, ticket: Ticket, requests: int) -> None:
         self.context = engine.context
+        self.guides = engine.guides
         self.seen = [_Seen() for _ in range(requests)]
         self._engine = engine
         self._ticket = ticket

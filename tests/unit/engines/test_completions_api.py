@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from steerlm.engines.base import Request, Sampling, TokenLogprob
-from steerlm.engines.completions_api import Chunk, read_chunk, read_models, refusal, request_body
+from steerlm.engines.completions_api import Chunk, read_chunk, read_models, refusal, request_body, unknown_fields
 from steerlm.errors import ConfigError, EngineError
 
 
@@ -108,8 +108,9 @@ def test_chunks_that_are_errors(data: str, says: str) -> None:
         ),
         (400, b'{"object": "error", "message": "too long", "code": 400}', ConfigError, r"request \(400\): too long"),
         (422, b'{"detail": [{"loc": ["body", "seed"], "msg": "no"}]}', ConfigError, r'\["body", "seed"\]'),
-        (404, b'{"error": {"message": "no model `x`"}}', ConfigError, "no model `x`"),
-        (401, b"", ConfigError, r"refuses the API key \(401\): it gave no reason"),
+        (404, b'{"error": {"message": "no model `x`"}}', EngineError, "http://up/v1 does not have.*no model `x`"),
+        (401, b"", EngineError, r"http://up/v1 refuses the API key \(401\): it gave no reason"),
+        (403, b"", EngineError, r"http://up/v1 refuses the API key \(403\)"),
         (307, b"elsewhere", EngineError, "elsewhere"),
         (429, b"queue full", EngineError, r"too busy \(429\): queue full; try again later"),
         (500, b'{"error": {"message": "CUDA"}}', EngineError, r"failed \(500\): CUDA"),
@@ -118,11 +119,40 @@ def test_chunks_that_are_errors(data: str, says: str) -> None:
     ],
 )
 def test_refusals(status: int, said: bytes, kind: type[Exception], says: str) -> None:
-    error = refusal(status, said)
+    error = refusal(status, said, "http://up/v1")
     assert type(error) is kind
     assert len(str(error)) < 600
     with pytest.raises(kind, match=says):
         raise error
+
+
+@pytest.mark.parametrize(("header", "seconds"), [("7", 7.0), (None, 1.0), ("Fri, 31 Dec 1999 23:59:59 GMT", 1.0)])
+def test_busy_servers_say_when_to_come_back(header: str | None, seconds: float) -> None:
+    error = refusal(429, b"", "http://up/v1", header)
+    assert isinstance(error, EngineError)
+    assert error.retry_after == seconds
+
+
+FORBIDDEN = {"type": "extra_forbidden", "loc": ["body", "return_token_ids"], "msg": "Extra inputs are not permitted"}
+BODY = {"prompt": [1], "return_token_ids": True, "stop_token_ids": [2]}
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "fields"),
+    [
+        (422, {"detail": [FORBIDDEN]}, {"return_token_ids"}),
+        (400, {"error": {"message": f"{[FORBIDDEN]}"}}, {"return_token_ids"}),
+        (400, {"error": {"message": "Unrecognized request argument supplied: stop_token_ids"}}, {"stop_token_ids"}),
+        (400, {"error": {"message": "unknown field: top_k"}}, set()),
+        # Another fault, with the request as it came.
+        (400, {"message": [{"type": "value_error", "msg": "top_k must not be 7", "input": BODY}]}, set()),
+        (422, {"detail": [{"type": "value_error", "msg": "top_k is not supported", "input": BODY}]}, set()),
+        (500, {"detail": [FORBIDDEN]}, set()),
+        (400, "stop_token_ids must be short", set()),
+    ],
+)
+def test_fields_that_a_refusal_calls_unknown(status: int, said: Any, fields: set[str]) -> None:
+    assert unknown_fields(status, json.dumps(said).encode()) == fields
 
 
 def test_models() -> None:

@@ -16,7 +16,7 @@ import torch
 from steerlm.attributes import STEERLM
 from steerlm.engines import Guidance, Request, Sampling, TorchEngine, batch, complete, engine_for, make_engine, stream
 from steerlm.engines.blocks import blocks_for
-from steerlm.engines.make import Precision
+from steerlm.engines.make import Precision, conversion_progress
 from steerlm.engines.openvino import OpenVinoCore, OpenVinoEngine
 from steerlm.engines.openvino_network import PagedNetwork, Row, prepared
 from steerlm.engines.runner import Runner
@@ -135,8 +135,36 @@ def test_a_small_cache_makes_requests_wait_and_forgets(
     assert small.blocks == 12
     requests = batch(prompts_of(rounded) * 3, Sampling(max_tokens=10))
     assert complete(engine_of(small, rounded), requests) == complete(TorchEngine(rounded), requests)
-    with pytest.raises(ConfigError, match=r"need 14 blocks of the cache, which has 12"):
-        engine_of(small, rounded).submit(batch([[5] * 400], Sampling(max_tokens=4)), lambda piece: None)
+    engine = engine_of(small, rounded)
+    assert engine.context == 11 * 32
+    assert len(complete(engine, batch([[5] * 340], Sampling(max_tokens=12, min_tokens=12)))[0].tokens) == 12
+    with pytest.raises(ConfigError, match="context of 352"):
+        engine.submit(batch([[5] * 341], Sampling(max_tokens=12)), lambda piece: None)
+    with pytest.raises(ConfigError, match=r"need 14 blocks of memory, and there are 12; .*leave guidance out"):
+        engine.submit([Request((5,) * 180, Sampling(max_tokens=12), Guidance((6,) * 180, 2.0))], lambda piece: None)
+
+
+def test_the_cache_has_the_size_that_is_asked_for(directory: Path, rounded: SteerModel) -> None:
+    said: list[str] = []
+    prompting = load_prompting(directory)
+    engine = make_engine(directory, prompting, "openvino", "cpu", say=said.append, cache_bytes=1 << 19)
+    assert engine.context < 2048
+    assert f"room for {engine.context} tokens of prompt and answer, of the 2048" in said[-1]
+    engine.close()
+    with pytest.raises(ConfigError, match="too small to answer anything"):
+        make_engine(directory, prompting, "openvino", "cpu", cache_bytes=1)
+    with pytest.raises(ConfigError, match="size of the cache is for engine openvino, not torch"):
+        make_engine(directory, prompting, "torch", "cpu", cache_bytes=1 << 20)
+
+
+def test_how_far_a_conversion_is() -> None:
+    said: list[str] = []
+    for is_large in (False, True):
+        progress = conversion_progress(said.append, is_large)
+        for done in range(1, 26):
+            progress(done, 25)
+    assert said[:2] == ["converting the model for OpenVINO, once"] * 2
+    assert said[2:] == [f"{share}% of the weights are converted" for share in range(10, 101, 10)]
 
 
 def test_it_is_converted_once(directory: Path, network: PagedNetwork) -> None:

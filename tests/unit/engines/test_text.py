@@ -12,8 +12,8 @@ TOKENIZER = TOKENIZERS["chatml"]()
 TEXTS = st.text(alphabet="abc XY\n<>🙂é", max_size=60)
 
 
-def streamed(text: str, stop: tuple[str, ...]) -> tuple[list[str], bool]:
-    stream = TextStream(TOKENIZER, stop)
+def streamed(text: str, stop: tuple[str, ...], trim: bool = True) -> tuple[list[str], bool]:
+    stream = TextStream(TOKENIZER, stop, trim)
     parts = []
     for token in TOKENIZER(text, add_special_tokens=False)["input_ids"]:
         parts.append(stream.push(token))
@@ -28,6 +28,14 @@ def test_without_stops_the_text_comes_whole(text: str) -> None:
     assert "".join(parts) == text.rstrip()
     assert not stopped
     assert "\ufffd" not in "".join(parts)
+
+
+@given(TEXTS, st.sampled_from(["", "\x0b", " \n"]))
+def test_white_space_at_the_end_can_be_kept(text: str, end: str) -> None:
+    parts, _ = streamed(text + end, (), trim=False)
+    assert "".join(parts) == text + end
+    parts, stopped = streamed(f"{text}{end}|more", ("|",), trim=False)
+    assert ("".join(parts), stopped) == (text + end, True)
 
 
 @given(TEXTS, st.lists(st.text(alphabet="abc X\n<", min_size=1, max_size=4), min_size=1, max_size=3))

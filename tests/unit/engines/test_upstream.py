@@ -227,7 +227,7 @@ def test_model_and_context(start: Start) -> None:
     ):
         with pytest.raises(kind, match=says):
             start(Call.drop, models=lambda call, answer=answer: call.refuse(200, answer))
-    with pytest.raises(ConfigError, match="refuses the API key"):
+    with pytest.raises(EngineError, match="refuses the API key"):
         start(Call.drop, models=lambda call: call.refuse(401, {"error": "who are you?"}))
 
 
@@ -235,7 +235,7 @@ def test_what_is_refused_before_anything_is_sent(start: Start) -> None:
     engine, server = start(Call.drop)
     for request, says in (
         (Request((1,) * 900, Sampling(max_tokens=101)), "exceed the model's context of 1000"),
-        (Request((1,), Sampling(), Guidance((1,), 2.0)), "use engine torch"),
+        (Request((1,), Sampling(), Guidance((1,), 2.0)), "no other server gives"),
     ):
         with pytest.raises(ConfigError, match=says):
             engine.submit([request], lambda _: None)

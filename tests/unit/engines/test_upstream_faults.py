@@ -84,7 +84,7 @@ def test_an_answer_without_an_end(start: Start) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"), [(400, ConfigError), (404, ConfigError), (429, EngineError), (500, EngineError)]
+    ("status", "kind"), [(400, ConfigError), (404, EngineError), (429, EngineError), (500, EngineError)]
 )
 def test_refusals_say_what_the_server_said(start: Start, status: int, kind: type[Exception]) -> None:
     engine, server = start(lambda call: call.refuse(status, {"error": {"message": "it is Sunday"}}))
@@ -129,6 +129,22 @@ def test_optional_fields_are_left_out_where_they_are_refused(start: Start) -> No
     optional = {"return_token_ids", "stop_token_ids"}
     assert [optional & body.keys() for body in server.bodies] == [optional, {"stop_token_ids"}, set(), set()]
     assert all("stream_options" in body for body in server.bodies)
+
+
+def test_a_field_is_not_given_up_for_a_request_that_is_refused_without_it_too(start: Start) -> None:
+    def script(call: Call) -> None:
+        if call.body.get("top_k") == 7:
+            call.refuse(400, f"top_k=7 is not supported; the request was {call.body}".encode())
+            return
+        call.begin()
+        call.tokens(END, finish_reason="stop")
+        call.done()
+
+    engine, server = start(script)
+    with pytest.raises(ConfigError, match="top_k=7 is not supported"):
+        ask(engine, top_k=7)
+    assert [piece.token for piece in ask(engine)] == [END]
+    assert server.bodies[-1]["return_token_ids"] is True
 
 
 @pytest.mark.parametrize("first", [True, False])

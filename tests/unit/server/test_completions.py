@@ -33,7 +33,7 @@ def continued(model: SteerModel, ids: list[int], count: int) -> str:
 def test_raw_prompts_are_continued(post: Post, served_policy: SteerModel) -> None:
     ids = served_policy.renderer.tokenizer.encode(TEXT, add_special_tokens=False)
     other = served_policy.renderer.tokenizer.encode("Rivers", add_special_tokens=False)
-    expected = [continued(served_policy, prompt, 10).rstrip() for prompt in (ids, other)]
+    expected = [continued(served_policy, prompt, 10) for prompt in (ids, other)]
     body = {"max_tokens": 10, "temperature": 0}
     for prompt, texts in (
         (TEXT, expected[:1]),

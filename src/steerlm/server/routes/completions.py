@@ -112,10 +112,6 @@ class _Work:
     requests: list[base.Request]
     n: int
 
-    @property
-    def is_raw(self) -> bool:
-        return self.steering is None
-
 
 def _prepare(state: ServerState, body: CompletionRequest) -> _Work:
     preset = preset_of(state, body.model)
@@ -133,7 +129,7 @@ def _prepare(state: ServerState, body: CompletionRequest) -> _Work:
     steers = bool(sources or preset or body.measure or body.guidance is not None)
     if _is_raw(state, body, steers):
         ids = [_raw_ids(state, prompt) for prompt in prompts]
-        return _Work([], None, plan(state, list(map(Prompt, ids)), sampling, body.max_tokens, n), n)
+        return _Work([], None, plan(state, list(map(Prompt, ids)), sampling, body.max_tokens, n, trim=False), n)
     steering = settle(state, body, sources, preset)
     dialogues = [single(state, prompt) for prompt in prompts]
     rendered = [
@@ -185,8 +181,13 @@ async def completions(body: CompletionRequest, request: Request, state: State) -
     work = await prepared(request, lambda: _prepare(state, body))
     if not body.stream:
         return await unless_gone(request, _whole(state, body, work))
-    arriving = await begun(request, pieces(state, work.requests, trim=not work.is_raw))
+    arriving = await begun(request, pieces(state, work.requests, ids=bool(body.return_token_ids)))
     return EventStream(with_errors(_events(state, body, work, arriving)))
+
+
+def _told(tokens: Sequence[int]) -> list[int]:
+    """Without what stands for an end that has no token."""
+    return [token for token in tokens if token >= 0]
 
 
 async def _report(state: ServerState, work: _Work, answers: Sequence[Answer]) -> SteeringReport | None:
@@ -203,7 +204,7 @@ async def _report(state: ServerState, work: _Work, answers: Sequence[Answer]) ->
 
 
 async def _whole(state: ServerState, body: CompletionRequest, work: _Work) -> TextCompletion:
-    answers = await collect(state, work.requests, trim=not work.is_raw)
+    answers = await collect(state, work.requests, ids=bool(body.return_token_ids))
     tokenizer = state.prompting.renderer.tokenizer
     choices = [
         CompletionChoice(
@@ -213,7 +214,7 @@ async def _whole(state: ServerState, body: CompletionRequest, work: _Work) -> Te
             if body.logprobs is None
             else completion_logprobs(tokenizer, *answer.listed, as_ids=bool(body.return_tokens_as_token_ids)),
             finish_reason=answer.finish,
-            token_ids=answer.tokens if body.return_token_ids else None,
+            token_ids=_told(answer.tokens) if body.return_token_ids else None,
         )
         for index, answer in enumerate(answers)
     ]
@@ -247,7 +248,7 @@ async def _events(
                     text=piece.text,
                     logprobs=scores,
                     finish_reason=piece.finish,
-                    token_ids=[piece.token] if body.return_token_ids else None,
+                    token_ids=_told([piece.token]) if body.return_token_ids else None,
                 )
                 yield event(TextCompletion(**top, choices=[choice], steering=said))
                 said = None

@@ -88,7 +88,7 @@ def capabilities(state: ServerState, preset: str | None = None) -> Capabilities:
     return Capabilities(
         attributes=cards,
         measured=list(state.judge.schema.names) if state.judge else [],
-        guidance=policy.allows_guidance,
+        guidance=policy.allows_guidance and state.engine.guides,
         verified=policy.verified and state.judge is not None,
         system="fixed" if policy.system and policy.system.fixed else "free",
     )
