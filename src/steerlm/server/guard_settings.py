@@ -29,6 +29,8 @@ class GuardSettings(Settings):
     """Time in which a body must arrive."""
     json_depth: Annotated[int, Field(ge=4)] = 32
     """Deepest nesting of a body."""
+    json_items: Annotated[int, Field(ge=256)] = 32 * 1024
+    """Most lists, objects and members of them in a body; numbers in lists are not counted."""
     cors_origins: list[str] = Field(default_factory=list)
     """Origins of web pages that may use the server from a browser, such as https://chat.example.com; * is any."""
     log_contents: bool = False

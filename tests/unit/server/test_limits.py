@@ -99,6 +99,26 @@ def test_what_is_no_request_is_answered_in_the_one_form(serve: Serve, path: str,
     assert len(answer.content) < 10_000
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        (CHAT, {"messages": [{}] * 3}, "messages.0.role"),
+        (CHAT, {"messages": HELLO, "stop": [1, 2, 3]}, "stop.0"),
+        (TEXT, {"prompt": [-1, -1, -1]}, "prompt.0"),
+        (RESPONSES, {"input": [{"content": "a"}] * 3}, "input.0.role"),
+        ("/v1/score", {"conversations": [{}] * 3}, "conversations.0.messages"),
+        ("/v1/steer/sweep", {"messages": HELLO, "settings": [1, 2, 3]}, "settings.0"),
+    ],
+)
+def test_of_a_list_only_the_first_fault_is_looked_for(
+    serve: Serve, path: str, body: dict[str, Any], field: str
+) -> None:
+    message = send(serve(engine=Recorder()), path, body).json()["error"]["message"]
+    faults = [fault for fault in message.split("; ") if field.split(".")[0] in fault]
+    assert any(fault.startswith(field) for fault in faults)
+    assert not any(f".{number}" in fault for fault in faults for number in (1, 2))
+
+
 def test_another_content_type_is_refused(serve: Serve) -> None:
     body = json.dumps({"messages": HELLO}).encode()
     answer = send(serve(engine=Recorder()), CHAT, content=body, headers={"content-type": "text/plain"})

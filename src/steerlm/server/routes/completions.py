@@ -14,7 +14,7 @@ from steerlm.engines import base
 from steerlm.server.dialogue import Dialogue, check_amount, single
 from steerlm.server.envelope import Usage, head, usage
 from steerlm.server.errors import ApiError
-from steerlm.server.fields import GenerationFields, IgnoredFields, Only, SteeringFields, StreamOptions, Text
+from steerlm.server.fields import GenerationFields, IgnoredFields, Items, Only, SteeringFields, StreamOptions, Text
 from steerlm.server.generation import Answer, Prompt, add, check_answers, collect, ends, pieces, plan, read_sampling
 from steerlm.server.logprobs import CompletionLogprobs, completion_logprobs, token_text
 from steerlm.server.measuring import measure
@@ -43,12 +43,12 @@ def _kind(value: object) -> str:
     return "<token lists>" if isinstance(first, list) else "<texts>" if isinstance(first, str) else "<tokens>"
 
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+TokenIds = Annotated[Items[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 PromptField = Annotated[
     Annotated[Text, Tag("<text>")]
-    | Annotated[list[Text], Tag("<texts>")]
+    | Annotated[Items[Text], Tag("<texts>")]
     | Annotated[TokenIds, Tag("<tokens>")]
-    | Annotated[list[TokenIds], Tag("<token lists>")],
+    | Annotated[Items[TokenIds], Tag("<token lists>")],
     Discriminator(_kind),
 ]
 
@@ -71,7 +71,7 @@ class CompletionRequest(SteeringFields, GenerationFields, IgnoredFields):
     """Give the ids of the tokens too, the end signal among them, as vLLM does."""
     return_tokens_as_token_ids: bool | None = None
     """Write the tokens of logprobs as token_id:123, as vLLM does."""
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: Items[int] | None = None
     """Tokens that end a text; only those that end an answer anyway."""
     echo: Annotated[Any, Only(False)] = None
     best_of: Annotated[Any, Only(1)] = None
