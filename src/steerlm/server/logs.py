@@ -46,6 +46,8 @@ class Entry:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    scored_tokens: int = 0
+    """Tokens that the attribute model read."""
     first_token: list[float] = field(default_factory=list)
     """Of each sequence, the time from its submission to its first token."""
     per_token: list[float] = field(default_factory=list)
@@ -116,6 +118,8 @@ class RequestLog:
                 "first_token_seconds": round(min(entry.first_token), 6) if entry.first_token else None,
                 "token_seconds": round(sum(entry.per_token) / len(entry.per_token), 6) if entry.per_token else None,
             }
+        if entry.scored_tokens:
+            line["scored_tokens"] = entry.scored_tokens
         if entry.values:
             line["attributes"] = _shared(entry.values)
         if self.contents:
