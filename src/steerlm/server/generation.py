@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
@@ -74,16 +74,21 @@ def read_sampling(state: ServerState, fields: GenerationFields, logprobs: int | 
 
 def check_answers(state: ServerState, answers: int, field: str = "n") -> None:
     """Raise `ApiError` where a request asks for more answers than it may."""
-    if answers > state.limits.answers:
-        raise ApiError(f"{field}: {answers} answers are more than the {state.limits.answers} of a request", param=field)
+    if answers > state.most_answers:
+        raise ApiError(
+            f"{field}: {answers} answers are more than the {state.most_answers} of a request",
+            param=field,
+            code="too_many_sequences",
+        )
 
 
 def plan(
-    state: ServerState, prompts: Sequence[Prompt], sampling: Sampling, max_tokens: int | None, n: int
+    state: ServerState, prompts: Iterable[Prompt], sampling: Sampling, max_tokens: int | None, n: int
 ) -> list[Request]:
     """`n` requests for each prompt, in order; answer k of a prompt draws with seed + k.
 
-    Raises `ApiError` with the numbers where the context is too short for prompt and answer.
+    Prompts may be rendered as they are taken: none is taken after one that is too long. Raises `ApiError` with the
+    numbers where the context is too short for prompt and answer.
     """
     found = []
     for prompt in prompts:

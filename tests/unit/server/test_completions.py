@@ -118,7 +118,7 @@ def test_logprobs_in_their_form(post: Post) -> None:
         ({"prompt": "a", "raw": True, "attributes": {"humor": 1}}, "no place for attributes"),
         ({"prompt": [5], "attributes": {"humor": 1}}, "no place for attributes"),
         ({"prompt": [5], "raw": False}, "always continued"),
-        ({"prompt": ["a"] * 1000}, "1000 answers are more than the 128"),
+        ({"prompt": ["a"] * 1000}, "1000 answers are more than the 32"),
     ],
 )
 def test_what_cannot_be_done_is_said(serve: Callable[..., ServerState], body: dict[str, Any], complaint: str) -> None:

@@ -20,7 +20,7 @@ Serve = Callable[..., ServerState]
 @pytest.mark.parametrize(
     ("path", "body", "complaint"),
     [
-        (CHAT, {"n": 10**9}, "1000000000 answers are more than the 128 of a request"),
+        (CHAT, {"n": 10**9}, "1000000000 answers are more than the 32 of a request"),
         (CHAT, {"n": 0}, "n: "),
         (CHAT, {"max_tokens": 10**12}, "1000000000000, together more than the model's context of 2048"),
         (CHAT, {"max_tokens": 0}, "max_tokens: "),
@@ -48,7 +48,7 @@ Serve = Callable[..., ServerState]
         (CHAT, {"response_format": {"type": "json_object"}}, "response_format: this server cannot do that"),
         (CHAT, {"temprature": 1}, "temprature: unknown field 'temprature'"),
         (CHAT, {"stream_options": {"a": 1}}, "stream_options.a: unknown field 'a'"),
-        (TEXT, {"prompt": ["a"] * 10_000}, "10000 answers are more than the 128"),
+        (TEXT, {"prompt": ["a"] * 10_000}, "10000 answers are more than the 32"),
         (TEXT, {"prompt": "a", "logprobs": 21}, "at most 20 tokens"),
         (TEXT, {"prompt": [5] * 3000}, "the prompt has 3000 tokens"),
         (RESPONSES, {"input": "a", "max_output_tokens": 10**12}, "context of 2048"),

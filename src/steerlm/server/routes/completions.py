@@ -132,14 +132,14 @@ def _prepare(state: ServerState, body: CompletionRequest) -> _Work:
     sources = sources_of(state, body)
     steers = bool(sources or preset or body.measure or body.guidance is not None)
     if _is_raw(state, body, steers):
-        ids = [_raw_ids(state, prompt) for prompt in prompts]
-        return _Work([], None, plan(state, list(map(Prompt, ids)), sampling, body.max_tokens, n), n)
+        raw = (Prompt(_raw_ids(state, prompt)) for prompt in prompts)
+        return _Work([], None, plan(state, raw, sampling, body.max_tokens, n), n)
     steering = settle(state, body, sources, preset)
     dialogues = [single(state, prompt) for prompt in prompts]
-    rendered = [
+    rendered = (
         Prompt(prompt_of(state, dialogue, steering.values), guidance_of(state, dialogue, steering.guidance))
         for dialogue in dialogues
-    ]
+    )
     return _Work(dialogues, steering, plan(state, rendered, sampling, body.max_tokens, n), n)
 
 

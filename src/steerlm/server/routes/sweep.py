@@ -88,7 +88,7 @@ def _prepare(state: ServerState, body: SweepRequest) -> tuple[Dialogue, list[Val
     settled = [settle(state, body, [*sources, asked], preset) for asked in settings]
     sampling = read_sampling(state, body)
     guidance = guidance_of(state, dialogue, body.guidance)
-    prompts = [Prompt(prompt_of(state, dialogue, item.values), guidance) for item in settled]
+    prompts = (Prompt(prompt_of(state, dialogue, item.values), guidance) for item in settled)
     return dialogue, [item.values for item in settled], plan(state, prompts, sampling, body.max_tokens, n)
 
 
