@@ -139,6 +139,19 @@ def test_the_operator_may_set_limits(serve: Serve) -> None:
         assert send(state, CHAT, {"messages": HELLO, **body}).status_code == 400
 
 
+def test_all_text_of_a_request_counts(serve: Serve) -> None:
+    state = serve(limits=ServerLimits(characters=10), engine=Recorder())
+    talk = [{"role": "user", "text": "abc"}, {"role": "assistant", "text": "abc", "parent": 0}]
+    for path, body in (
+        (CHAT, {"messages": [{"role": "system", "content": "abcde"}, {"role": "user", "content": "abcdef"}]}),
+        (RESPONSES, {"input": "abcde", "instructions": "abcdef"}),
+        ("/v1/score", {"conversations": [{"messages": talk, "system": "abcde"}]}),
+    ):
+        answer = send(state, path, body)
+        assert answer.status_code == 400
+        assert "11 characters are more than the 10" in answer.json()["error"]["message"]
+
+
 def test_an_answer_has_what_room_there_is(serve: Serve, served_policy: Any) -> None:
     """Without max_tokens the default, or less where the context is short."""
     prompt = len(served_policy.renderer.tokenizer.encode("a b " * 3))

@@ -143,7 +143,7 @@ def _trees(state: ServerState, trees: Sequence[Tree]) -> list[Conversation]:
     limit = state.limits.score_conversations
     if not 0 < len(trees) <= limit:
         raise ApiError(f"conversations: give 1 to {limit}, not {len(trees)}", param="conversations")
-    characters = sum(len(item.text) for tree in trees for item in tree.messages)
+    characters = sum(len(tree.system) + sum(len(item.text) for item in tree.messages) for tree in trees)
     check_amount(state, max(len(tree.messages) for tree in trees), characters, "conversations")
     return [
         Conversation(
