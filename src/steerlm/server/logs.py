@@ -55,7 +55,6 @@ class Entry:
     values: list[Mapping[str, int]] = field(default_factory=list)
     """Steering values of each setting asked for."""
     body: str | None = None
-    texts: list[str] = field(default_factory=list)
     error: str | None = None
     """Where an unexpected error was raised; its message may quote contents and is not kept."""
 
@@ -123,7 +122,7 @@ class RequestLog:
         if entry.values:
             line["attributes"] = _shared(entry.values)
         if self.contents:
-            line |= {"body": entry.body, "texts": entry.texts or None}
+            line["body"] = entry.body
         self._write(entry.started, line)
 
     def event(self, event: str, **fields: Any) -> None:
