@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from steerlm.engines.base import Finish, Guidance, Piece, Request, Sampling, TokenLogprob
 from steerlm.server.errors import ApiError
 from steerlm.server.fields import GenerationFields
+from steerlm.server.logprobs import TokenEnds
 from steerlm.server.state import ServerState
 from steerlm.server.work import admitted
 
@@ -28,7 +29,8 @@ class Prompt:
 class Answer:
     """An answer as it grows: its text, its tokens, how many of the prompt's were kept, and why it ended.
 
-    `ended` says that the last token is the end signal, which is counted but is no part of the text.
+    `ended` says that the last token is the end signal, which is counted but is no part of the text. The first `shown`
+    tokens are those whose text is shown; they are counted where log-probabilities are asked for.
     """
 
     text: str = ""
@@ -37,12 +39,12 @@ class Answer:
     cached: int = 0
     finish: Finish = "length"
     ended: bool = False
+    shown: int = 0
+    ends: TokenEnds | None = None
 
-    @property
-    def listed(self) -> tuple[list[int], list[TokenLogprob | None]]:
-        """The tokens of the text, with their log-probabilities."""
-        end = len(self.tokens) - self.ended
-        return self.tokens[:end], self.logprobs[:end]
+    def listed(self, start: int = 0) -> tuple[list[int], list[TokenLogprob | None]]:
+        """The tokens whose text is shown, from number `start`, with their log-probabilities."""
+        return self.tokens[start : self.shown], self.logprobs[start : self.shown]
 
 
 def read_sampling(state: ServerState, fields: GenerationFields, logprobs: int | None = None) -> Sampling:
@@ -136,25 +138,35 @@ async def pieces(state: ServerState, requests: Sequence[Request], trim: bool = T
             yield piece._replace(text=text)
 
 
-def add(state: ServerState, answer: Answer, piece: Piece) -> None:
-    """Take a piece into its answer."""
+def new_answers(state: ServerState, requests: Sequence[Request]) -> list[Answer]:
+    """An answer for each request, still empty."""
+    tokenizer = state.prompting.renderer.tokenizer
+    return [Answer(ends=None if item.sampling.logprobs is None else TokenEnds(tokenizer)) for item in requests]
+
+
+def add(state: ServerState, answer: Answer, piece: Piece) -> tuple[list[int], list[TokenLogprob | None]]:
+    """Take a piece into its answer; returns the tokens whose text it shows, as `Answer.listed` does."""
+    before = answer.shown
     answer.text += piece.text
     answer.cached = answer.cached or piece.cached
     answer.tokens.append(piece.token)
     answer.logprobs.append(piece.logprob)
-    answer.ended = ends(state, piece)
+    answer.ended = piece.finish == "stop" and piece.token in state.prompting.renderer.stop_ids
     if piece.finish:
         answer.finish = piece.finish
-
-
-def ends(state: ServerState, piece: Piece) -> bool:
-    """Whether a piece is the end signal, which is no part of the answer."""
-    return piece.finish == "stop" and piece.token in state.prompting.renderer.stop_ids
+    if answer.ends:
+        answer.ends.push(piece.token)
+        answer.shown += answer.ends.show(answer.text)
+        # White space at the end is no part of the text, but its tokens are listed. Where a stop string ended the text
+        # they may belong to that, which never shows, and are not.
+        if answer.ended or piece.finish == "length":
+            answer.shown = len(answer.tokens) - answer.ended
+    return answer.listed(before)
 
 
 async def collect(state: ServerState, requests: Sequence[Request], trim: bool = True) -> list[Answer]:
     """All answers, whole."""
-    answers = [Answer() for _ in requests]
+    answers = new_answers(state, requests)
     async with aclosing(pieces(state, requests, trim)) as arriving:
         async for piece in arriving:
             add(state, answers[piece.request], piece)

@@ -15,7 +15,17 @@ from steerlm.server.dialogue import Dialogue, check_amount, single
 from steerlm.server.envelope import Usage, head, usage
 from steerlm.server.errors import ApiError
 from steerlm.server.fields import GenerationFields, IgnoredFields, Items, Only, SteeringFields, StreamOptions, Text
-from steerlm.server.generation import Answer, Prompt, add, check_answers, collect, ends, pieces, plan, read_sampling
+from steerlm.server.generation import (
+    Answer,
+    Prompt,
+    add,
+    check_answers,
+    collect,
+    new_answers,
+    pieces,
+    plan,
+    read_sampling,
+)
 from steerlm.server.logprobs import CompletionLogprobs, completion_logprobs, token_text
 from steerlm.server.measuring import measure
 from steerlm.server.routes import State
@@ -211,7 +221,7 @@ async def _whole(state: ServerState, body: CompletionRequest, work: _Work) -> Te
             text=answer.text,
             logprobs=None
             if body.logprobs is None
-            else completion_logprobs(tokenizer, *answer.listed, as_ids=bool(body.return_tokens_as_token_ids)),
+            else completion_logprobs(tokenizer, *answer.listed(), as_ids=bool(body.return_tokens_as_token_ids)),
             finish_reason=answer.finish,
             token_ids=answer.tokens if body.return_token_ids else None,
         )
@@ -230,17 +240,17 @@ async def _events(
 ) -> AsyncGenerator[str, None]:
     tokenizer = state.prompting.renderer.tokenizer
     top = head(state, "cmpl", body.model)
-    answers = [Answer() for _ in work.requests]
+    answers = new_answers(state, work.requests)
     offsets = [0] * len(answers)
     said = report(work.steering) if work.steering else None
     async with aclosing(arriving):
         async for piece in arriving:
-            add(state, answers[piece.request], piece)
+            tokens, logprobs = add(state, answers[piece.request], piece)
             scores = None
-            if body.logprobs is not None and not ends(state, piece):
+            if tokens:
                 at, as_ids = offsets[piece.request], bool(body.return_tokens_as_token_ids)
-                scores = completion_logprobs(tokenizer, [piece.token], [piece.logprob], at, as_ids)
-                offsets[piece.request] += len(token_text(tokenizer, piece.token))
+                scores = completion_logprobs(tokenizer, tokens, logprobs, at, as_ids)
+                offsets[piece.request] += sum(len(token_text(tokenizer, token)) for token in tokens)
             if piece.text or scores or piece.finish or body.return_token_ids:
                 choice = CompletionChoice(
                     index=piece.request,
