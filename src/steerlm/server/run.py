@@ -65,7 +65,7 @@ def listen(host: str, port: int) -> socket.socket:
             if error.errno == errno.EADDRINUSE
             else "choose another --host or --port"
         )
-        raise ConfigError(f"cannot listen at {host}, port {port}: {error.strerror}; {todo}") from error
+        raise ConfigError(f"--host {host} --port {port}: {error.strerror}; {todo}") from error
 
 
 def make_server(app: FastAPI, guard: Guard, engine: Engine, prompt: tuple[int, ...]) -> Server:

@@ -31,5 +31,5 @@ def test_a_policy_and_a_port_are_checked_before_the_model_is_loaded(tmp_path: Pa
         serve_command(tmp_path / "policy", policy=rules, port=0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=rf"port {port}: .*choose another --port"):
+        with pytest.raises(ConfigError, match=rf"--port {port}: .*choose another --port"):
             serve_command(tmp_path / "policy", port=port)

@@ -108,7 +108,7 @@ def test_an_answer_that_nobody_waits_for_counts(tmp_path: Path, new_key: NewKey,
 
 
 def test_a_quota_of_tokens_counts_what_the_attribute_model_reads(tmp_path: Path, new_key: NewKey) -> None:
-    """The engine answers "a a", without the space at its end; the attribute model takes each character for a token."""
+    """To the attribute model of this test each character is a token."""
     key, mine = new_key("mine", Limits(quota_tokens=10_000))
     scored = {"messages": [*HELLO["messages"], {"role": "assistant", "content": "Hi"}]}
     with guarded(ScriptedEngine(), judged=True, keys=tmp_path / "keys.sqlite") as server:
@@ -122,6 +122,7 @@ def test_a_quota_of_tokens_counts_what_the_attribute_model_reads(tmp_path: Path,
         read = len("Hello") + sum(len(choice["message"]["content"]) for choice in generated["choices"])
         expected = 2 * len("HelloHi") + generated["usage"]["total_tokens"] + read
         eventually(lambda: quotas.usage(key).tokens == expected)
+        eventually(lambda: len(server.requests()) == 3)
         assert [line["scored_tokens"] for line in server.requests()] == [len("HelloHi"), len("HelloHi"), read]
         told = server.ask("/metrics", None, mine)[2].decode()
         assert f"steerlm_scored_tokens_total {2 * len('HelloHi') + read}.0" in told
