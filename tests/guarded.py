@@ -181,7 +181,7 @@ def serve_process(ready: Path, log: Path, pause: float, settings: dict[str, Any]
 
 
 class LengthScorer:
-    """An attribute model that finds in an answer as much of everything as it has characters."""
+    """An attribute model that finds in an answer as much of everything as it has characters, each a token."""
 
     model = SimpleNamespace(schema=STEERLM)
 
@@ -190,7 +190,8 @@ class LengthScorer:
             {number: dict.fromkeys(STEERLM.names, len(tree.messages[number].text)) for number in tree.responses}
             for tree in conversations
         ]
-        return SimpleNamespace(values=values)
+        tokens = [sum(len(message.text) for message in tree.messages) for tree in conversations]
+        return SimpleNamespace(values=values, tokens=tokens)
 
 
 @contextmanager

@@ -31,11 +31,12 @@ class Scored:
     """`values[i]` maps the index of each response of conversation `i` to its raw scores by attribute.
 
     A response that is too long for the context is absent; `report` counts these, and those whose oldest turns
-    were cut off.
+    were cut off. `tokens[i]` is how many tokens were read for conversation `i`.
     """
 
     values: list[dict[int, dict[str, float]]]
     report: Report
+    tokens: list[int]
 
 
 class Scorer:
@@ -93,7 +94,10 @@ class Scorer:
             ordered = sorted(scored.items())
             scored.clear()
             scored.update(ordered)
-        return Scored(values, report)
+        tokens = [0] * len(conversations)
+        for tree in fitted:
+            tokens[int(tree.conversation)] += tree.size
+        return Scored(values, report, tokens)
 
     def _computing(self) -> torch.autocast:
         return torch.autocast(self.model.device.type, self.dtype, enabled=self.dtype != torch.float32)

@@ -94,19 +94,25 @@ def serve_command(
     check_binding(host, settings.keys, settings.insecure)
     rules = OperatorPolicy.load(policy) if policy else OperatorPolicy()
 
-    from steerlm.engines import make_engine
     from steerlm.models.prompting import load_prompting
+    from steerlm.server.rules import Rules
+    from steerlm.server.run import listen, make_server
+
+    # What is wrong is said before the model is converted and loaded, which may take minutes.
+    steered = load_prompting(model)
+    Rules(steered.schema, rules).check_policy()
+    listen(host, port).close()
+
+    from steerlm.engines import make_engine
     from steerlm.server.app import create_app
     from steerlm.server.guard import Guard
     from steerlm.server.logs import LogHandler
-    from steerlm.server.run import listen, make_server
     from steerlm.server.state import ServerState
     from steerlm.steering import prompt_ids
 
     standing = Guard(settings)
     logging.basicConfig(level=logging.WARNING, handlers=[LogHandler(standing.log)], force=True)
     told = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    steered = load_prompting(model)
     generator = make_engine(model, steered, engine, device, behind, told.print, precision, _bytes(cache_gb))
     judge = _judge(attribute_model, device) if attribute_model else None
     state = ServerState(

@@ -68,7 +68,7 @@ class KeyDesk:
         """
         ours = entry.broken or entry.status == 429
         free = ours or (entry.status >= 400 and entry.status != CLIENT_CLOSED)
-        tokens = 0 if free else entry.prompt_tokens + entry.completion_tokens
+        tokens = 0 if free else entry.prompt_tokens + entry.completion_tokens + entry.scored_tokens
         await self._do(lambda: self._quotas.settle(key, taken, tokens, free, ours))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Bodies are read here, before anything parses them: bounded in size, in time and in depth."""
+"""Bodies are read here, before anything parses them: bounded in size, in time, in depth and in how much they hold."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 
+import numpy as np
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from steerlm.server.logs import current
@@ -14,25 +15,38 @@ from steerlm.server.refusals import RefusedError, refuse
 # Possessive, and content with a string that never ends: no body makes it look at a byte twice.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS = bytes.maketrans(b"[]{}", b"\x01\xff\x01\xff")  # as signed bytes: one level deeper, one level back
+# Numbers are left out: a prompt of token ids has very many, and no others are as quick to read.
+_NEXT_ITEM = re.compile(rb",(?!\s*+[-0-9])")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def check_json(body: bytes, depth: int) -> None:
-    """Raise `RefusedError` for what no parser should be given: bad UTF-8, nesting beyond `depth`, half characters."""
+def check_json(body: bytes, depth: int, items: int) -> None:
+    """Raise `RefusedError` for what no parser should be given: bad UTF-8, half characters, nesting beyond `depth`, or
+    more than `items` lists, objects and members of them, not counting numbers.
+
+    Each step is one pass in C, whatever the body holds; brackets that do not match are left to the parser.
+    """
     try:
         body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RefusedError(400, f"the body is not valid UTF-8 at byte {error.start}", "invalid_utf8") from error
-    # Brackets that close at once are the innermost level; each round takes one away, in C, however long the body is.
-    brackets = _STRING.sub(b"", body).translate(None, _NO_BRACKETS)
-    for _ in range(depth):
-        if not brackets:
-            break
-        brackets = re.sub(rb"(?:\[\]|\{\})+", b"", brackets)
-    if brackets:
-        raise RefusedError(
-            400, f"the body is nested more than {depth} levels deep, or its brackets do not match", "invalid_json"
-        )
+    if b"\0" in body:  # Python's parser would read it as UTF-16, in which brackets and quotes are other bytes
+        raise RefusedError(400, "the body has a NUL byte; send JSON in UTF-8", "invalid_json")
+    too_many = RefusedError(400, f"the body holds more than {items} items; send less at once", "too_many_items")
+    # An item has two strings at most, its name and its value.
+    strings = 2 * items + 2
+    outside, found = _STRING.subn(b"", body, count=strings)
+    if found == strings:
+        raise too_many
+    brackets = outside.translate(None, _NO_BRACKETS)
+    steps = np.frombuffer(brackets.translate(_STEPS), np.int8)
+    if np.cumsum(steps, dtype=np.int32).max(initial=0) > depth:
+        raise RefusedError(400, f"the body is nested more than {depth} levels deep", "invalid_json")
+    # Counting ends where there are too many, whatever else follows.
+    opened = brackets.count(b"[") + brackets.count(b"{")
+    if opened + _NEXT_ITEM.subn(b"", outside, count=items + 1)[1] > items:
+        raise too_many
     if _SURROGATE.search(body):
         _check_characters(body)
 
@@ -52,11 +66,12 @@ class BodyLimits:
     The size is counted as it is read, whatever the client announced. With `keep` the body goes into the log.
     """
 
-    def __init__(self, app: ASGIApp, *, most_bytes: int, seconds: float, depth: int, keep: bool) -> None:
+    def __init__(self, app: ASGIApp, *, most_bytes: int, seconds: float, depth: int, items: int, keep: bool) -> None:
         self.app = app
         self.most_bytes = most_bytes
         self.seconds = seconds
         self.depth = depth
+        self.items = items
         self.keep = keep
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,7 +83,7 @@ class BodyLimits:
             if body is None:
                 return
             if body and _may_be_json(scope):
-                check_json(body, self.depth)
+                check_json(body, self.depth, self.items)
         except RefusedError as refusal:
             await refuse(refusal, scope, receive, send)
             return

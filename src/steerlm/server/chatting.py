@@ -67,6 +67,7 @@ def _draws(state: ServerState, generation: GenerationFields, steering: Steering,
         raise ApiError("verified: returns one answer; leave n out", param="n", code="contradiction")
     if steering.verified > 1 and sampling.temperature == 0:
         raise ApiError("verified: at temperature 0 all answers are the same; raise it", param="temperature")
+    check_answers(state, steering.verified, "verified")
     compared(state, steering)
     return steering.verified
 

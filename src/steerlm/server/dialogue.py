@@ -69,7 +69,8 @@ def read_messages(
 
     Raises `ApiError` for what cannot be answered.
     """
-    check_amount(state, len(messages), sum(len(joined(message.content)) for message in messages), field)
+    characters = len(instructions or "") + sum(len(joined(message.content)) for message in messages)
+    check_amount(state, len(messages), characters, field)
     lead = 0
     while lead < len(messages) and messages[lead].role in ("system", "developer"):
         lead += 1

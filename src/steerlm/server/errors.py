@@ -95,10 +95,10 @@ def _printable(detail: ErrorDetail) -> ErrorDetail:
 
 def validation_error(faults: Sequence[Mapping[str, Any]]) -> ApiError:
     """The faults that pydantic found in a request; `param` names the first."""
-    named = [(_path(fault["loc"]), _in_words(fault)) for fault in faults]
-    shown = [f"{path}: {words}" if path else words for path, words in named[:_SHOWN]]
-    if len(named) > _SHOWN:
-        shown.append(f"and {len(named) - _SHOWN} more")
+    named = [(_path(fault["loc"]), _in_words(fault)) for fault in faults[:_SHOWN]]
+    shown = [f"{path}: {words}" if path else words for path, words in named]
+    if len(faults) > _SHOWN:
+        shown.append(f"and {len(faults) - _SHOWN} more")
     codes = {"extra_forbidden": "unknown_field", "json_invalid": "invalid_json", "missing": "missing_field"}
     return ApiError("; ".join(shown), param=named[0][0] or None, code=codes.get(faults[0]["type"], "invalid_value"))
 

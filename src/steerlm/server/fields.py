@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -35,6 +35,9 @@ def _valid_text(text: str) -> str:
     return text
 
 
+Item = TypeVar("Item")
+Items = Annotated[list[Item], Field(fail_fast=True)]
+"""A list of which only the first fault is looked for: a long one may have as many as it has items."""
 Text = Annotated[str, AfterValidator(_valid_text)]
 Level = int | None
 Levels = dict[str, Level]
@@ -81,7 +84,7 @@ def _kind(value: object) -> str:
 
 # Names in angle brackets tell alternatives apart, and are left out of the names of fields in errors.
 Content = Annotated[
-    Annotated[Text, Tag("<text>")] | Annotated[list[TextPart], Tag("<parts>")],
+    Annotated[Text, Tag("<text>")] | Annotated[Items[TextPart], Tag("<parts>")],
     Discriminator(_kind),
 ]
 """The text of a message, whole or in parts, which are joined by newlines."""
@@ -131,7 +134,7 @@ class GenerationFields(SamplingFields):
     """Fewest tokens before the answer may end."""
     n: Annotated[int, Field(ge=1)] | None = None
     """Answers to each prompt; the k-th draws with seed + k."""
-    stop: Text | list[Text] | None = None
+    stop: Text | Items[Text] | None = None
     """Text before which to stop; it never shows."""
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from steerlm.engines.base import Finish, Guidance, Piece, Request, Sampling, TokenLogprob
 from steerlm.server.errors import ApiError
 from steerlm.server.fields import GenerationFields
+from steerlm.server.logprobs import TokenEnds
 from steerlm.server.state import ServerState
 from steerlm.server.work import admitted
 
@@ -28,7 +29,8 @@ class Prompt:
 class Answer:
     """An answer as it grows: its text, its tokens, how many of the prompt's were kept, and why it ended.
 
-    `ended` says that the last token is the end signal, which is counted but is no part of the text.
+    `ended` says that the last token is the end signal, which is counted but is no part of the text. The first `shown`
+    tokens are those whose text is shown; they are counted where log-probabilities are asked for.
     """
 
     text: str = ""
@@ -37,12 +39,12 @@ class Answer:
     cached: int = 0
     finish: Finish = "length"
     ended: bool = False
+    shown: int = 0
+    ends: TokenEnds | None = None
 
-    @property
-    def listed(self) -> tuple[list[int], list[TokenLogprob | None]]:
-        """The tokens of the text, with their log-probabilities."""
-        end = len(self.tokens) - self.ended
-        return self.tokens[:end], self.logprobs[:end]
+    def listed(self, start: int = 0) -> tuple[list[int], list[TokenLogprob | None]]:
+        """The tokens whose text is shown, from number `start`, with their log-probabilities."""
+        return self.tokens[start : self.shown], self.logprobs[start : self.shown]
 
 
 def read_sampling(state: ServerState, fields: GenerationFields, logprobs: int | None = None) -> Sampling:
@@ -74,13 +76,17 @@ def read_sampling(state: ServerState, fields: GenerationFields, logprobs: int | 
 
 def check_answers(state: ServerState, answers: int, field: str = "n") -> None:
     """Raise `ApiError` where a request asks for more answers than it may."""
-    if answers > state.limits.answers:
-        raise ApiError(f"{field}: {answers} answers are more than the {state.limits.answers} of a request", param=field)
+    if answers > state.most_answers:
+        raise ApiError(
+            f"{field}: {answers} answers are more than the {state.most_answers} of a request",
+            param=field,
+            code="too_many_sequences",
+        )
 
 
 def plan(
     state: ServerState,
-    prompts: Sequence[Prompt],
+    prompts: Iterable[Prompt],
     sampling: Sampling,
     max_tokens: int | None,
     n: int,
@@ -88,7 +94,8 @@ def plan(
 ) -> list[Request]:
     """`n` requests for each prompt, in order; answer k of a prompt draws with seed + k.
 
-    Raises `ApiError` with the numbers where the context is too short for prompt and answer.
+    Prompts may be rendered as they are taken: none is taken after one that is too long. Raises `ApiError` with the
+    numbers where the context is too short for prompt and answer.
     """
     found = []
     for prompt in prompts:
@@ -150,18 +157,34 @@ def _check_ids(piece: Piece, needs: list[bool], field: str) -> None:
         )
 
 
-def add(state: ServerState, answer: Answer, piece: Piece) -> None:
-    """Take a piece into its answer."""
+def new_answers(state: ServerState, requests: Sequence[Request]) -> list[Answer]:
+    """An answer for each request, still empty."""
+    tokenizer = state.prompting.renderer.tokenizer
+    return [Answer(ends=None if item.sampling.logprobs is None else TokenEnds(tokenizer)) for item in requests]
+
+
+def add(state: ServerState, answer: Answer, piece: Piece) -> tuple[list[int], list[TokenLogprob | None]]:
+    """Take a piece into its answer; returns the tokens whose text it shows, as `Answer.listed` does."""
+    before = answer.shown
     answer.text += piece.text
     answer.cached = answer.cached or piece.cached
     answer.tokens.append(piece.token)
     answer.logprobs.append(piece.logprob)
-    answer.ended = ends(state, piece)
+    answer.ended = _ends(state, piece)
     if piece.finish:
         answer.finish = piece.finish
+    if answer.ends:
+        if piece.token >= 0:
+            answer.ends.push(piece.token)
+        answer.shown += answer.ends.show(answer.text)
+        # White space at the end is no part of the text, but its tokens are listed. Where a stop string ended the text
+        # they may belong to that, which never shows, and are not.
+        if answer.ended or piece.finish == "length":
+            answer.shown = len(answer.tokens) - answer.ended
+    return answer.listed(before)
 
 
-def ends(state: ServerState, piece: Piece) -> bool:
+def _ends(state: ServerState, piece: Piece) -> bool:
     """Whether the token of a piece is the end signal, which is no part of the answer, or none at all."""
     if piece.token < 0:
         return piece.finish is not None
@@ -170,7 +193,7 @@ def ends(state: ServerState, piece: Piece) -> bool:
 
 async def collect(state: ServerState, requests: Sequence[Request], ids: bool = False) -> list[Answer]:
     """All answers, whole."""
-    answers = [Answer() for _ in requests]
+    answers = new_answers(state, requests)
     async with aclosing(pieces(state, requests, ids)) as arriving:
         async for piece in arriving:
             add(state, answers[piece.request], piece)

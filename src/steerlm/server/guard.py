@@ -38,6 +38,7 @@ class Guard:
             most_bytes=settings.body_bytes,
             seconds=settings.body_seconds,
             depth=settings.json_depth,
+            items=settings.json_items,
             keep=settings.log_contents,
         )
         app.add_middleware(Access, desk=self._desk, anybody=settings.insecure)

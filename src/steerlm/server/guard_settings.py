@@ -22,13 +22,15 @@ class GuardSettings(Settings):
     waiting: Annotated[int, Field(ge=0)] = 256
     """Most answers that wait for their turn; beyond them requests are refused with 429."""
     scoring: Annotated[int, Field(ge=1)] = 16
-    """Most requests for scores that are under way; four times as many may wait."""
+    """Most requests whose answers are scored or measured at a time; four times as many may wait."""
     body_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
     """Largest body of a request."""
     body_seconds: Annotated[float, Field(gt=0)] = 30.0
     """Time in which a body must arrive."""
     json_depth: Annotated[int, Field(ge=4)] = 32
     """Deepest nesting of a body."""
+    json_items: Annotated[int, Field(ge=256)] = 32 * 1024
+    """Most lists, objects and members of them in a body; numbers in lists are not counted."""
     cors_origins: list[str] = Field(default_factory=list)
     """Origins of web pages that may use the server from a browser, such as https://chat.example.com; * is any."""
     log_contents: bool = False

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from steerlm.annotation.scorer import Scorer, on_scale
+from steerlm.annotation.scorer import Scored, Scorer, on_scale
 from steerlm.attributes import Schema
 from steerlm.conversation import Conversation
 
@@ -16,10 +16,18 @@ Scores = dict[int, dict[str, float]]
 """Scores of responses by the number of their message; a response too long for the attribute model is absent."""
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Scores of conversations, and how many tokens were read for them."""
+
+    scores: list[Scores]
+    tokens: int
+
+
 @dataclass(slots=True)
 class _Waiting:
     conversations: Sequence[Conversation]
-    result: Future[list[Scores]]
+    result: Future[Judged]
 
 
 class Judge:
@@ -36,7 +44,7 @@ class Judge:
     def schema(self) -> Schema:
         return self._scorer.model.schema
 
-    async def score(self, conversations: Sequence[Conversation]) -> list[Scores]:
+    async def score(self, conversations: Sequence[Conversation]) -> Judged:
         """Scores on each attribute's scale of every response, for each conversation."""
         item = _Waiting(conversations, Future())
         with self._lock:
@@ -56,24 +64,28 @@ class Judge:
         if not batch:
             return
         try:
-            found = self._scores([conversation for item in batch for conversation in item.conversations])
+            scored = self._scorer.score([conversation for item in batch for conversation in item.conversations])
         except Exception:  # only those that cannot be scored are to fail
             for item in batch:
                 self._answer(item)
             return
         at = 0
         for item in batch:
-            item.result.set_result(found[at : at + len(item.conversations)])
-            at += len(item.conversations)
+            end = at + len(item.conversations)
+            item.result.set_result(self._judged(scored, at, end))
+            at = end
 
     def _answer(self, item: _Waiting) -> None:
         try:
-            item.result.set_result(self._scores(item.conversations))
+            scored = self._scorer.score(item.conversations)
+            item.result.set_result(self._judged(scored, 0, len(item.conversations)))
         except Exception as error:
             item.result.set_exception(error)
 
-    def _scores(self, conversations: Sequence[Conversation]) -> list[Scores]:
-        scored = self._scorer.score(conversations)
-        return [
-            {message: on_scale(self.schema, values) for message, values in found.items()} for found in scored.values
+    def _judged(self, scored: Scored, start: int, end: int) -> Judged:
+        """What was found of the conversations from `start` to before `end`."""
+        scores = [
+            {message: on_scale(self.schema, values) for message, values in found.items()}
+            for found in scored.values[start:end]
         ]
+        return Judged(scores, sum(scored.tokens[start:end]))

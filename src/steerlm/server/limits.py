@@ -18,8 +18,8 @@ class ServerLimits(Settings):
     """Most tokens of an answer where a request does not say; fewer where the context has less room."""
     answer_tokens: Count | None = None
     """Most tokens that a request may ask for in one answer; without it, what the context has room for."""
-    answers: Count = 128
-    """Most answers of one request: n, times the prompts or the settings."""
+    answers: Count = 32
+    """Most answers of one request: n, times the prompts or the settings; never more than --running."""
     messages: Count = 1024
     """Most messages of a conversation."""
     characters: Count = 1_000_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -81,6 +82,47 @@ def completion_logprobs(
             found.text_offset.append(offset)
         offset += len(token_text(tokenizer, token))
     return found
+
+
+class TokenEnds:
+    """Where the tokens of an answer end in its text, and with that which of them an excerpt of the text has shown."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._from = 0  # first token of the window that is decoded again with each new one
+        self._before = 0  # characters before that window
+        self._lead = 0  # white space at the beginning, which answers leave out
+        self._is_blank = True
+        self._ends: deque[int] = deque()  # of the tokens that are not shown yet
+
+    def push(self, token: int) -> None:
+        """Add a token. One whose text is not known (-1) is taken to have none."""
+        if token >= 0:
+            self._ids.append(token)
+        text = self._decoded()
+        end = self._before + len(text)
+        # What looked like several broken characters may be one, once its last byte is there.
+        self._ends = deque(min(earlier, end) for earlier in self._ends)
+        self._ends.append(end)
+        if self._is_blank:
+            self._lead = end - len(text.lstrip())
+            self._is_blank = self._lead == end
+        if len(self._ids) - self._from > 16 and not text.endswith("\ufffd"):
+            self._from = len(self._ids) - 4
+            self._before = end - len(self._decoded())
+
+    def show(self, text: str) -> int:
+        """How many more tokens stand wholly in the text of the answer as far as it is shown."""
+        words = len(text.lstrip())
+        shown = self._lead + words if words else 0
+        before = len(self._ends)
+        while self._ends and self._ends[0] <= shown:
+            self._ends.popleft()
+        return before - len(self._ends)
+
+    def _decoded(self) -> str:
+        return str(self._tokenizer.decode(self._ids[self._from :], skip_special_tokens=True))
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:

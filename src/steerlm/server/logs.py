@@ -46,6 +46,8 @@ class Entry:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    scored_tokens: int = 0
+    """Tokens that the attribute model read."""
     first_token: list[float] = field(default_factory=list)
     """Of each sequence, the time from its submission to its first token."""
     per_token: list[float] = field(default_factory=list)
@@ -53,7 +55,6 @@ class Entry:
     values: list[Mapping[str, int]] = field(default_factory=list)
     """Steering values of each setting asked for."""
     body: str | None = None
-    texts: list[str] = field(default_factory=list)
     error: str | None = None
     """Where an unexpected error was raised; its message may quote contents and is not kept."""
 
@@ -116,10 +117,12 @@ class RequestLog:
                 "first_token_seconds": round(min(entry.first_token), 6) if entry.first_token else None,
                 "token_seconds": round(sum(entry.per_token) / len(entry.per_token), 6) if entry.per_token else None,
             }
+        if entry.scored_tokens:
+            line["scored_tokens"] = entry.scored_tokens
         if entry.values:
             line["attributes"] = _shared(entry.values)
         if self.contents:
-            line |= {"body": entry.body, "texts": entry.texts or None}
+            line["body"] = entry.body
         self._write(entry.started, line)
 
     def event(self, event: str, **fields: Any) -> None:

@@ -10,6 +10,7 @@ from steerlm.server.dialogue import Dialogue
 from steerlm.server.errors import ApiError
 from steerlm.server.state import ServerState
 from steerlm.server.steering import Steering, Verified
+from steerlm.server.work import scored
 from steerlm.steering import distance
 
 Measured = dict[str, float] | None
@@ -21,7 +22,7 @@ async def measure(state: ServerState, dialogue: Dialogue, texts: Sequence[str]) 
     asked = dialogue.conversation
     answers = tuple(Message("assistant", text, len(asked.messages) - 1) for text in texts)
     tree = Conversation(asked.id, (*asked.messages, *answers), asked.system)
-    [scores] = await state.judge.score([tree])
+    [scores] = await scored(state.judge, state.scoring, [tree])
     return [scores.get(len(asked.messages) + number) for number in range(len(texts))]
 
 

@@ -33,6 +33,7 @@ class Metrics:
             "steerlm_cached_prompt_tokens", "Tokens of prompts that were not computed again", registry=self.registry
         )
         self._completion = Counter("steerlm_completion_tokens", "Tokens generated", registry=self.registry)
+        self._scored = Counter("steerlm_scored_tokens", "Tokens that the attribute model read", registry=self.registry)
         self._queue = Histogram(
             "steerlm_queue_seconds", "Time in the queue", buckets=(0.0, *_SECONDS), registry=self.registry
         )
@@ -66,6 +67,7 @@ class Metrics:
             self._errors.labels(entry.code).inc()
         if entry.left:
             self._left.inc()
+        self._scored.inc(entry.scored_tokens)
         if not entry.sequences:
             return
         self._queue.observe(entry.waited)

@@ -59,7 +59,7 @@ class OperatorPolicy(Settings):
     guidance: bool | None = None
     """Whether users may ask for guidance; without it, where no attribute is restricted, since it exceeds the range."""
     verified: bool = True
-    """Whether users may have several answers drawn and the best of them returned."""
+    """Whether users may have the best of several answers chosen for them; several may be asked for by n anyway."""
 
     @property
     def restricts(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from types import FrameType
@@ -11,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from steerlm.engines.base import Engine
+from steerlm.errors import ConfigError
 from steerlm.server.guard import Guard
 from steerlm.server.health import warm_up
 from steerlm.server.protocol import BoundedProtocol
@@ -53,9 +55,17 @@ class Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that takes connections; port 0 is any that is free. Raises `OSError` where there is no such address."""
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    return socket.create_server(address[:2], family=family, backlog=1024)
+    """A socket that takes connections; port 0 is any that is free. Raises `ConfigError` where none can be had."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=1024)
+    except OSError as error:
+        todo = (
+            "stop what listens there, or choose another --port (0 is any that is free)"
+            if error.errno == errno.EADDRINUSE
+            else "choose another --host or --port"
+        )
+        raise ConfigError(f"--host {host} --port {port}: {error.strerror}; {todo}") from error
 
 
 def make_server(app: FastAPI, guard: Guard, engine: Engine, prompt: tuple[int, ...]) -> Server:

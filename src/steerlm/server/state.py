@@ -45,6 +45,11 @@ class ServerState:
     def __post_init__(self) -> None:
         self.rules.check_policy()
 
+    @property
+    def most_answers(self) -> int:
+        """Most answers of one request, which are all computed at the same time."""
+        return min(self.limits.answers, self.admission.most_running) if self.admission else self.limits.answers
+
     @cached_property
     def rules(self) -> Rules:
         return Rules(self.prompting.schema, self.policy)

@@ -117,7 +117,7 @@ def _check_guidance(state: ServerState, factor: float | None) -> None:
 
 def _check_judge(state: ServerState, verified: int | None, measure: bool) -> None:
     if verified and not state.policy.verified:
-        raise forbidden("several answers may not be drawn", "verified", "verified")
+        raise forbidden("the best of several answers is not chosen here", "verified", "verified")
     if verified and verified > state.limits.verified:
         raise ApiError(f"verified={verified} must be at most {state.limits.verified}", param="verified")
     if (measure or verified) and state.judge is None:

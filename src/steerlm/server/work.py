@@ -83,17 +83,19 @@ async def admitted(
 
 
 async def scored(judge: Judge, scoring: Admission | None, conversations: Sequence[Conversation]) -> list[Scores]:
-    """Scores of the answers of conversations, once there is room for one more request for scores.
+    """Scores of the answers of conversations, once there is room for one more request for scores; notes what was read.
 
     Raises `RefusedError` where there is no room even to wait.
     """
-    if scoring is None:
-        return await judge.score(conversations)
-    ticket = await scoring.enter(current().key or "", 1)
+    entry = current()
+    ticket = await scoring.enter(entry.key or "", 1) if scoring else None
     try:
-        return await judge.score(conversations)
+        judged = await judge.score(conversations)
     finally:
-        ticket.leave()
+        if ticket:
+            ticket.leave()
+    entry.scored_tokens += judged.tokens
+    return judged.scores
 
 
 def _note(entry: Entry, waited: float, begun: float, requests: Sequence[Request], seen: Sequence[_Seen]) -> None:

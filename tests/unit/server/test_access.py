@@ -107,6 +107,27 @@ def test_an_answer_that_nobody_waits_for_counts(tmp_path: Path, new_key: NewKey,
         assert quotas.usage(key).requests == 1
 
 
+def test_a_quota_of_tokens_counts_what_the_attribute_model_reads(tmp_path: Path, new_key: NewKey) -> None:
+    """To the attribute model of this test each character is a token."""
+    key, mine = new_key("mine", Limits(quota_tokens=10_000))
+    scored = {"messages": [*HELLO["messages"], {"role": "assistant", "content": "Hi"}]}
+    with guarded(ScriptedEngine(), judged=True, keys=tmp_path / "keys.sqlite") as server:
+        quotas = Quotas(open_database(tmp_path / "keys.sqlite"))
+        assert server.ask("/v1/score", scored, mine)[0] == 200
+        eventually(lambda: quotas.usage(key).tokens == len("HelloHi"))
+        assert server.ask("/pooling", scored, mine)[0] == 200
+        eventually(lambda: quotas.usage(key).tokens == 2 * len("HelloHi"))
+        answer = server.ask(CHAT, {**HELLO, "max_tokens": 2, "n": 2, "measure": True}, mine)[2]
+        generated = json.loads(answer)
+        read = len("Hello") + sum(len(choice["message"]["content"]) for choice in generated["choices"])
+        expected = 2 * len("HelloHi") + generated["usage"]["total_tokens"] + read
+        eventually(lambda: quotas.usage(key).tokens == expected)
+        eventually(lambda: len(server.requests()) == 3)
+        assert [line["scored_tokens"] for line in server.requests()] == [len("HelloHi"), len("HelloHi"), read]
+        told = server.ask("/metrics", None, mine)[2].decode()
+        assert f"steerlm_scored_tokens_total {2 * len('HelloHi') + read}.0" in told
+
+
 def test_concurrent_requests_get_exactly_what_their_keys_allow(tmp_path: Path, new_key: NewKey) -> None:
     """Two servers on one file, forty clients at once."""
     _, narrow = new_key("narrow", Limits(quota_requests=7))

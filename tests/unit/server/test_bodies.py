@@ -31,9 +31,19 @@ def depth_of(value: Any) -> int:
     return 0
 
 
-def passes(body: bytes, depth: int = 32) -> bool:
+def items_of(value: Any) -> int:
+    """Lists, objects and their members, but for numbers after the first of a list."""
+    if isinstance(value, dict):
+        return max(1, len(value)) + sum(map(items_of, value.values()))
+    if isinstance(value, list):
+        numbers = sum(type(item) is int for item in value[1:])
+        return max(1, len(value) - numbers) + sum(map(items_of, value))
+    return 0
+
+
+def passes(body: bytes, depth: int = 32, items: int = 1000) -> bool:
     try:
-        check_json(body, depth)
+        check_json(body, depth, items)
     except RefusedError:
         return False
     return True
@@ -45,6 +55,24 @@ def test_depth_is_that_of_the_parsed_value(value: Any, limit: int, ascii_only: b
     assert passes(body, limit) == (depth_of(value) <= limit)
 
 
+@given(VALUES, st.integers(1, 8), st.booleans())
+def test_items_are_those_of_the_parsed_value(value: Any, limit: int, spaced: bool) -> None:
+    body = json.dumps(value, indent=1 if spaced else None, separators=None if spaced else (",", ":")).encode()
+    assert passes(body, items=limit) == (items_of(value) <= limit)
+
+
+def test_a_prompt_of_many_token_ids_is_no_long_list() -> None:
+    assert passes(json.dumps({"prompt": [list(range(50_000))] * 4}).encode())
+
+
+def test_no_other_encoding_hides_what_a_body_holds() -> None:
+    """In UTF-16 the letter has the byte of a quotation mark, behind which brackets would look like text."""
+    body = json.dumps(["\u0122", [[[[]]]]], ensure_ascii=False)
+    assert json.loads(body.encode("utf-16-le"))
+    assert not passes(body.encode("utf-16-le"), depth=3)
+    assert not passes(body.encode("utf-16-be"), depth=3)
+
+
 @given(st.binary(max_size=40) | st.text(st.sampled_from('[]{}"\\ud83e,:1a'), max_size=40).map(str.encode))
 def test_what_python_parses_into_text_passes_and_what_it_cannot_decode_does_not(body: bytes) -> None:
     try:
@@ -53,7 +81,7 @@ def test_what_python_parses_into_text_passes_and_what_it_cannot_decode_does_not(
         assert not passes(body)
         return
     try:
-        value = json.loads(body)
+        value = json.loads(body.decode())
     except ValueError:
         return  # the route that parses it answers
     try:
@@ -67,7 +95,10 @@ def test_what_python_parses_into_text_passes_and_what_it_cannot_decode_does_not(
 @pytest.mark.parametrize(
     "body",
     [
-        b"[" * 1_000_000,
+        b"[" * 4_000_000,
+        b"{}," * 1_000_000,
+        b'"",' * 1_000_000,
+        b", " * 1_000_000,
         b"{}" * 500_000 + b"]" * 100,
         b'"' + b'\\"' * 500_000,
         b"\\" * 1_000_000 + b'"[',
@@ -132,7 +163,7 @@ def ask(
             sent.append(message)
 
         raw = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
-        app = BodyLimits(echo, most_bytes=1000, seconds=seconds, depth=8, keep=False)
+        app = BodyLimits(echo, most_bytes=1000, seconds=seconds, depth=8, items=100, keep=False)
         await app({"type": "http", "headers": raw}, lambda: anext(messages), send)
         return sent
 

@@ -109,6 +109,23 @@ def test_stop_text_never_shows(post: Post) -> None:
         assert text == free[: free.index(middle)].rstrip()
 
 
+def test_stop_text_does_not_show_in_logprobs(post: Post) -> None:
+    """Whether it begins with a token, within one, or is white space; in streams the same tokens are listed."""
+    body = {"messages": HELLO, "max_tokens": 24, "temperature": 0, "logprobs": True}
+    [whole] = post(PATH, body).json()["choices"]
+    free, every = whole["message"]["content"], [item["token"] for item in whole["logprobs"]["content"]]
+    for start in range(1, len(free) - 3, 5):
+        stop = free[start : start + 3]
+        [choice] = post(PATH, {**body, "stop": stop}).json()["choices"]
+        listed = [item["token"] for item in choice["logprobs"]["content"]]
+        assert stop not in "".join(listed)
+        assert listed == every[: len(listed)]
+        assert len("".join(every[: len(listed) + 1]).lstrip()) > len(choice["message"]["content"])
+        streamed = events(post(PATH, {**body, "stop": stop, "stream": True}).text)
+        parts = [chunk["choices"][0]["logprobs"] or {"content": []} for chunk in streamed]
+        assert [item["token"] for part in parts for item in part["content"]] == listed
+
+
 def test_logprobs_are_those_of_the_network(post: Post, served_policy: SteerModel) -> None:
     body = {"messages": HELLO, "max_tokens": 6, "temperature": 0, "logprobs": True, "top_logprobs": 3}
     [choice] = post(PATH, body).json()["choices"]

@@ -99,6 +99,17 @@ def test_logprobs_in_their_form(post: Post) -> None:
     assert scores["text_offset"] == [sum(map(len, scores["tokens"][:k])) for k in range(5)]
 
 
+def test_stop_text_does_not_show_in_logprobs(post: Post) -> None:
+    body = {"prompt": TEXT, "max_tokens": 24, "temperature": 0, "logprobs": 0}
+    free = post(PATH, body).json()["choices"][0]["text"]
+    body["stop"] = free[len(free) // 2 : len(free) // 2 + 3]
+    [whole] = post(PATH, body).json()["choices"]
+    scores = whole["logprobs"]
+    assert body["stop"] not in "".join(scores["tokens"])
+    streamed = [item["choices"][0]["logprobs"] for item in events(post(PATH, {**body, "stream": True}).text)]
+    assert [at for part in streamed if part for at in part["text_offset"]] == scores["text_offset"]
+
+
 @pytest.mark.parametrize(
     ("body", "complaint"),
     [
@@ -118,7 +129,7 @@ def test_logprobs_in_their_form(post: Post) -> None:
         ({"prompt": "a", "raw": True, "attributes": {"humor": 1}}, "no place for attributes"),
         ({"prompt": [5], "attributes": {"humor": 1}}, "no place for attributes"),
         ({"prompt": [5], "raw": False}, "always continued"),
-        ({"prompt": ["a"] * 1000}, "1000 answers are more than the 128"),
+        ({"prompt": ["a"] * 1000}, "1000 answers are more than the 32"),
     ],
 )
 def test_what_cannot_be_done_is_said(serve: Callable[..., ServerState], body: dict[str, Any], complaint: str) -> None:

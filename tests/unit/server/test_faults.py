@@ -65,6 +65,17 @@ def test_generation_stops_when_the_client_leaves(stream: bool, reset: bool) -> N
         assert 0 < line["completion_tokens"] < 3 * 1900
 
 
+def test_a_body_of_very_many_parts_is_refused_before_it_is_parsed() -> None:
+    with guarded(ScriptedEngine(), json_items=1000) as server:
+        for body in (
+            b'{"messages":[' + b"{}," * 1_000_000 + b"{}]}",
+            json.dumps({**HELLO, **{str(number): 0 for number in range(1000)}}).encode(),
+        ):
+            status, _, answer = server.ask(CHAT, body)
+            assert (status, code_of(answer)) == (400, "too_many_items")
+        assert server.ask(CHAT, {**HELLO, "max_tokens": 1})[0] == 200
+
+
 def test_a_client_that_leaves_the_queue_is_never_computed_for() -> None:
     engine = ScriptedEngine()
     with guarded(engine, running=1) as server:
@@ -204,7 +215,8 @@ def test_oversized_bodies_announced_and_chunked() -> None:
         (b'{"messages": "\xff"}', "invalid_utf8"),
         (rb'{"messages": [{"role": "user", "content": "\ud800"}]}', "invalid_utf8"),
         (b"[" * 200_000, "invalid_json"),
-        (b'{"a":' * 200_000, "invalid_json"),
+        (b'{"a":' * 20_000, "invalid_json"),
+        (b'{"a":' * 200_000, "too_many_items"),
         (b"{", "invalid_json"),
         (b"", "missing_field"),
         (b"\x00", "invalid_json"),

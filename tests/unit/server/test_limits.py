@@ -20,7 +20,7 @@ Serve = Callable[..., ServerState]
 @pytest.mark.parametrize(
     ("path", "body", "complaint"),
     [
-        (CHAT, {"n": 10**9}, "1000000000 answers are more than the 128 of a request"),
+        (CHAT, {"n": 10**9}, "1000000000 answers are more than the 32 of a request"),
         (CHAT, {"n": 0}, "n: "),
         (CHAT, {"max_tokens": 10**12}, "1000000000000, together more than the model's context of 2048"),
         (CHAT, {"max_tokens": 0}, "max_tokens: "),
@@ -48,7 +48,7 @@ Serve = Callable[..., ServerState]
         (CHAT, {"response_format": {"type": "json_object"}}, "response_format: this server cannot do that"),
         (CHAT, {"temprature": 1}, "temprature: unknown field 'temprature'"),
         (CHAT, {"stream_options": {"a": 1}}, "stream_options.a: unknown field 'a'"),
-        (TEXT, {"prompt": ["a"] * 10_000}, "10000 answers are more than the 128"),
+        (TEXT, {"prompt": ["a"] * 10_000}, "10000 answers are more than the 32"),
         (TEXT, {"prompt": "a", "logprobs": 21}, "at most 20 tokens"),
         (TEXT, {"prompt": [5] * 3000}, "the prompt has 3000 tokens"),
         (RESPONSES, {"input": "a", "max_output_tokens": 10**12}, "context of 2048"),
@@ -99,6 +99,26 @@ def test_what_is_no_request_is_answered_in_the_one_form(serve: Serve, path: str,
     assert len(answer.content) < 10_000
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        (CHAT, {"messages": [{}] * 3}, "messages"),
+        (CHAT, {"messages": HELLO, "stop": [1, 2, 3]}, "stop"),
+        (TEXT, {"prompt": [-1, -1, -1]}, "prompt"),
+        (RESPONSES, {"input": [{"content": "a"}] * 3}, "input"),
+        ("/v1/score", {"conversations": [{}] * 3}, "conversations"),
+        ("/v1/steer/sweep", {"messages": HELLO, "settings": [1, 2, 3]}, "settings"),
+    ],
+)
+def test_of_a_list_only_the_first_fault_is_looked_for(
+    serve: Serve, path: str, body: dict[str, Any], field: str
+) -> None:
+    message = send(serve(engine=Recorder()), path, body).json()["error"]["message"]
+    places = [fault.partition(": ")[0] for fault in message.split("; ") if fault.startswith(field)]
+    assert any(".0" in place for place in places)
+    assert not any(f".{number}" in place for place in places for number in (1, 2))
+
+
 def test_another_content_type_is_refused(serve: Serve) -> None:
     body = json.dumps({"messages": HELLO}).encode()
     answer = send(serve(engine=Recorder()), CHAT, content=body, headers={"content-type": "text/plain"})
@@ -117,6 +137,19 @@ def test_the_operator_may_set_limits(serve: Serve) -> None:
         {"logprobs": True, "top_logprobs": 1},
     ):
         assert send(state, CHAT, {"messages": HELLO, **body}).status_code == 400
+
+
+def test_all_text_of_a_request_counts(serve: Serve) -> None:
+    state = serve(limits=ServerLimits(characters=10), engine=Recorder())
+    talk = [{"role": "user", "text": "abc"}, {"role": "assistant", "text": "abc", "parent": 0}]
+    for path, body in (
+        (CHAT, {"messages": [{"role": "system", "content": "abcde"}, {"role": "user", "content": "abcdef"}]}),
+        (RESPONSES, {"input": "abcde", "instructions": "abcdef"}),
+        ("/v1/score", {"conversations": [{"messages": talk, "system": "abcde"}]}),
+    ):
+        answer = send(state, path, body)
+        assert answer.status_code == 400
+        assert "11 characters are more than the 10" in answer.json()["error"]["message"]
 
 
 def test_an_answer_has_what_room_there_is(serve: Serve, served_policy: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from steerlm.server.logprobs import token_bytes, token_text
+from steerlm.server.logprobs import TokenEnds, token_bytes, token_text
 from tiny import TOKENIZERS
 
 TEXT = "Why is the sea salty?\n\nÜber 12 – naïve 🌊  def f(x):\n    return 1"
@@ -28,3 +28,18 @@ def test_half_a_character_shows_as_a_replacement() -> None:
     first, *_ = tokenizer.encode("🌊", add_special_tokens=False)
     assert token_bytes(tokenizer, first) == "🌊".encode()[: len(token_bytes(tokenizer, first))]
     assert token_text(tokenizer, first) == "\ufffd"
+
+
+@pytest.mark.parametrize("name", list(TOKENIZERS))
+def test_tokens_are_shown_once_all_of_their_text_is(name: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    ids = tokenizer.encode(TEXT * 3, add_special_tokens=False)
+    text = tokenizer.decode(ids)
+    lengths = [len(tokenizer.decode(ids[: end + 1])) for end in range(len(ids))]
+    for shown in range(0, len(text) + 1, 7):
+        ends = TokenEnds(tokenizer)
+        for token in ids:
+            ends.push(token)
+        # Half a character may read as several.
+        assert ends.show(text[:shown]) == sum(min(lengths[at:]) <= shown for at in range(len(ids)))
+        assert ends.show(text) == len(ids) - sum(min(lengths[at:]) <= shown for at in range(len(ids)))

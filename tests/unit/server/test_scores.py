@@ -12,11 +12,12 @@ import httpx2
 import pytest
 import torch
 
-from served import HELLO, send
+from served import HELLO, client_of, send
 from steerlm.annotation.scorer import Scored, Scorer, on_scale
 from steerlm.attributes import STEERLM
 from steerlm.conversation import Conversation, Message
 from steerlm.models.load import SteerModel
+from steerlm.server.admission import Admission
 from steerlm.server.judge import Judge
 from steerlm.server.state import ServerState
 
@@ -41,6 +42,13 @@ def by_template(model: SteerModel, messages: list[dict[str, Any]]) -> dict[str, 
     with torch.no_grad():
         scores_A = model.network(torch.tensor([ids])).logits[0]
     return on_scale(STEERLM, dict(zip(STEERLM.names, scores_A.tolist(), strict=True)))
+
+
+def tokens_of(model: SteerModel, prompt: str, answer: str) -> int:
+    """Tokens of a conversation as the judge's own chat template writes it."""
+    talk = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    text = model.renderer.chat_template("score", "")
+    return len(model.renderer.tokenizer.apply_chat_template(talk, chat_template=text, return_dict=False))
 
 
 def test_every_answer_of_a_conversation_is_scored(post: Post, served_judge: SteerModel) -> None:
@@ -144,7 +152,9 @@ def test_what_arrives_meanwhile_is_scored_together(served_judge: SteerModel) -> 
         await asyncio.gather(first, later[0], later[2])
         assert later[1].cancelled()
         alone = await judge.score([_conversation("d")])
-        assert alone[0][1] == pytest.approx(later[2].result()[0][1], abs=2e-3)
+        together = later[2].result()
+        assert alone.scores[0][1] == pytest.approx(together.scores[0][1], abs=2e-3)
+        assert alone.tokens == together.tokens == tokens_of(served_judge, "d", "d!")
 
     asyncio.run(go())
     judge.close()
@@ -164,4 +174,35 @@ def test_one_that_fails_does_not_spoil_the_others(served_judge: SteerModel) -> N
     first, broken, last = asyncio.run(go())
     judge.close()
     assert isinstance(broken, RuntimeError)
-    assert first[0][1].keys() == last[0][1].keys() == set(STEERLM.names)
+    assert first.scores[0][1].keys() == last.scores[0][1].keys() == set(STEERLM.names)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/score", {"messages": TALK}),
+        ("/v1/chat/completions", {"messages": HELLO, "measure": True}),
+        ("/v1/chat/completions", {"messages": HELLO, "verified": 2}),
+        ("/v1/completions", {"prompt": "Hello", "measure": True}),
+        ("/v1/responses", {"input": "Hello", "measure": True}),
+        ("/v1/steer/sweep", {"messages": HELLO, "settings": [{}], "measure": True}),
+    ],
+)
+def test_whatever_asks_for_scores_waits_for_its_turn(
+    serve: Callable[..., ServerState], path: str, body: dict[str, Any]
+) -> None:
+    scoring = Admission(running=1, waiting=0)
+    state = serve(scoring=scoring)
+    short = {} if path == "/v1/score" else {"max_output_tokens" if "input" in body else "max_tokens": 2}
+
+    async def go() -> list[httpx2.Response]:
+        async with client_of(state) as client:
+            ticket = await scoring.enter("another", 1)
+            refused = await client.post(path, json={**body, **short})
+            ticket.leave()
+            return [refused, await client.post(path, json={**body, **short})]
+
+    refused, answered = asyncio.run(go())
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "server_busy")
+    assert answered.status_code == 200
+    assert scoring.running == 0

@@ -9,8 +9,12 @@ import httpx2
 import pytest
 
 from served import HELLO, Recorder, send
+from steerlm.dialects import Renderer
 from steerlm.engines import TorchEngine
 from steerlm.models.load import SteerModel
+from steerlm.server.admission import Admission
+from steerlm.server.guard_settings import GuardSettings
+from steerlm.server.limits import ServerLimits
 from steerlm.server.state import ServerState
 
 PATH = "/v1/steer/sweep"
@@ -66,6 +70,7 @@ def test_it_is_one_submission_with_one_prefix(serve: Callable[..., ServerState],
         {"grid": {"wit": [0]}},
         {"grid": {"humor": [7]}},
         {"grid": {"humor": [0]}, "attributes": {"humor": 1}},
+        {"grid": {"humor": [0, 1, 2]}, "n": 11},
         {"grid": {name: [0, 1, 2, 3, 4] for name in ("humor", "verbosity", "complexity", "quality")}},
         {"grid": {"humor": [0] * 10_000}},
         {"grid": {"humor": [0]}, "n": 10**9},
@@ -77,3 +82,38 @@ def test_what_makes_no_sweep_is_refused(serve: Callable[..., ServerState], body:
     answer = send(serve(engine=engine), PATH, {"messages": HELLO, **body})
     assert answer.status_code == 400
     assert not engine.requests
+
+
+def test_a_conversation_that_is_too_long_is_rendered_once(
+    serve: Callable[..., ServerState], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered = []
+    render = Renderer.prompt
+
+    def counted(*given: Any) -> list[int]:
+        rendered.append(given)
+        return render(*given)
+
+    monkeypatch.setattr(Renderer, "prompt", counted)
+    messages = [{"role": "user", "content": "salt " * 3000}]
+    for path, body in (
+        (PATH, {"messages": messages, "settings": [{"humor": level} for level in range(5)]}),
+        ("/v1/completions", {"prompt": ["salt " * 3000] * 5, "attributes": {"humor": 0}}),
+    ):
+        rendered.clear()
+        answer = send(serve(engine=Recorder()), path, body)
+        assert answer.json()["error"]["code"] == "context_length_exceeded"
+        assert len(rendered) == 1
+
+
+def test_what_can_never_run_at_once_is_refused_by_its_field(serve: Callable[..., ServerState]) -> None:
+    assert ServerLimits().answers <= GuardSettings().running
+    state = serve(engine=Recorder(), admission=Admission(running=2, waiting=8))
+    for path, body, field in (
+        (PATH, {"settings": [{}] * 3}, "settings"),
+        ("/v1/chat/completions", {"n": 3}, "n"),
+        ("/v1/chat/completions", {"verified": 3}, "verified"),
+    ):
+        error = send(state, path, {"messages": HELLO, **body}).json()["error"]
+        assert error["param"] == field
+        assert "more than the 2 of a request" in error["message"]

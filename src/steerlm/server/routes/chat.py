@@ -12,7 +12,7 @@ from steerlm.engines.base import Piece
 from steerlm.server.chatting import ChatWork, prepare_chat, settled
 from steerlm.server.envelope import head, usage
 from steerlm.server.errors import ApiError
-from steerlm.server.generation import Answer, add, collect, ends, pieces
+from steerlm.server.generation import add, collect, new_answers, pieces
 from steerlm.server.logprobs import chat_logprobs
 from steerlm.server.routes import State
 from steerlm.server.routes.chat_models import (
@@ -75,7 +75,7 @@ async def _whole(state: ServerState, body: ChatRequest, work: ChatWork) -> ChatC
             Choice(
                 index=index,
                 message=AnswerMessage(content=answer.text, attributes=work.steering.values),
-                logprobs=chat_logprobs(tokenizer, *answer.listed) if body.logprobs else None,
+                logprobs=chat_logprobs(tokenizer, *answer.listed()) if body.logprobs else None,
                 finish_reason=answer.finish,
             )
             for index, answer in enumerate(answers)
@@ -90,16 +90,14 @@ async def _events(
 ) -> AsyncGenerator[str, None]:
     tokenizer = state.prompting.renderer.tokenizer
     top = head(state, "chatcmpl", body.model)
-    answers = [Answer() for _ in work.requests]
+    answers = new_answers(state, work.requests)
     for index in range(work.n):
         opening = ChunkChoice(index=index, delta=Delta(role="assistant", content=""))
         yield event(ChatChunk(**top, choices=[opening], steering=report(work.steering)))
     async with aclosing(arriving):
         async for piece in arriving:
-            add(state, answers[piece.request], piece)
-            scores = None
-            if body.logprobs and not ends(state, piece):
-                scores = chat_logprobs(tokenizer, [piece.token], [piece.logprob])
+            tokens, logprobs = add(state, answers[piece.request], piece)
+            scores = chat_logprobs(tokenizer, tokens, logprobs) if tokens else None
             if piece.text or scores:
                 choice = ChunkChoice(index=piece.request, delta=Delta(content=piece.text), logprobs=scores)
                 yield event(ChatChunk(**top, choices=[choice]))

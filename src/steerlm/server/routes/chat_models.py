@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from steerlm.engines.base import Finish
 from steerlm.server.dialogue import ChatMessage
 from steerlm.server.envelope import Usage
-from steerlm.server.fields import GenerationFields, Ignored, IgnoredFields, Only, StreamOptions, VerifiedFields
+from steerlm.server.fields import GenerationFields, Ignored, IgnoredFields, Items, Only, StreamOptions, VerifiedFields
 from steerlm.server.logprobs import ChatLogprobs
 from steerlm.server.rules import Verbosity
 from steerlm.server.steering import SteeringReport
@@ -18,7 +18,7 @@ from steerlm.server.steering import SteeringReport
 class ChatRequest(VerifiedFields, GenerationFields, IgnoredFields):
     """A conversation to answer."""
 
-    messages: list[ChatMessage]
+    messages: Items[ChatMessage]
     """The conversation; past answers may carry the attributes under which they were given."""
     verbosity: Verbosity | None = None
     """OpenAI's field: the ends and the middle of what may be asked of the attribute verbosity."""

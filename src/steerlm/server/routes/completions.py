@@ -14,8 +14,18 @@ from steerlm.engines import base
 from steerlm.server.dialogue import Dialogue, check_amount, single
 from steerlm.server.envelope import Usage, head, usage
 from steerlm.server.errors import ApiError
-from steerlm.server.fields import GenerationFields, IgnoredFields, Only, SteeringFields, StreamOptions, Text
-from steerlm.server.generation import Answer, Prompt, add, check_answers, collect, ends, pieces, plan, read_sampling
+from steerlm.server.fields import GenerationFields, IgnoredFields, Items, Only, SteeringFields, StreamOptions, Text
+from steerlm.server.generation import (
+    Answer,
+    Prompt,
+    add,
+    check_answers,
+    collect,
+    new_answers,
+    pieces,
+    plan,
+    read_sampling,
+)
 from steerlm.server.logprobs import CompletionLogprobs, completion_logprobs, token_text
 from steerlm.server.measuring import measure
 from steerlm.server.routes import State
@@ -43,12 +53,12 @@ def _kind(value: object) -> str:
     return "<token lists>" if isinstance(first, list) else "<texts>" if isinstance(first, str) else "<tokens>"
 
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+TokenIds = Annotated[Items[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 PromptField = Annotated[
     Annotated[Text, Tag("<text>")]
-    | Annotated[list[Text], Tag("<texts>")]
+    | Annotated[Items[Text], Tag("<texts>")]
     | Annotated[TokenIds, Tag("<tokens>")]
-    | Annotated[list[TokenIds], Tag("<token lists>")],
+    | Annotated[Items[TokenIds], Tag("<token lists>")],
     Discriminator(_kind),
 ]
 
@@ -71,7 +81,7 @@ class CompletionRequest(SteeringFields, GenerationFields, IgnoredFields):
     """Give the ids of the tokens too, the end signal among them, as vLLM does."""
     return_tokens_as_token_ids: bool | None = None
     """Write the tokens of logprobs as token_id:123, as vLLM does."""
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: Items[int] | None = None
     """Tokens that end a text; only those that end an answer anyway."""
     echo: Annotated[Any, Only(False)] = None
     best_of: Annotated[Any, Only(1)] = None
@@ -128,14 +138,14 @@ def _prepare(state: ServerState, body: CompletionRequest) -> _Work:
     sources = sources_of(state, body)
     steers = bool(sources or preset or body.measure or body.guidance is not None)
     if _is_raw(state, body, steers):
-        ids = [_raw_ids(state, prompt) for prompt in prompts]
-        return _Work([], None, plan(state, list(map(Prompt, ids)), sampling, body.max_tokens, n, trim=False), n)
+        raw = (Prompt(_raw_ids(state, prompt)) for prompt in prompts)
+        return _Work([], None, plan(state, raw, sampling, body.max_tokens, n, trim=False), n)
     steering = settle(state, body, sources, preset)
     dialogues = [single(state, prompt) for prompt in prompts]
-    rendered = [
+    rendered = (
         Prompt(prompt_of(state, dialogue, steering.values), guidance_of(state, dialogue, steering.guidance))
         for dialogue in dialogues
-    ]
+    )
     return _Work(dialogues, steering, plan(state, rendered, sampling, body.max_tokens, n), n)
 
 
@@ -212,7 +222,7 @@ async def _whole(state: ServerState, body: CompletionRequest, work: _Work) -> Te
             text=answer.text,
             logprobs=None
             if body.logprobs is None
-            else completion_logprobs(tokenizer, *answer.listed, as_ids=bool(body.return_tokens_as_token_ids)),
+            else completion_logprobs(tokenizer, *answer.listed(), as_ids=bool(body.return_tokens_as_token_ids)),
             finish_reason=answer.finish,
             token_ids=_told(answer.tokens) if body.return_token_ids else None,
         )
@@ -231,17 +241,17 @@ async def _events(
 ) -> AsyncGenerator[str, None]:
     tokenizer = state.prompting.renderer.tokenizer
     top = head(state, "cmpl", body.model)
-    answers = [Answer() for _ in work.requests]
+    answers = new_answers(state, work.requests)
     offsets = [0] * len(answers)
     said = report(work.steering) if work.steering else None
     async with aclosing(arriving):
         async for piece in arriving:
-            add(state, answers[piece.request], piece)
+            tokens, logprobs = add(state, answers[piece.request], piece)
             scores = None
-            if body.logprobs is not None and not ends(state, piece):
+            if tokens:
                 at, as_ids = offsets[piece.request], bool(body.return_tokens_as_token_ids)
-                scores = completion_logprobs(tokenizer, [piece.token], [piece.logprob], at, as_ids)
-                offsets[piece.request] += len(token_text(tokenizer, piece.token))
+                scores = completion_logprobs(tokenizer, tokens, logprobs, at, as_ids)
+                offsets[piece.request] += sum(len(token_text(tokenizer, token)) for token in tokens)
             if piece.text or scores or piece.finish or body.return_token_ids:
                 choice = CompletionChoice(
                     index=piece.request,

@@ -11,6 +11,7 @@ from steerlm.server.fields import (
     Content,
     Ignored,
     IgnoredFields,
+    Items,
     Levels,
     Only,
     SamplingFields,
@@ -46,7 +47,7 @@ class TextOptions(ApiModel):
 class ResponsesRequest(VerifiedFields, SamplingFields, IgnoredFields):
     """Text or messages to answer."""
 
-    input: Text | list[InputItem]
+    input: Text | Items[InputItem]
     """A prompt, or a conversation."""
     instructions: Text | None = None
     """System text."""

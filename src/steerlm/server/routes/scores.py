@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from steerlm.conversation import Conversation, Message, Role
 from steerlm.server.dialogue import ChatMessage, check_amount
 from steerlm.server.errors import ApiError
-from steerlm.server.fields import ApiModel, IgnoredFields, Only, Text, joined
+from steerlm.server.fields import ApiModel, IgnoredFields, Items, Only, Text, joined
 from steerlm.server.judge import Judge, Scores
 from steerlm.server.routes import State
 from steerlm.server.state import ServerState
@@ -35,7 +35,7 @@ class TreeMessage(ApiModel):
 class Tree(ApiModel):
     """A conversation as the conversation files hold it."""
 
-    messages: Annotated[list[TreeMessage], Field(min_length=1)]
+    messages: Annotated[Items[TreeMessage], Field(min_length=1)]
     """Parents come before their children; several answers to one message are read together."""
     system: Text = ""
     id: Text | None = None
@@ -46,9 +46,9 @@ class ScoreRequest(IgnoredFields):
 
     model: Text | None = None
     """Accepted, since clients send it; there is one attribute model."""
-    messages: list[ChatMessage] | None = None
+    messages: Items[ChatMessage] | None = None
     """One conversation in its order."""
-    conversations: list[Tree] | None = None
+    conversations: Items[Tree] | None = None
     """Several conversations."""
 
 
@@ -83,7 +83,7 @@ class PoolingRequest(IgnoredFields):
     """A conversation whose last answer is scored, in the form of vLLM's /pooling."""
 
     model: Text | None = None
-    messages: list[ChatMessage]
+    messages: Items[ChatMessage]
     encoding_format: Literal["float"] | None = None
     add_generation_prompt: Annotated[Any, Only(False)] = None
     truncate_prompt_tokens: Annotated[Any, Only()] = None
@@ -143,7 +143,7 @@ def _trees(state: ServerState, trees: Sequence[Tree]) -> list[Conversation]:
     limit = state.limits.score_conversations
     if not 0 < len(trees) <= limit:
         raise ApiError(f"conversations: give 1 to {limit}, not {len(trees)}", param="conversations")
-    characters = sum(len(item.text) for tree in trees for item in tree.messages)
+    characters = sum(len(tree.system) + sum(len(item.text) for item in tree.messages) for tree in trees)
     check_amount(state, max(len(tree.messages) for tree in trees), characters, "conversations")
     return [
         Conversation(

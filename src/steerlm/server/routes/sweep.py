@@ -14,7 +14,7 @@ from steerlm.engines import base
 from steerlm.server.dialogue import ChatMessage, Dialogue, read_messages
 from steerlm.server.envelope import Usage, head, usage
 from steerlm.server.errors import ApiError
-from steerlm.server.fields import GenerationFields, IgnoredFields, Level, Levels, SteeringFields
+from steerlm.server.fields import GenerationFields, IgnoredFields, Items, Level, Levels, SteeringFields
 from steerlm.server.generation import Answer, Prompt, check_answers, collect, plan, read_sampling
 from steerlm.server.measuring import Measured, measure
 from steerlm.server.policy import Values
@@ -30,11 +30,11 @@ router = APIRouter(tags=["steering"])
 class SweepRequest(SteeringFields, GenerationFields, IgnoredFields):
     """A conversation, and the settings under which to answer it: a grid or a list."""
 
-    messages: list[ChatMessage]
+    messages: Items[ChatMessage]
     """The conversation, as for /v1/chat/completions."""
-    grid: dict[str, Annotated[list[Level], Field(min_length=1)]] | None = None
+    grid: dict[str, Annotated[Items[Level], Field(min_length=1)]] | None = None
     """Values to try of each attribute; all combinations are answered, the last attribute changing fastest."""
-    settings: Annotated[list[Levels], Field(min_length=1)] | None = None
+    settings: Annotated[Items[Levels], Field(min_length=1)] | None = None
     """The settings to answer, one by one."""
     verbosity: Verbosity | None = None
     """As for /v1/chat/completions, for all settings."""
@@ -88,7 +88,7 @@ def _prepare(state: ServerState, body: SweepRequest) -> tuple[Dialogue, list[Val
     settled = [settle(state, body, [*sources, asked], preset) for asked in settings]
     sampling = read_sampling(state, body)
     guidance = guidance_of(state, dialogue, body.guidance)
-    prompts = [Prompt(prompt_of(state, dialogue, item.values), guidance) for item in settled]
+    prompts = (Prompt(prompt_of(state, dialogue, item.values), guidance) for item in settled)
     return dialogue, [item.values for item in settled], plan(state, prompts, sampling, body.max_tokens, n)
 
 
