@@ -202,7 +202,9 @@ def _message_faults(message: object, schema: Schema) -> Iterator[str]:
         if not isinstance(values, dict):
             yield f"{key} must map attribute names to numbers"
         else:
-            hint = "; fix the value or declare the attribute with --schema"
+            hint = (
+                "; fix the value, or declare the attribute in a schema file (--schema; in training --attribute-schema)"
+            )
             yield from (f"{key[:-1] if key == 'ratings' else key}: {fault}{hint}" for fault in schema.faults(values))
 
 

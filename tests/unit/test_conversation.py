@@ -177,7 +177,7 @@ NAN = json.loads("NaN")
         (("messages", 1, "ratings", "humor"), json.loads("1e999"), "message 1: rating: humor=inf is not finite"),
         (("messages", 1, "ratings", "humor"), None, "message 1: rating: humor=None is not a number"),
         (("messages", 1, "ratings", "humor"), True, "message 1: rating: humor=True is not a number"),
-        (("messages", 1, "ratings", "wit"), 1, "message 1: rating: wit is not an attribute.* --schema"),
+        (("messages", 1, "ratings", "wit"), 1, "message 1: rating: wit is not an attribute.* --attribute-schema"),
         (("messages", 1, "predicted", "humor"), "1", "message 1: predicted: humor='1' is not a number"),
     ],
 )
