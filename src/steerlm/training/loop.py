@@ -154,7 +154,7 @@ class _Run:
         self.checkpoints.clear()  # of a run that did not come to its first checkpoint
         self.new_tokens.straighten()
         try:
-            figures = self.task.prepare(self.data.train, self._passes)
+            figures = self.task.prepare(self.data.train, self._passes, self.ranks.on_main)
         except _StopAskedError:
             raise self._stopped(Progress()) from None
         survey = self.data.survey

@@ -28,7 +28,7 @@ from steerlm.tokens import TokenTree
 from steerlm.training.config import LabelSource, PolicySettings
 from steerlm.training.plan import random_for
 from steerlm.training.survey import Survey
-from steerlm.training.task import Batch, Passes, Term
+from steerlm.training.task import Batch, OnMain, Passes, Term
 
 Levels = tuple[int | None, ...]
 FoilKind = Literal["none", "sibling", "changed"]
@@ -151,7 +151,9 @@ class PolicyTask:
             f"attributes` makes one from rated data): {annotate}"
         )
 
-    def prepare(self, conversations: Sequence[Conversation], passes: Passes[Any]) -> dict[str, Any]:
+    def prepare(
+        self, conversations: Sequence[Conversation], passes: Passes[Any], on_main: OnMain[Any]
+    ) -> dict[str, Any]:
         return {"responses_without_labels": self._bare}
 
     def tree(self, conversation: Conversation, epoch: int) -> TokenTree:
