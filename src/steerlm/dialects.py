@@ -6,10 +6,11 @@ A dialect is a handful of strings. The renderer and the chat template it writes 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from steerlm.attributes import Schema
 from steerlm.chat_template import Task, chat_template
@@ -150,6 +151,25 @@ class Renderer:
         for text in self.forbidden:
             if any(other in self._broken_up(text) for other in self.forbidden):
                 raise ConfigError(f"the tokenizer's special token {text!r} cannot be told apart from user text")
+        self._require_harmless_normalizer()
+
+    def _require_harmless_normalizer(self) -> None:
+        """Text is cleaned as typed, here and in the chat template; what it is normalised to must not bring a marker."""
+        normalizer = self.tokenizer.backend_tokenizer.normalizer
+        if normalizer is None:
+            return
+        as_typed = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if not token.normalized}
+        step = json.loads(normalizer.__getstate__())
+        for text in self.forbidden:
+            if text not in as_typed and _may_make(step, text):
+                is_marker = text in self.dialect.markers
+                remedy = (
+                    "make the markers tokens (marker_tokens: true)" if is_marker else "save it with normalized=False"
+                )
+                raise ConfigError(
+                    f"the tokenizer's normaliser may make {text!r} of other text, which users could forge it with; "
+                    f"{remedy}"
+                )
 
     @cached_property
     def forbidden(self) -> tuple[str, ...]:
@@ -357,6 +377,20 @@ class Renderer:
         the attribute model ends each conversation with the score mark.
         """
         return chat_template(asdict(self.dialect), self.schema, self.forbidden, task, system)
+
+
+def _may_make(step: Mapping[str, Any], text: str) -> bool:
+    """Whether a step of a normaliser could make `text` of something else; all may that are not known to be harmless."""
+    match step["type"]:
+        case "Sequence":
+            return any(_may_make(each, text) for each in step["normalizers"])
+        case "NFC":  # the only ASCII that it makes of other characters
+            return not text.isascii() or not set(text).isdisjoint("K;`")
+        case "Prepend":
+            return not set(text).isdisjoint(step["prepend"])
+        case "Replace":  # by nothing, it brings together what it stood between
+            return not step["content"] or not set(text).isdisjoint(step["content"])
+    return True
 
 
 @lru_cache(maxsize=4096)
