@@ -52,6 +52,14 @@ class Workload:
         sizes = tuple(max(1, round(size * factor)) for size in self.sizes)
         return replace(self, sizes=sizes, seen=self.seen * factor, source=f"{tokens:,.0f} as given")
 
+    def with_foils(self) -> Workload:
+        """The same with each response once more, under other labels."""
+        sizes = tuple(round(size * (1 + self.trained)) for size in self.sizes)
+        trained = 2 * self.trained / (1 + self.trained)
+        return replace(
+            self, sizes=sizes, trained=trained, source=f"{self.source}, each response twice for the contrast"
+        )
+
     def step(self, settings: TrainSettings) -> list[int]:
         """Sizes of the conversations of one optimiser step."""
         count = settings.batch_conversations or max(1, round(settings.batch_tokens / self.tokens))
@@ -78,8 +86,12 @@ _ASSUMED: dict[Kind, Workload] = {
 
 
 def find_workload(settings: TrainSettings) -> Workload:
-    """Measured on up to 500 conversations where the data are at hand; else that of Open Assistant."""
+    """Measured on up to 500 conversations where the data are at hand; else that of Open Assistant, with foils where
+    the contrastive term asks for them.
+    """
     assumed = _ASSUMED[kind_of(settings)]
+    if isinstance(settings, PolicySettings) and settings.contrast > 0:
+        assumed = assumed.with_foils()
     if not settings.data or not all(path.is_file() for path in settings.data):
         return assumed
     try:
