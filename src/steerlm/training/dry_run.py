@@ -69,7 +69,7 @@ def dry_run(settings: TrainSettings) -> DryRun:
         model = blank_model(*what).model
         # Each raises where it does not fit the base model.
         choose_trained(model, settings)
-        use_tree_attention(model.network, "segments")
+        use_tree_attention(model.network, "segments", settings.context)
         use_plain_attention(model.network)
         task = make_task(model, settings)
         require_positions(model.network, settings)
