@@ -132,6 +132,13 @@ def level_tokens(schema: Schema) -> list[str]:
     return [f"{attribute.name}:{level}" for attribute in schema for level in attribute.levels]
 
 
+def break_up(text: str, markers: Sequence[str]) -> str:
+    """The text with a space after the first character of whatever reads as one of the markers."""
+    for marker in markers:
+        text = text.replace(marker, f"{marker[0]} {marker[1:]}")
+    return text
+
+
 @dataclass(frozen=True)
 class Renderer:
     """Conversations to tokens, in one dialect, for one tokenizer and one schema.
@@ -149,7 +156,7 @@ class Renderer:
         if not self.tokenizer.is_fast:
             raise ConfigError("the tokenizer has no fast (tokenizers) form; convert it first")
         for text in self.forbidden:
-            if any(other in self._broken_up(text) for other in self.forbidden):
+            if any(other in break_up(text, self.forbidden) for other in self.forbidden):
                 raise ConfigError(f"the tokenizer's special token {text!r} cannot be told apart from user text")
         self._require_harmless_normalizer()
 
@@ -197,12 +204,7 @@ class Renderer:
 
     def clean(self, text: str) -> str:
         """The form in which message text enters a prompt: trimmed, with no marker in it."""
-        return self._broken_up(text.strip())
-
-    def _broken_up(self, text: str) -> str:
-        for marker in self.forbidden:
-            text = text.replace(marker, f"{marker[0]} {marker[1:]}")
-        return text
+        return break_up(text.strip(), self.forbidden)
 
     def label_text(self, values: Labels | None) -> str:
         """The label line with what surrounds it; empty where no attribute is given."""

@@ -186,6 +186,14 @@ def test_each_fault_is_told_with_its_place(path: tuple[str | int, ...], value: o
         Conversation.from_dict(faulty(path, value))
 
 
+def test_labels_are_those_of_people_or_predicted_or_both() -> None:
+    predicted = {"humor": 1.5, "quality": 3.0}
+    message = Message("assistant", "x", 0, {"humor": 4.0, "verbosity": 0.0}, predicted)
+    assert message.labels("ratings") == {"humor": 4.0, "verbosity": 0.0}
+    assert message.labels("predicted") == predicted
+    assert message.labels("ratings-first") == {"humor": 4.0, "quality": 3.0, "verbosity": 0.0}
+
+
 @pytest.mark.parametrize("key", ["id", "messages"])
 def test_required_keys(key: str) -> None:
     record = copy.deepcopy(GOOD)

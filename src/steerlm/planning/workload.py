@@ -13,12 +13,11 @@ from steerlm.errors import DataError, ModelError
 from steerlm.models.base import load_tokenizer
 from steerlm.models.directory import Kind
 from steerlm.packing import fit, lay_out
-from steerlm.parallel.load import blank_model
 from steerlm.planning.architecture import kind_of
 from steerlm.tokens import TokenTree
 from steerlm.training.config import PolicySettings, TrainSettings
 from steerlm.training.corpus import training_data
-from steerlm.training.run import make_task, schema_of_labels
+from steerlm.training.run import blank_task
 
 _SAMPLE = 500
 _WHOLE = 1 << 40
@@ -102,12 +101,9 @@ def find_workload(settings: TrainSettings) -> Workload:
 
 
 def _measured(settings: TrainSettings) -> Workload:
-    schema, kind = settings.schema_of_attributes, kind_of(settings)
-    as_tokens = isinstance(settings, PolicySettings) and settings.level_tokens
+    schema = settings.schema_of_attributes
     with training_data(settings, schema) as data:
-        schema = schema_of_labels(settings, schema, data.survey)
-        model = blank_model(kind, settings.base, schema, settings.dialect, as_tokens, "", settings.marker_tokens).model
-        task = make_task(model, settings)
+        task = blank_task(settings, schema, data.survey)
         task.remember(data.survey)
         chosen = np.random.default_rng(settings.seed).permutation(len(data.train))[:_SAMPLE]
         fitted = [_fitted(task.tree(data.train[int(index)], 0), settings.context) for index in np.sort(chosen)]

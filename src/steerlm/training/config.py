@@ -19,6 +19,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 Figure = Literal["loss", "gap", "gap_won"]
 LabelSource = Literal["predicted", "ratings-first"]
+"""Those of `LabelsFrom` that a policy is trained on."""
 
 
 class TrainSettings(Settings):
@@ -266,6 +267,10 @@ class PolicySettings(TrainSettings):
                 "contrast, or leave it out"
             )
         return found
+
+    @property
+    def schema_of_attributes(self) -> Schema:
+        return super().schema_of_attributes.with_defaults(self.defaults)
 
     def _adds_tokens(self) -> bool:
         return self.marker_tokens or self.level_tokens

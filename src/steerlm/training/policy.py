@@ -25,18 +25,13 @@ from steerlm.losses import LossSum, contrast, linear_nll, linear_weighted_nll, t
 from steerlm.models.load import SteerModel, hidden_states, plain_head
 from steerlm.packing import Pack
 from steerlm.tokens import TokenTree
-from steerlm.training.config import LabelSource, PolicySettings
+from steerlm.training.config import PolicySettings
 from steerlm.training.plan import random_for
 from steerlm.training.survey import Survey
 from steerlm.training.task import Batch, OnMain, Passes, Term
 
 Levels = tuple[int | None, ...]
 FoilKind = Literal["none", "sibling", "changed"]
-
-
-def labels_of(message: Message, source: LabelSource) -> dict[str, float]:
-    """The attribute values that head a response: predicted, or rated by people with predictions for the rest."""
-    return dict(message.predicted) if source == "predicted" else {**message.predicted, **message.ratings}
 
 
 def stretches(survey: Survey) -> dict[str, tuple[float, float, float]]:
@@ -192,7 +187,7 @@ class PolicyTask:
                 predicted[name] = target + factor * (predicted[name] - middle)
         if self._ranks:
             predicted |= self._ranks.placed(message.predicted)
-        return self.model.schema.known(labels_of(replace(message, predicted=predicted), self.settings.labels))
+        return self.model.schema.known(replace(message, predicted=predicted).labels(self.settings.labels))
 
     def _changed(self, own: Labels, random: Random) -> list[dict[str, float]]:
         """Labels with one of the contrast's attributes as some other response has it, at least half the scale away;

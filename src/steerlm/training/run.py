@@ -78,8 +78,6 @@ def train_policy(settings: PolicySettings, resume: Resume = "auto") -> SteerMode
 def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Resume) -> SteerModel:
     settings.require_consistent()
     schema = settings.schema_of_attributes
-    if isinstance(settings, PolicySettings):
-        schema = schema.with_defaults(settings.defaults)
     ranks = Ranks.start(settings.device, settings.tensor_parallel)
     keep_freed_memory()
     with contextlib.closing(ranks), contextlib.ExitStack() as opened:
@@ -156,13 +154,27 @@ def make_task(model: SteerModel, settings: TrainSettings) -> Task:
     return AttributeTask(model, settings)
 
 
+def blank_task(settings: TrainSettings, schema: Schema, survey: Survey) -> Task:
+    """What the settings train, on a model without weights; it has yet to remember the survey."""
+    kind: Kind = "policy" if isinstance(settings, PolicySettings) else "attribute-model"
+    return make_task(
+        blank_model(*_start(kind, settings, schema_of_labels(settings, schema, survey), "")).model, settings
+    )
+
+
+def _start(
+    kind: Kind, settings: TrainSettings, schema: Schema, system: str
+) -> tuple[Kind, str, Schema, str | None, bool, str, bool]:
+    """What a new model is made from: the first arguments of `new_model` and of `blank_model`."""
+    as_tokens = isinstance(settings, PolicySettings) and settings.level_tokens
+    return kind, settings.base, schema, settings.dialect, as_tokens, system, settings.marker_tokens
+
+
 def make_model(
     kind: Kind, settings: TrainSettings, schema: Schema, system: str, ranks: Ranks
 ) -> tuple[SteerModel, Root]:
     """The model to train, on its device or sharded over the ranks. `system` is used where the settings name none."""
-    as_tokens = isinstance(settings, PolicySettings) and settings.level_tokens
-    system = system if settings.system is None else settings.system
-    what = (kind, settings.base, schema, settings.dialect, as_tokens, system, settings.marker_tokens)
+    what = _start(kind, settings, schema, system if settings.system is None else settings.system)
     dtype = pick_precision(settings.precision, ranks.device)
     if ranks.mesh is None:
         model = new_model(*what, ranks.device if settings.quantize == "4bit" else None)

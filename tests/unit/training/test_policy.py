@@ -26,7 +26,6 @@ from steerlm.training.config import PolicySettings
 from steerlm.training.policy import (
     PolicyTask,
     foil_pairs,
-    labels_of,
     likelihoods,
     response_nll,
     weights_of_own,
@@ -65,12 +64,6 @@ def label_of(policy: SteerModel, segment: Segment) -> str | None:
 def labels_in(policy: SteerModel, tree: TokenTree) -> list[tuple[int, str | None, bool]]:
     """Message, label line, and whether it is a foil, of every response."""
     return [(s.message, label_of(policy, s), s.foil_of >= 0) for s in tree.segments if s.is_response]
-
-
-def test_labels_are_predicted_or_those_of_people_first() -> None:
-    message = answer("x", {"humor": 1.5, "quality": 3.0}, {"humor": 4.0, "verbosity": 0.0})
-    assert labels_of(message, "predicted") == {"humor": 1.5, "quality": 3.0}
-    assert labels_of(message, "ratings-first") == {"humor": 4.0, "quality": 3.0, "verbosity": 0.0}
 
 
 def test_data_without_any_label_are_refused(policy: SteerModel) -> None:
