@@ -101,7 +101,7 @@ def compute_states(conversations: Sequence[Conversation], base: str, context: in
     model = new_model("attribute-model", base, STEERLM)
     model.network.to(pick_device("auto"))  # type: ignore[arg-type]
     model.network.eval()
-    use_tree_attention(model.network, default_form(model.device))
+    use_tree_attention(model.network, default_form(model.device), context)
     number = {c.id: index for index, c in enumerate(conversations)}
     trees = (
         model.renderer.tree(c, "score", weights={i: float(bool(c.messages[i].ratings)) for i in c.responses})

@@ -29,6 +29,11 @@ def passes_of(task: Any) -> Callable[[Iterable[TokenTree], Callable[[Batch], Any
     return passes
 
 
+def on_main(work: Callable[[], Any]) -> Any:
+    """What the loop offers a task where its process is the only one."""
+    return work()
+
+
 def validate(task: Task, conversations: Sequence[Conversation]) -> dict[str, Any]:
     """The figures of validation on these conversations."""
     return task.figures(passes_of(task)([task.held_out_tree(item) for item in conversations], task.measure))

@@ -12,6 +12,8 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -164,11 +166,26 @@ def mistral(vocabulary: int, **changes: Any) -> PreTrainedModel:
     return MistralForCausalLM(config).eval()
 
 
+def gemma2(vocabulary: int, **changes: Any) -> PreTrainedModel:
+    """Gemma 2 caps attention scores and logits, and every other layer sees only the last few tokens."""
+    capped = {
+        "sliding_window": 7,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "pad_token_id": 0,
+    }
+    caps = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 20.0}
+    config = Gemma2Config(**{"vocab_size": vocabulary, **SHAPE, **PLAIN, **capped, **caps, **changes})
+    return Gemma2ForCausalLM(config).eval()
+
+
 NETWORKS: dict[str, Callable[..., PreTrainedModel]] = {
     "llama": llama,
     "qwen2": qwen2,
     "qwen3": qwen3,
     "mistral": mistral,
+    "gemma2": gemma2,
 }
 
 

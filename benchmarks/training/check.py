@@ -39,7 +39,7 @@ def summed_losses(options: Options, prepared: Prepared, folder: Path) -> dict[st
 def _ours(options: Options, prepared: Prepared, contender: Contender, names: list[str]) -> float:
     schema = ModelInfo.load(prepared.start).schema
     model = new_model(prepared.kind, prepared.start, schema, None, options.level_tokens)
-    use_tree_attention(model.network, "segments")
+    use_tree_attention(model.network, "segments", options.context)
     task = make_task(model, options, contender)
     if contender == "steerlm":
         conversations = [c for c in load_conversations(prepared.trees) if c.id in names]

@@ -1,4 +1,4 @@
-"""Tree attention for any Hugging Face decoder, through transformers' attention interface.
+"""Tree attention for decoders that use transformers' attention interface.
 
 A `TreeLayout` says which tokens of a pack see which; it travels to the attention layers as the keyword `tree`:
 
@@ -13,14 +13,14 @@ Shapes: T tokens, H heads, K key-value heads, D head size, R runs, L tokens of a
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from steerlm.errors import ModelError
@@ -28,6 +28,8 @@ from steerlm.packing import Pack
 
 Form = Literal["dense", "segments", "flex"]
 _NAMES: dict[Form, str] = {form: f"steerlm_tree_{form}" for form in ("dense", "segments", "flex")}
+# Models whose layers keep from their attention whatever further arguments the model is called with.
+_KEEP_LAYOUTS_BACK = ("nemotron",)
 
 
 class TreeLayout:
@@ -144,19 +146,49 @@ def default_form(device: torch.device | str) -> Form:
     return "flex" if torch.device(device).type == "cuda" else "segments"
 
 
-def use_tree_attention(model: PreTrainedModel, form: Form) -> None:
-    """Make `model` attend by tree layouts. Raises `ModelError` where its attention cannot be replaced."""
+def use_tree_attention(model: PreTrainedModel, form: Form, longest: int | None = None) -> None:
+    """Make `model` attend by tree layouts, of paths of at most `longest` tokens (None: of any length).
+
+    Raises `ModelError` where its attention cannot be replaced, or a path could change what comes of another one.
+    """
+    name = type(model).__name__
+    config = model.config.get_text_config()
     if not getattr(model, "_supports_attention_backend", False):
         raise ModelError(
-            f"{type(model).__name__} computes its attention itself; tree attention needs a model that supports "
+            f"{name} computes its attention itself; tree attention needs a model that supports "
             "transformers' attention interface"
         )
-    layers = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    if config.model_type in _KEEP_LAYOUTS_BACK:
+        raise ModelError(f"{name} hands no layout on to its attention; tree attention needs a model that does")
+    layers = getattr(config, "layer_types", None) or ()
     others = sorted(set(layers) - {"full_attention", "sliding_attention"})
     if others or model._is_stateful:
         kind = others[0] if others else "recurrent"
-        raise ModelError(f"{type(model).__name__} has {kind} layers, which would mix the branches of a tree")
+        raise ModelError(f"{name} has {kind} layers, which would mix the branches of a tree")
+    for kind, steady in _changing_frequencies(config).items():
+        if longest is None or longest > steady:
+            raise ModelError(
+                f"{name} has rotary embeddings of type {kind}: a text of more than {steady} tokens would change all "
+                f"that are computed beside it; make the context at most {steady}"
+            )
     model.set_attn_implementation(_NAMES[form])
+
+
+def _changing_frequencies(config: PretrainedConfig) -> dict[str, int]:
+    """The types of rotary embeddings whose frequencies depend on the longest text of a forward pass, each with the
+    length up to which they do not.
+    """
+    found = getattr(config, "rope_parameters", None) or {}
+    steady = {}
+    # One set of parameters, or one for each type of layer.
+    for parameters in [found] if "rope_type" in found else found.values():
+        kind = parameters.get("rope_type", "default") if isinstance(parameters, dict) else "default"
+        if kind == "longrope":
+            first = getattr(config, "original_max_position_embeddings", None)
+            steady[kind] = parameters.get("original_max_position_embeddings") or first or config.max_position_embeddings
+        elif "dynamic" in kind:
+            steady[kind] = config.max_position_embeddings
+    return steady
 
 
 def use_plain_attention(model: PreTrainedModel) -> None:
@@ -169,7 +201,7 @@ def _checked(tree: TreeLayout | None, query: Tensor, kwargs: dict[str, Any]) -> 
         raise ModelError("tree attention was called without tree=TreeLayout(...)")
     if query.shape[0] != 1 or query.shape[2] != tree.size:
         raise ModelError(f"expected one pack of {tree.size} tokens, got queries of shape {tuple(query.shape)}")
-    for name in ("softcap", "s_aux", "sinks"):
+    for name in ("s_aux", "sinks"):
         if kwargs.get(name) is not None:
             raise ModelError(f"this model's attention uses {name}, which tree attention does not compute")
     return tree
@@ -186,16 +218,34 @@ def _dense(
     dropout: float = 0.0,
     tree: TreeLayout | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     tree = _checked(tree, query, kwargs)
-    groups = query.shape[1] // key.shape[1]
-    key_1HTD, value_1HTD = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    scores_1HTT = query @ key_1HTD.transpose(2, 3) * (scaling if scaling is not None else query.shape[-1] ** -0.5)
-    scores_1HTT = scores_1HTT.masked_fill(~tree.dense_mask(sliding_window), float("-inf"))
-    weights_1HTT = functional.softmax(scores_1HTT, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights_1HTT = functional.dropout(weights_1HTT, dropout, training=module.training)
-    return (weights_1HTT @ value_1HTD).transpose(1, 2), None
+    dropout = dropout if module.training else 0.0
+    output_1HTD = _written_out(query, key, value, tree.dense_mask(sliding_window), scaling, softcap, dropout)
+    return output_1HTD.transpose(1, 2), None
+
+
+def _written_out(
+    query_1HLD: Tensor,
+    key_1KPD: Tensor,
+    value_1KPD: Tensor,
+    visible_LP: Tensor,
+    scaling: float | None,
+    softcap: float | None,
+    dropout: float,
+) -> Tensor:
+    """Attention of L tokens to P, [1, H, L, D], by its formula; `softcap` as in arXiv 2408.00118, section 2."""
+    groups = query_1HLD.shape[1] // key_1KPD.shape[1]
+    key_1HPD, value_1HPD = key_1KPD.repeat_interleave(groups, dim=1), value_1KPD.repeat_interleave(groups, dim=1)
+    scores_1HLP = query_1HLD @ key_1HPD.transpose(2, 3)
+    scores_1HLP = scores_1HLP * (scaling if scaling is not None else query_1HLD.shape[-1] ** -0.5)
+    if softcap is not None:
+        scores_1HLP = softcap * torch.tanh(scores_1HLP / softcap)
+    scores_1HLP = scores_1HLP.masked_fill(~visible_LP, float("-inf"))
+    weights_1HLP = functional.softmax(scores_1HLP, dim=-1, dtype=torch.float32).to(query_1HLD.dtype)
+    return functional.dropout(weights_1HLP, dropout) @ value_1HPD
 
 
 # Its loop over runs differs from pack to pack; compiled blocks leave it as it is.
@@ -210,29 +260,42 @@ def _segments(
     dropout: float = 0.0,
     tree: TreeLayout | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     tree = _checked(tree, query, kwargs)
     # Splitting once into pieces that every range is made of keeps the backward pass linear: the gradient of a
     # slice would be a full-sized tensor of zeros for each run.
     keys, values = torch.split(key, tree.pieces, dim=2), torch.split(value, tree.pieces, dim=2)
+    dropout = dropout if module.training else 0.0
     outputs = []
     for number, query_1HLD in enumerate(torch.split(query, tree.run_lengths, dim=2)):
         pieces = tree.run_pieces[number]
         mask = tree.run_mask(number, sliding_window)
+        key_1KPD = torch.cat([keys[piece] for piece in pieces], dim=2)
+        value_1KPD = torch.cat([values[piece] for piece in pieces], dim=2)
+        if softcap is not None:  # which PyTorch's own attention does not know
+            visible_LP = _causal(query_1HLD) if mask is None else mask
+            outputs.append(_written_out(query_1HLD, key_1KPD, value_1KPD, visible_LP, scaling, softcap, dropout))
+            continue
         outputs.append(
             functional.scaled_dot_product_attention(
                 query_1HLD,
-                torch.cat([keys[piece] for piece in pieces], dim=2),
-                torch.cat([values[piece] for piece in pieces], dim=2),
+                key_1KPD,
+                value_1KPD,
                 attn_mask=mask,
-                dropout_p=dropout if module.training else 0.0,
+                dropout_p=dropout,
                 is_causal=mask is None and query_1HLD.shape[2] > 1,
                 scale=scaling,
                 enable_gqa=query.shape[1] != key.shape[1],
             )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _causal(query_1HLD: Tensor) -> Tensor:
+    length = query_1HLD.shape[2]
+    return torch.ones(length, length, dtype=torch.bool, device=query_1HLD.device).tril()
 
 
 def _flex(
@@ -245,6 +308,7 @@ def _flex(
     dropout: float = 0.0,
     tree: TreeLayout | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     tree = _checked(tree, query, kwargs)
@@ -254,11 +318,22 @@ def _flex(
         query,
         key,
         value,
+        score_mod=None if softcap is None else _capped(softcap),
         block_mask=tree.block_mask(sliding_window),
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return output.transpose(1, 2).contiguous(), None
+
+
+@cache
+def _capped(softcap: float) -> Any:
+    """Cached, as FlexAttention is compiled anew for every new function."""
+
+    def capped(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return capped
 
 
 _COMPILED: dict[str, Any] = {}

@@ -11,6 +11,8 @@ from steerlm.attributes import STEERLM, Schema
 from steerlm.errors import DataError
 
 Role = Literal["user", "assistant"]
+LabelsFrom = Literal["ratings", "predicted", "ratings-first"]
+"""Whose values label a response: people's, the attribute model's, or people's with the model's for the rest."""
 _MESSAGE_KEYS = {"role", "text", "parent", "ratings", "predicted", "predicted_by"}
 _CONVERSATION_KEYS = {"id", "system", "source", "messages"}
 
@@ -30,6 +32,11 @@ class Message:
     ratings: Mapping[str, float] = field(default_factory=dict)
     predicted: Mapping[str, float] = field(default_factory=dict)
     predicted_by: str | None = None
+
+    def labels(self, source: LabelsFrom) -> dict[str, float]:
+        if source == "ratings-first":
+            return {**self.predicted, **self.ratings}
+        return dict(self.ratings if source == "ratings" else self.predicted)
 
     def to_dict(self) -> dict[str, Any]:
         record: dict[str, Any] = {"role": self.role, "text": self.text, "parent": self.parent}
@@ -202,7 +209,9 @@ def _message_faults(message: object, schema: Schema) -> Iterator[str]:
         if not isinstance(values, dict):
             yield f"{key} must map attribute names to numbers"
         else:
-            hint = "; fix the value or declare the attribute with --schema"
+            hint = (
+                "; fix the value, or declare the attribute in a schema file (--schema; in training --attribute-schema)"
+            )
             yield from (f"{key[:-1] if key == 'ratings' else key}: {fault}{hint}" for fault in schema.faults(values))
 
 

@@ -6,10 +6,11 @@ A dialect is a handful of strings. The renderer and the chat template it writes 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from steerlm.attributes import Schema
 from steerlm.chat_template import Task, chat_template
@@ -131,6 +132,13 @@ def level_tokens(schema: Schema) -> list[str]:
     return [f"{attribute.name}:{level}" for attribute in schema for level in attribute.levels]
 
 
+def break_up(text: str, markers: Sequence[str]) -> str:
+    """The text with a space after the first character of whatever reads as one of the markers."""
+    for marker in markers:
+        text = text.replace(marker, f"{marker[0]} {marker[1:]}")
+    return text
+
+
 @dataclass(frozen=True)
 class Renderer:
     """Conversations to tokens, in one dialect, for one tokenizer and one schema.
@@ -148,8 +156,27 @@ class Renderer:
         if not self.tokenizer.is_fast:
             raise ConfigError("the tokenizer has no fast (tokenizers) form; convert it first")
         for text in self.forbidden:
-            if any(other in self._broken_up(text) for other in self.forbidden):
+            if any(other in break_up(text, self.forbidden) for other in self.forbidden):
                 raise ConfigError(f"the tokenizer's special token {text!r} cannot be told apart from user text")
+        self._require_harmless_normalizer()
+
+    def _require_harmless_normalizer(self) -> None:
+        """Text is cleaned as typed, here and in the chat template; what it is normalised to must not bring a marker."""
+        normalizer = self.tokenizer.backend_tokenizer.normalizer
+        if normalizer is None:
+            return
+        as_typed = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if not token.normalized}
+        step = json.loads(normalizer.__getstate__())
+        for text in self.forbidden:
+            if text not in as_typed and _may_make(step, text):
+                is_marker = text in self.dialect.markers
+                remedy = (
+                    "make the markers tokens (marker_tokens: true)" if is_marker else "save it with normalized=False"
+                )
+                raise ConfigError(
+                    f"the tokenizer's normaliser may make {text!r} of other text, which users could forge it with; "
+                    f"{remedy}"
+                )
 
     @cached_property
     def forbidden(self) -> tuple[str, ...]:
@@ -177,12 +204,7 @@ class Renderer:
 
     def clean(self, text: str) -> str:
         """The form in which message text enters a prompt: trimmed, with no marker in it."""
-        return self._broken_up(text.strip())
-
-    def _broken_up(self, text: str) -> str:
-        for marker in self.forbidden:
-            text = text.replace(marker, f"{marker[0]} {marker[1:]}")
-        return text
+        return break_up(text.strip(), self.forbidden)
 
     def label_text(self, values: Labels | None) -> str:
         """The label line with what surrounds it; empty where no attribute is given."""
@@ -357,6 +379,20 @@ class Renderer:
         the attribute model ends each conversation with the score mark.
         """
         return chat_template(asdict(self.dialect), self.schema, self.forbidden, task, system)
+
+
+def _may_make(step: Mapping[str, Any], text: str) -> bool:
+    """Whether a step of a normaliser could make `text` of something else; all may that are not known to be harmless."""
+    match step["type"]:
+        case "Sequence":
+            return any(_may_make(each, text) for each in step["normalizers"])
+        case "NFC":  # the only ASCII that it makes of other characters
+            return not text.isascii() or not set(text).isdisjoint("K;`")
+        case "Prepend":
+            return not set(text).isdisjoint(step["prepend"])
+        case "Replace":  # by nothing, it brings together what it stood between
+            return not step["content"] or not set(text).isdisjoint(step["content"])
+    return True
 
 
 @lru_cache(maxsize=4096)

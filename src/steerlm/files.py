@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
 import io
@@ -40,7 +41,8 @@ class Row:
 
 
 def read_rows(path: str | Path) -> Iterator[Row]:
-    """Stream the rows of a `.jsonl`, `.jsonl.gz`, `.jsonl.zst` or `.parquet` file; blank lines are passed over.
+    """Stream the rows of a `.jsonl`, `.jsonl.gz`, `.jsonl.zst` or `.parquet` file; blank lines and a byte order mark
+    are passed over.
 
     A line that is no JSON or no UTF-8 comes as a `Row` with a fault, so that the caller decides. Raises
     `DataError` where the file is missing, or a compressed file is torn, after yielding what could be read.
@@ -55,6 +57,8 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     try:
         with _open_compressed(path, "rb") as stream:
             for line, raw in enumerate(stream, start=1):
+                if line == 1 and raw.startswith(codecs.BOM_UTF8):  # as some editors write; it is no part of the record
+                    offset, raw = len(codecs.BOM_UTF8), raw[len(codecs.BOM_UTF8) :]
                 if raw.strip():
                     yield _parse_line(line, raw, offset)
                 offset += len(raw)

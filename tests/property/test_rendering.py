@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from functools import cache
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import normalizers
+from transformers import PreTrainedTokenizerFast
 
 from references import path_tokens, thread_to
 from steerlm.attributes import STEERLM
 from steerlm.conversation import Conversation, Message
 from steerlm.dialects import DIALECTS, Renderer
+from steerlm.errors import ConfigError
 from strategies import TEXTS, conversations, examples, partial_values
-from tiny import Markers, renderer
+from tiny import Markers, byte_level, renderer
 
 COMBINATIONS: list[tuple[str, str, Markers]] = [
     ("chatml", "chatml", "levels"),
@@ -65,6 +71,63 @@ def test_text_never_spells_a_marker(tokenizer: str, conversation: Conversation) 
         text, expected = (made.tokenizer.decode(tree.path_ids(index)) for tree in (hostile, plain))
         for marker in DIALECTS["nemo"].markers:
             assert text.count(marker) == expected.count(marker)
+
+
+NORMALIZERS: dict[str, Any] = {
+    "nfc": normalizers.NFC(),
+    "nfkc": normalizers.NFKC(),
+    "nmt": normalizers.Nmt(),
+    "lowercase": normalizers.Lowercase(),
+    "accents": normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()]),
+    "spaces": normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]),
+    "no spaces": normalizers.Replace(" ", ""),
+    "brackets": normalizers.Replace("[", "<"),
+}
+HARMLESS = {"nfc", "spaces"}
+
+
+@st.composite
+def disguised(draw: st.DrawFn) -> str:
+    """Markers with some of their characters replaced by what normalisers take for them, or put apart."""
+    ways = [
+        lambda char: chr(ord(char) + 0xFEE0),  # full width
+        str.upper,
+        lambda char: char + "\u0301",
+        lambda char: char + draw(st.sampled_from(["\x01", "\u200b", "\u00ad", " ", "\ufeff"])),
+        lambda char: "[" if char == "<" else char,
+    ]
+    marker = draw(st.sampled_from(DIALECTS["nemo"].markers))
+    way = draw(st.sampled_from(ways))
+    changed = draw(st.sets(st.integers(0, len(marker) - 1)))
+    spelled = "".join(way(char) if place in changed else char for place, char in enumerate(marker))
+    return draw(TEXTS) + spelled + draw(TEXTS)
+
+
+@cache
+def normalizing(name: str) -> PreTrainedTokenizerFast:
+    return byte_level(["<|endoftext|>"], normalizer=NORMALIZERS[name])
+
+
+@pytest.mark.parametrize("name", list(NORMALIZERS))
+@examples(40)
+@given(text=disguised())
+def test_no_disguise_becomes_a_marker(name: str, text: str) -> None:
+    """Where a normaliser takes disguises off, markers must be tokens, which are found in text as typed."""
+    tokenizer, counted = normalizing(name), DIALECTS["nemo"].markers
+    if name not in HARMLESS:
+        with pytest.raises(ConfigError, match=r"may make '<extra_id_\d>' of other text.*marker_tokens: true"):
+            Renderer(DIALECTS["nemo"], tokenizer, STEERLM)
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.add_special_tokens({"additional_special_tokens": list(counted)})
+    made = Renderer(DIALECTS["nemo"], tokenizer, STEERLM)
+
+    def count(typed: str) -> list[int]:
+        thread = made.thread(Conversation("c", (Message("user", typed), Message("assistant", "x", 0))), "policy")
+        if name not in HARMLESS:
+            return [thread.count(tokenizer.convert_tokens_to_ids(marker)) for marker in counted]
+        return [tokenizer.decode(thread).count(marker) for marker in counted]
+
+    assert count(text) == count("x")
 
 
 @every_combination

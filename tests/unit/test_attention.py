@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
     GptOssConfig,
     GptOssForCausalLM,
     GraniteMoeHybridConfig,
@@ -19,6 +17,11 @@ from transformers import (
     Lfm2ForCausalLM,
     Llama4ForCausalLM,
     Llama4TextConfig,
+    NemotronConfig,
+    NemotronForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedModel,
 )
 
 from references import dense_layout
@@ -27,7 +30,7 @@ from steerlm.errors import ModelError
 from steerlm.packing import lay_out
 from steerlm.tokens import Segment, Span, TokenTree
 from strategies import examples, token_trees
-from tiny import SHAPE, llama
+from tiny import SHAPE, gemma2, llama, spread
 
 TREE = TokenTree(
     "t",
@@ -125,11 +128,17 @@ def test_a_layout_must_be_that_of_the_pack(form: str) -> None:
 SMALL = {"vocab_size": 16, **SHAPE, "num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": None}
 
 
-def test_soft_caps_are_refused() -> None:
-    network = Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=8, pad_token_id=0)).eval()
-    use_tree_attention(network, "dense")
-    with pytest.raises(ModelError, match="uses softcap, which tree attention does not compute"):
-        network(**inputs(TreeLayout(PACK)))
+@pytest.mark.parametrize("form", ["dense", "segments", "flex"])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+def test_a_soft_cap_is_computed(form: str) -> None:
+    """The parity tests take all of a capped model; this one sees to it that its cap is felt."""
+    network = spread(gemma2(16))
+    use_tree_attention(network, form)  # type: ignore[arg-type]
+    with torch.no_grad():
+        capped = network(**inputs(TreeLayout(PACK))).logits
+        for layer in network.model.layers:
+            layer.self_attn.attn_logit_softcapping = None
+        assert not torch.allclose(network(**inputs(TreeLayout(PACK))).logits, capped, atol=1e-3)
 
 
 def test_attention_sinks_are_refused() -> None:
@@ -159,6 +168,56 @@ def test_layers_that_mix_tokens_by_other_means_are_refused() -> None:
     )
     with pytest.raises(ModelError, match="would mix the branches"):
         use_tree_attention(GraniteMoeHybridForCausalLM(recurrence), "dense")
+
+
+def test_layers_that_keep_the_layout_from_their_attention_are_refused() -> None:
+    network = NemotronForCausalLM(NemotronConfig(**SMALL, head_dim=8))
+    with pytest.raises(ModelError, match="NemotronForCausalLM hands no layout on to its attention"):
+        use_tree_attention(network, "segments")
+
+
+ORIGINAL = "original_max_position_embeddings"
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+
+
+def rotating(kind: str) -> PreTrainedModel:
+    """Frequencies that change beyond 32 positions."""
+    if kind == "dynamic":
+        return spread(llama(16, max_position_embeddings=32, rope_parameters=DYNAMIC))
+    made = {"original_max_position_embeddings": 32, "max_position_embeddings": 128, "pad_token_id": 0}
+    return spread(Phi3ForCausalLM(Phi3Config(**SMALL, **made, rope_parameters=LONG | {ORIGINAL: 32})).eval())
+
+
+def path_of(length: int) -> TokenTree:
+    return TokenTree(
+        f"{length}", (Segment(tuple(k % 16 for k in range(length)), (Span("user", length),), -1, 0, length),)
+    )
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_frequencies_that_change_with_the_longest_text_bound_the_context(kind: str) -> None:
+    network = rotating(kind)
+    for longest in (None, 33):
+        with pytest.raises(ModelError, match=f"of type {kind}: .*make the context at most 32"):
+            use_tree_attention(network, "segments", longest)
+    use_tree_attention(network, "segments", 32)
+
+    def computed(*lengths: int) -> torch.Tensor:
+        pack = lay_out([path_of(length) for length in lengths])
+        ids, positions = torch.tensor(pack.ids_T)[None], torch.tensor(pack.positions_T)[None]
+        with torch.no_grad():
+            logits: torch.Tensor = network(input_ids=ids, position_ids=positions, tree=TreeLayout(pack)).logits
+        return logits[0, : lengths[0]]
+
+    alone = computed(9)
+    torch.testing.assert_close(computed(9, 32), alone)
+    assert not torch.allclose(computed(9, 40), alone, atol=1e-3)
+
+
+def test_frequencies_that_stay_allow_any_context() -> None:
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, ORIGINAL: 32}
+    use_tree_attention(llama(16, max_position_embeddings=128, rope_parameters=yarn), "segments")
 
 
 def test_plain_attention_comes_back() -> None:

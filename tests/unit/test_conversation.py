@@ -177,13 +177,21 @@ NAN = json.loads("NaN")
         (("messages", 1, "ratings", "humor"), json.loads("1e999"), "message 1: rating: humor=inf is not finite"),
         (("messages", 1, "ratings", "humor"), None, "message 1: rating: humor=None is not a number"),
         (("messages", 1, "ratings", "humor"), True, "message 1: rating: humor=True is not a number"),
-        (("messages", 1, "ratings", "wit"), 1, "message 1: rating: wit is not an attribute.* --schema"),
+        (("messages", 1, "ratings", "wit"), 1, "message 1: rating: wit is not an attribute.* --attribute-schema"),
         (("messages", 1, "predicted", "humor"), "1", "message 1: predicted: humor='1' is not a number"),
     ],
 )
 def test_each_fault_is_told_with_its_place(path: tuple[str | int, ...], value: object, says: str) -> None:
     with pytest.raises(DataError, match=says):
         Conversation.from_dict(faulty(path, value))
+
+
+def test_labels_are_those_of_people_or_predicted_or_both() -> None:
+    predicted = {"humor": 1.5, "quality": 3.0}
+    message = Message("assistant", "x", 0, {"humor": 4.0, "verbosity": 0.0}, predicted)
+    assert message.labels("ratings") == {"humor": 4.0, "verbosity": 0.0}
+    assert message.labels("predicted") == predicted
+    assert message.labels("ratings-first") == {"humor": 4.0, "quality": 3.0, "verbosity": 0.0}
 
 
 @pytest.mark.parametrize("key", ["id", "messages"])

@@ -194,6 +194,17 @@ def test_blank_lines_are_passed_over_but_counted(tmp_path: Path) -> None:
     assert [(row.line, row.record) for row in found] == [(2, {"a": 1}), (5, {"a": 2})]
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_a_byte_order_mark_is_no_part_of_the_first_record(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"marked.jsonl{suffix}"
+    path.write_bytes(compressed(suffix, b"\xef\xbb\xbf" + LINES))
+    assert load_conversations(path) == MADE
+    content = b"\xef\xbb\xbf" + LINES
+    assert all(content[row.offset : row.offset + len(row.raw)] == row.raw for row in read_rows(path))
+    path.write_bytes(compressed(suffix, b"\xef\xbb\xbf\n" + LINES))
+    assert [row.line for row in read_rows(path)] == [2, 3, 4]
+
+
 def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
     found = rows(tmp_path, '{"a": "x\u2028y\u0085z"}\r\n{"a": 2}\n'.encode())
     assert [row.record for row in found] == [{"a": "x\u2028y\u0085z"}, {"a": 2}]

@@ -74,7 +74,7 @@ class Scorer:
         packs = pack(fitted, self.pack_tokens)
         scores = []
         device = self.model.device
-        with tree_attention(self.model.network, self.form), self._computing():
+        with tree_attention(self.model.network, self.form, self.context), self._computing():
             for item in packs:
                 scores.append(predict(self.model, Batch.of(item, device)))
                 if watch:
@@ -120,10 +120,10 @@ def trained_context(info: ModelInfo) -> int:
 
 
 @contextmanager
-def tree_attention(network: PreTrainedModel, form: Form) -> Iterator[None]:
-    """Within the block, the network attends along trees; after it, as before."""
+def tree_attention(network: PreTrainedModel, form: Form, longest: int) -> Iterator[None]:
+    """Within the block, the network attends along trees of at most `longest` tokens a path; after it, as before."""
     before = network.config._attn_implementation
-    use_tree_attention(network, form)
+    use_tree_attention(network, form, longest)
     try:
         yield
     finally:

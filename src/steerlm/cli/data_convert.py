@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from steerlm.cli.data_views import LabelsFrom, print_json, schema_of, stdout
+from steerlm.cli.data_views import print_json, schema_of, stdout
+from steerlm.conversation import LabelsFrom
 from steerlm.errors import ConfigError, DataError, SteerLMError
 from steerlm.files import read_conversations, write_conversations, write_jsonl
 from steerlm.sources import (

@@ -12,7 +12,6 @@ from cyclopts import Parameter
 from steerlm.attributes import Schema
 from steerlm.chat_template import Task
 from steerlm.cli.data_views import (
-    LabelsFrom,
     conversation_view,
     print_json,
     printable,
@@ -21,7 +20,7 @@ from steerlm.cli.data_views import (
     stdout,
     token_view,
 )
-from steerlm.conversation import Conversation
+from steerlm.conversation import Conversation, LabelsFrom
 from steerlm.dialects import DIALECTS, Renderer, detect_dialect, level_tokens
 from steerlm.errors import ConfigError, DataError
 from steerlm.files import read_conversations, read_rows, row_faults

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -15,7 +15,7 @@ from rich.tree import Tree
 
 from steerlm.attributes import STEERLM, Schema
 from steerlm.chat_template import Task
-from steerlm.conversation import Conversation, Message
+from steerlm.conversation import Conversation, LabelsFrom, Message
 from steerlm.dialects import Renderer
 from steerlm.sources.statistics import Lengths, Statistics, TokenStatistics
 from steerlm.tokens import Segment, TokenRole, TokenTree
@@ -23,7 +23,6 @@ from steerlm.tokens import Segment, TokenRole, TokenTree
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LabelsFrom = Literal["ratings", "predicted", "ratings-first"]
 _STYLES: dict[TokenRole, str] = {
     "system": "magenta",
     "marker": "bright_black",
@@ -98,12 +97,8 @@ def _rendered(conversation: Conversation, renderer: Renderer, task: Task, labels
     weights: dict[int, float] = {}
     for index in conversation.responses:
         message = conversation.messages[index]
-        if labels_from == "ratings-first":
-            values = {**message.predicted, **message.ratings}
-        else:
-            values = dict(message.ratings if labels_from == "ratings" else message.predicted)
         # A trained model knows only the attributes of its own data.
-        labels[index] = renderer.schema.known(values)
+        labels[index] = renderer.schema.known(message.labels(labels_from))
         weights[index] = float(bool(labels[index] if task == "policy" else message.ratings))
     return renderer.tree(conversation, task, labels, weights)
 

@@ -32,7 +32,7 @@ def perplexities(base: SteerModel, conversations: Sequence[Conversation], contex
     fitted, _ = fit(trees, context)
     found: list[dict[int, float]] = [{} for _ in conversations]
     with (
-        tree_attention(base.network, default_form(base.device)),
+        tree_attention(base.network, default_form(base.device), context),
         torch.autocast(base.device.type, dtype, enabled=dtype != torch.float32),
     ):
         for item in pack(fitted, context):

@@ -76,7 +76,7 @@ def rehearse(
         network = build(config, settings)
         adapt(network, settings)
     network.train()
-    use_tree_attention(network, "flex" if attention == "fused" else attention)
+    use_tree_attention(network, "flex" if attention == "fused" else attention, settings.context)
     if attention == "fused":
         network.set_attn_implementation(_FUSED)
     root = Root(network)

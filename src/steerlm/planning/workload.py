@@ -13,12 +13,11 @@ from steerlm.errors import DataError, ModelError
 from steerlm.models.base import load_tokenizer
 from steerlm.models.directory import Kind
 from steerlm.packing import fit, lay_out
-from steerlm.parallel.load import blank_model
 from steerlm.planning.architecture import kind_of
 from steerlm.tokens import TokenTree
 from steerlm.training.config import PolicySettings, TrainSettings
 from steerlm.training.corpus import training_data
-from steerlm.training.run import make_task, schema_of_labels
+from steerlm.training.run import blank_task
 
 _SAMPLE = 500
 _WHOLE = 1 << 40
@@ -52,6 +51,14 @@ class Workload:
         sizes = tuple(max(1, round(size * factor)) for size in self.sizes)
         return replace(self, sizes=sizes, seen=self.seen * factor, source=f"{tokens:,.0f} as given")
 
+    def with_foils(self) -> Workload:
+        """The same with each response once more, under other labels."""
+        sizes = tuple(round(size * (1 + self.trained)) for size in self.sizes)
+        trained = 2 * self.trained / (1 + self.trained)
+        return replace(
+            self, sizes=sizes, trained=trained, source=f"{self.source}, each response twice for the contrast"
+        )
+
     def step(self, settings: TrainSettings) -> list[int]:
         """Sizes of the conversations of one optimiser step."""
         count = settings.batch_conversations or max(1, round(settings.batch_tokens / self.tokens))
@@ -78,8 +85,12 @@ _ASSUMED: dict[Kind, Workload] = {
 
 
 def find_workload(settings: TrainSettings) -> Workload:
-    """Measured on up to 500 conversations where the data are at hand; else that of Open Assistant."""
+    """Measured on up to 500 conversations where the data are at hand; else that of Open Assistant, with foils where
+    the contrastive term asks for them.
+    """
     assumed = _ASSUMED[kind_of(settings)]
+    if isinstance(settings, PolicySettings) and settings.contrast > 0:
+        assumed = assumed.with_foils()
     if not settings.data or not all(path.is_file() for path in settings.data):
         return assumed
     try:
@@ -90,12 +101,9 @@ def find_workload(settings: TrainSettings) -> Workload:
 
 
 def _measured(settings: TrainSettings) -> Workload:
-    schema, kind = settings.schema_of_attributes, kind_of(settings)
-    as_tokens = isinstance(settings, PolicySettings) and settings.level_tokens
+    schema = settings.schema_of_attributes
     with training_data(settings, schema) as data:
-        schema = schema_of_labels(settings, schema, data.survey)
-        model = blank_model(kind, settings.base, schema, settings.dialect, as_tokens, "", settings.marker_tokens).model
-        task = make_task(model, settings)
+        task = blank_task(settings, schema, data.survey)
         task.remember(data.survey)
         chosen = np.random.default_rng(settings.seed).permutation(len(data.train))[:_SAMPLE]
         fitted = [_fitted(task.tree(data.train[int(index)], 0), settings.context) for index in np.sort(chosen)]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from steerlm.attributes import STEERLM, Schema
-from steerlm.conversation import Conversation, Message
-from steerlm.dialects import DIALECTS
+from steerlm.conversation import Conversation, LabelsFrom
+from steerlm.dialects import DIALECTS, break_up
 from steerlm.sources.nemo import LABEL_START, MISSING, SYSTEM_START
 
-LabelsFrom = Literal["ratings", "predicted", "ratings-first"]
 _NAMES = {"user": "User", "assistant": "Assistant"}
 _MARKERS = DIALECTS["nemo"].markers
 
@@ -51,7 +50,9 @@ def to_nemo_sft(
     report = ExportReport() if report is None else report
     for conversation in conversations:
         system, texts = _texts(conversation.system, conversation, report)
-        lines = {index: _label_line(conversation.messages[index], schema, labels) for index in conversation.responses}
+        lines = {
+            index: schema.label_line(conversation.messages[index].labels(labels)) for index in conversation.responses
+        }
         report.unlabelled_responses += sum(not line for line in lines.values())
         for thread in conversation.threads():
             if len(thread) < 2:
@@ -97,7 +98,7 @@ def to_nemo_regression(
             paths.append(f"{before}<extra_id_1>{_NAMES[message.role]}\n{texts[index]}\n")
             if message.role != "assistant":
                 continue
-            values = _values(message, labels)
+            values = message.labels(labels)
             if not values:
                 report.unlabelled_responses += 1
                 continue
@@ -114,25 +115,9 @@ def to_nemo_regression(
             }
 
 
-def _values(message: Message, labels: LabelsFrom) -> Mapping[str, float]:
-    if labels == "ratings":
-        return message.ratings
-    return message.predicted if labels == "predicted" else {**message.predicted, **message.ratings}
-
-
-def _label_line(message: Message, schema: Schema, labels: LabelsFrom) -> str:
-    return schema.label_line(_values(message, labels))
-
-
 def _texts(system: str, conversation: Conversation, report: ExportReport) -> tuple[str, list[str]]:
     """The system text and those of the messages, with no marker in them."""
     before = [system, *(message.text for message in conversation.messages)]
-    after = [_safe(text) for text in before]
+    after = [break_up(text, _MARKERS) for text in before]
     report.markers_broken += sum(a != b for a, b in zip(before, after, strict=True))
     return after[0], after[1:]
-
-
-def _safe(text: str) -> str:
-    for marker in _MARKERS:
-        text = text.replace(marker, f"{marker[0]} {marker[1:]}")
-    return text

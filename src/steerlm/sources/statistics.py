@@ -17,6 +17,7 @@ from steerlm.attributes import STEERLM, Schema
 from steerlm.conversation import Conversation
 from steerlm.dialects import Renderer
 from steerlm.tokens import TokenTree
+from steerlm.training.metrics import pearson
 
 ValuesFrom = Literal["ratings", "predicted"]
 Floats = NDArray[np.float64]
@@ -96,7 +97,7 @@ class TokenStatistics:
 
 @dataclass(frozen=True)
 class Statistics:
-    """See the fields; `correlations[a][b]` is Pearson's r over the responses that have both, None where undefined."""
+    """See the fields; `correlations[a][b]` is `pearson` over the responses that have both, None where undefined."""
 
     conversations: int
     messages: int
@@ -181,7 +182,7 @@ class _Gathered:
                 for column, attribute in enumerate(self.schema)
             },
             correlations={
-                a: {b: _pearson(values_RA[:, i], values_RA[:, j]) for j, b in enumerate(names)}
+                a: {b: _correlation(values_RA[:, i], values_RA[:, j]) for j, b in enumerate(names)}
                 for i, a in enumerate(names)
             },
             prompt_characters=Lengths.of(self.prompts),
@@ -205,17 +206,11 @@ def _describe(values_R: Floats, level: Callable[[float], int], levels: range) ->
     )
 
 
-def _pearson(a_R: Floats, b_R: Floats) -> float | None:
-    """Pearson's r over the rows that have both values; None below two rows or where one does not vary."""
+def _correlation(a_R: Floats, b_R: Floats) -> float | None:
+    """Over the rows that have both values."""
     both = ~(np.isnan(a_R) | np.isnan(b_R))
-    if both.sum() < 2:
-        return None
-    a_N, b_N = a_R[both] - a_R[both].mean(), b_R[both] - b_R[both].mean()
-    scale = math.sqrt(float(a_N @ a_N) * float(b_N @ b_N))
-    # A constant column leaves only what rounding the mean left over.
-    if scale < 1e-12 * max(1, len(a_N)):
-        return None
-    return min(max(float(a_N @ b_N) / scale, -1.0), 1.0)
+    found = pearson(a_R[both], b_R[both])
+    return None if math.isnan(found) else found
 
 
 @dataclass

@@ -24,9 +24,9 @@ from steerlm.parallel.local import write_whole
 from steerlm.tokens import TokenTree
 from steerlm.training.config import AttributeSettings
 from steerlm.training.metrics import agreement_by_attribute
-from steerlm.training.ridge import start_ridge
+from steerlm.training.ridge import RidgeFit, start_ridge
 from steerlm.training.survey import Survey
-from steerlm.training.task import Batch, Passes, Term
+from steerlm.training.task import Batch, OnMain, Passes, Term
 
 # A ridge regression on more conversations than this gets better by little, and holds all their states in memory.
 _RIDGE_CONVERSATIONS = 5_000
@@ -55,7 +55,9 @@ class AttributeTask:
             raise DataError("no response of the data carries ratings; the attribute model has nothing to learn from")
         (self._means_A,) = rating_table(self.model.schema, [survey.mean_ratings])
 
-    def prepare(self, conversations: Sequence[Conversation], passes: Passes[Any]) -> dict[str, Any]:
+    def prepare(
+        self, conversations: Sequence[Conversation], passes: Passes[Any], on_main: OnMain[Any]
+    ) -> dict[str, Any]:
         """Start the head as a ridge regression on the backbone as it came, so that training refines a fair judge."""
         if self.settings.head == "random":
             return {}
@@ -65,10 +67,15 @@ class AttributeTask:
         states, rated, groups = zip(*seen, strict=True)
         names = [name for pack in groups for name in pack]
         head = head_of(self.model.network)
-        fitted = nn.Linear(head.in_features, head.out_features, bias=False)
-        fits = start_ridge(fitted, torch.cat(states), torch.from_numpy(np.concatenate(rated)), names)
-        write_whole(head.weight, fitted.weight.to(self.model.device))
-        return {"ridge": {self.model.schema.names[column]: asdict(fit) for column, fit in fits.items()}}
+
+        def fit() -> tuple[Tensor, dict[int, RidgeFit]]:
+            fitted = nn.Linear(head.in_features, head.out_features, bias=False)
+            fits = start_ridge(fitted, torch.cat(states), torch.from_numpy(np.concatenate(rated)), names)
+            return fitted.weight.detach(), fits
+
+        weight_AD, fits = on_main(fit)
+        write_whole(head.weight, weight_AD.to(self.model.device))
+        return {"ridge": {self.model.schema.names[column]: asdict(chosen) for column, chosen in fits.items()}}
 
     def _rated_trees(self, conversations: Sequence[Conversation]) -> Iterator[TokenTree]:
         """Of the conversations with ratings, in random order."""

@@ -19,6 +19,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 Figure = Literal["loss", "gap", "gap_won"]
 LabelSource = Literal["predicted", "ratings-first"]
+"""Those of `LabelsFrom` that a policy is trained on."""
 
 
 class TrainSettings(Settings):
@@ -280,6 +281,10 @@ class PolicySettings(TrainSettings):
         any such pair, so that the gap is that of the same pairs whatever pack_tokens is.
         """
         return max(self.pack_tokens, 2 * self.context)
+
+    @property
+    def schema_of_attributes(self) -> Schema:
+        return super().schema_of_attributes.with_defaults(self.defaults)
 
     def _adds_tokens(self) -> bool:
         return self.marker_tokens or self.level_tokens

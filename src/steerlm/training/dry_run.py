@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from steerlm.attention import default_form, use_plain_attention, use_tree_attention
 from steerlm.devices import pick_device, pick_precision
 from steerlm.errors import DataError
-from steerlm.models.directory import Kind
 from steerlm.models.load import SteerModel
 from steerlm.packing import Pack, Report
 from steerlm.parallel.balance import share_packs
-from steerlm.parallel.load import blank_model
 from steerlm.parallel.ranks import Ranks
 from steerlm.planning.footprint import Footprint, footprint
 from steerlm.tokens import TokenTree
@@ -19,7 +17,7 @@ from steerlm.training.config import PolicySettings, TrainSettings
 from steerlm.training.corpus import TrainingData, training_data
 from steerlm.training.loop import require_positions, steps_of
 from steerlm.training.policy import weights_of_own
-from steerlm.training.run import choose_trained, make_task, require_possible, schema_of_labels, schema_to_learn
+from steerlm.training.run import blank_task, choose_trained, require_possible, schema_to_learn
 from steerlm.training.task import Task
 from steerlm.training.trackers import require_dashboards
 
@@ -60,17 +58,12 @@ def dry_run(settings: TrainSettings) -> DryRun:
     require_dashboards(settings.track)
     schema = schema_to_learn(settings)
     with training_data(settings, schema) as data:
-        kind: Kind = "policy" if isinstance(settings, PolicySettings) else "attribute-model"
-        as_tokens = isinstance(settings, PolicySettings) and settings.level_tokens
-        schema = schema_of_labels(settings, schema, data.survey)
-        what = (kind, settings.base, schema, settings.dialect, as_tokens, "", settings.marker_tokens)
-        model = blank_model(*what).model
+        task = blank_task(settings, schema, data.survey)
         # Each raises where it does not fit the base model.
-        choose_trained(model, settings)
-        use_tree_attention(model.network, "segments")
-        use_plain_attention(model.network)
-        task = make_task(model, settings)
-        require_positions(model.network, settings)
+        choose_trained(task.model, settings)
+        use_tree_attention(task.model.network, "segments", settings.context)
+        use_plain_attention(task.model.network)
+        require_positions(task.model.network, settings)
         task.remember(data.survey)
         _require_figures(task, data)
         return _counted(task, settings, data)

@@ -121,7 +121,7 @@ class _Run:
         require_positions(self.network, settings)
         self.dtype = pick_precision(settings.precision, self.device)
         form = default_form(self.device) if settings.attention == "auto" else settings.attention
-        use_tree_attention(self.network, form)
+        use_tree_attention(self.network, form, settings.context)
         self.optimizer = make_optimizer(self.network, settings)
         self.new_tokens = NewTokens(task.model, settings.new_token_rate, settings.level_spread)
         self.saved: Path | None = None
@@ -159,7 +159,7 @@ class _Run:
         self.checkpoints.clear()  # of a run that did not come to its first checkpoint
         self.new_tokens.straighten()
         try:
-            figures = self.task.prepare(self.data.train, self._passes)
+            figures = self.task.prepare(self.data.train, self._passes, self.ranks.on_main)
         except _StopAskedError:
             raise self._stopped(Progress()) from None
         survey = self.data.survey

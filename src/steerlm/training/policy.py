@@ -24,17 +24,12 @@ from steerlm.losses import LossSum, contrast, linear_nll, linear_weighted_nll, t
 from steerlm.models.load import SteerModel, hidden_states, plain_head
 from steerlm.packing import Pack
 from steerlm.tokens import TokenTree
-from steerlm.training.config import LabelSource, PolicySettings
+from steerlm.training.config import PolicySettings
 from steerlm.training.plan import random_for
 from steerlm.training.survey import Survey
-from steerlm.training.task import Batch, Passes, Term
+from steerlm.training.task import Batch, OnMain, Passes, Term
 
 FoilKind = Literal["none", "sibling", "changed"]
-
-
-def labels_of(message: Message, source: LabelSource) -> dict[str, float]:
-    """The attribute values that head a response: predicted, or rated by people with predictions for the rest."""
-    return dict(message.predicted) if source == "predicted" else {**message.predicted, **message.ratings}
 
 
 def stretches(survey: Survey) -> dict[str, tuple[float, float, float]]:
@@ -132,7 +127,9 @@ class PolicyTask:
             f"attributes` makes one from rated data): {annotate}"
         )
 
-    def prepare(self, conversations: Sequence[Conversation], passes: Passes[Any]) -> dict[str, Any]:
+    def prepare(
+        self, conversations: Sequence[Conversation], passes: Passes[Any], on_main: OnMain[Any]
+    ) -> dict[str, Any]:
         return {"responses_without_labels": self._bare}
 
     def tree(self, conversation: Conversation, epoch: int) -> TokenTree:
@@ -172,7 +169,7 @@ class PolicyTask:
         for name, ranked in self._ranks.items():
             if name in predicted:
                 predicted[name] = ranked.place(message.predicted[name])
-        return self.model.schema.known(labels_of(replace(message, predicted=predicted), self.settings.labels))
+        return self.model.schema.known(replace(message, predicted=predicted).labels(self.settings.labels))
 
     def _changed(self, own: Labels, random: Random) -> list[dict[str, float]]:
         """Labels with the contrast's attributes as some other response has them, one of them at least half the scale

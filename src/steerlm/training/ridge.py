@@ -1,6 +1,6 @@
 """The start of an attribute model's head: a ridge regression of the ratings on the untrained backbone's states.
 
-Shapes: R responses, D hidden, A attributes, F folds.
+Shapes: R responses, D hidden, A attributes, P penalties, K eigenvectors.
 """
 
 from __future__ import annotations
@@ -39,54 +39,74 @@ def start_ridge(head: nn.Linear, states_RD: Tensor, rated_RA: Tensor, groups: Se
     fold_R = torch.tensor([fold_of[name] for name in groups])
     chosen: dict[int, RidgeFit] = {}
     with torch.no_grad():
-        for column in range(rated_RA.shape[1]):
-            present_R = ~torch.isnan(rated_RA[:, column])
+        for columns in _rated_alike(rated_RA):
+            present_R = ~torch.isnan(rated_RA[:, columns[0]])
             if not present_R.any():
-                head.weight[column].zero_()
+                head.weight[columns] = 0.0
                 continue
-            x_RD, y_R, group_R = states_RD[present_R], rated_RA[present_R, column].double(), fold_R[present_R]
-            errors = {penalty: _cross_validated(x_RD, y_R, group_R, penalty, constant_D) for penalty in PENALTIES}
-            best = min(errors, key=lambda penalty: errors[penalty])
-            head.weight[column] = _ridge(x_RD, y_R, best, constant_D).to(head.weight)
-            chosen[column] = RidgeFit(best, errors[best])
+            x_RD, y_RA = states_RD[present_R], rated_RA[present_R][:, columns].double()
+            errors_PA = _cross_validated(x_RD, y_RA, fold_R[present_R], constant_D)
+            ridge = _Ridge(x_RD, y_RA, constant_D)
+            for place, column in enumerate(columns):
+                best = int(errors_PA[:, place].argmin())
+                head.weight[column] = ridge.weights_DA(PENALTIES[best])[:, place].to(head.weight)
+                chosen[column] = RidgeFit(PENALTIES[best], errors_PA[best, place].item())
     return chosen
+
+
+def _rated_alike(rated_RA: Tensor) -> list[list[int]]:
+    """The columns, those with ratings of the same responses together: they share all but the ratings themselves."""
+    columns: dict[bytes, list[int]] = {}
+    for column, present_R in enumerate(~torch.isnan(rated_RA.T)):
+        columns.setdefault(present_R.numpy().tobytes(), []).append(column)
+    return list(columns.values())
 
 
 def _constant_direction(states_RD: Tensor) -> Tensor:
     """A vector whose product with every state is as near to 1 as a little shrinkage allows, [D]."""
     gram_DD = states_RD.T @ states_RD
-    ridge = 1e-4 * gram_DD.diagonal().mean()
-    return _solve(gram_DD, states_RD.sum(dim=0), ridge)
+    shrinkage = 1e-4 * gram_DD.diagonal().mean() * torch.eye(len(gram_DD), dtype=gram_DD.dtype)
+    direction_D: Tensor = torch.linalg.solve(gram_DD + shrinkage, states_RD.sum(dim=0))
+    return direction_D
 
 
-def _cross_validated(x_RD: Tensor, y_R: Tensor, fold_R: Tensor, penalty: float, constant_D: Tensor) -> float:
-    """Mean squared error on the responses of the fold left out."""
+def _cross_validated(x_RD: Tensor, y_RA: Tensor, fold_R: Tensor, constant_D: Tensor) -> Tensor:
+    """Mean squared error of each penalty on the responses of the fold left out, [P, A]."""
     squared = []
     for fold in range(_FOLDS):
         held_out_R = fold_R == fold
         if held_out_R.all() or not held_out_R.any():
             continue
-        weight_D = _ridge(x_RD[~held_out_R], y_R[~held_out_R], penalty, constant_D)
-        squared.append((x_RD[held_out_R] @ weight_D - y_R[held_out_R]).square())
-    return torch.cat(squared).mean().item() if squared else 0.0
+        ridge = _Ridge(x_RD[~held_out_R], y_RA[~held_out_R], constant_D)
+        predicted_PRA = torch.stack([x_RD[held_out_R] @ ridge.weights_DA(penalty) for penalty in PENALTIES])
+        squared.append((predicted_PRA - y_RA[held_out_R]).square())
+    if not squared:
+        return y_RA.new_zeros(len(PENALTIES), y_RA.shape[1])
+    return torch.cat(squared, dim=1).mean(dim=1)
 
 
-def _ridge(x_RD: Tensor, y_R: Tensor, penalty: float, constant_D: Tensor) -> Tensor:
-    """Weights that shrink towards always predicting the mean, [D]."""
-    mean_D, mean = x_RD.mean(dim=0), y_R.mean()
-    centred_RD = x_RD - mean_D
-    if len(y_R) <= x_RD.shape[1]:
-        weight_D = centred_RD.T @ _solve(centred_RD @ centred_RD.T, y_R - mean, penalty * _scale(centred_RD))
-    else:
-        weight_D = _solve(centred_RD.T @ centred_RD, centred_RD.T @ (y_R - mean), penalty * _scale(centred_RD))
-    return weight_D + (mean - mean_D @ weight_D) * constant_D
+class _Ridge:
+    """Regressions of some ratings on the same states that shrink towards always predicting the mean.
 
+    One eigendecomposition of the centred states' normal equations, of the smaller of their two forms, serves every
+    penalty and every attribute.
+    """
 
-def _scale(centred_RD: Tensor) -> Tensor:
-    """Mean squared length of the centred states: what a penalty of 1 stands for; above 0 even for a lone state."""
-    return centred_RD.square().sum(dim=1).mean().clamp_min(1e-9)
+    def __init__(self, x_RD: Tensor, y_RA: Tensor, constant_D: Tensor) -> None:
+        self._mean_D, self._mean_A, self._constant_D = x_RD.mean(dim=0), y_RA.mean(dim=0), constant_D
+        x_RD, y_RA = x_RD - self._mean_D, y_RA - self._mean_A
+        # Mean squared length of the states: what a penalty of 1 stands for; above 0 even for a lone state.
+        self._scale = x_RD.square().sum(dim=1).mean().clamp_min(1e-9)
+        if len(x_RD) <= x_RD.shape[1]:
+            values_K, basis_RK = torch.linalg.eigh(x_RD @ x_RD.T)
+            self._along_KA, self._basis_DK = basis_RK.T @ y_RA, x_RD.T @ basis_RK
+        else:
+            values_K, self._basis_DK = torch.linalg.eigh(x_RD.T @ x_RD)
+            self._along_KA = self._basis_DK.T @ (x_RD.T @ y_RA)
+        self._values_K = values_K.clamp_min(0)  # rounding may leave less
 
-
-def _solve(gram: Tensor, right: Tensor, ridge: Tensor) -> Tensor:
-    solution: Tensor = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), right)
-    return solution
+    def weights_DA(self, penalty: float) -> Tensor:
+        shrunk_KA = self._along_KA / (self._values_K + penalty * self._scale)[:, None]
+        weights_DA: Tensor = self._basis_DK @ shrunk_KA
+        weights_DA += torch.outer(self._constant_D, self._mean_A - self._mean_D @ weights_DA)
+        return weights_DA

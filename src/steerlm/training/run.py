@@ -181,15 +181,30 @@ def make_task(model: SteerModel, settings: TrainSettings) -> Task:
     return AttributeTask(model, settings)
 
 
+def blank_task(settings: TrainSettings, schema: Schema, survey: Survey) -> Task:
+    """What the settings train, on a model without weights; it has yet to remember the survey."""
+    kind: Kind = "policy" if isinstance(settings, PolicySettings) else "attribute-model"
+    return make_task(
+        blank_model(*_start(kind, settings, schema_of_labels(settings, schema, survey), "")).model, settings
+    )
+
+
+def _start(
+    kind: Kind, settings: TrainSettings, schema: Schema, system: str | None
+) -> tuple[Kind, str, Schema, str | None, bool, str | None, bool]:
+    """What a new model is made from: the first arguments of `new_model` and of `blank_model`."""
+    as_tokens = isinstance(settings, PolicySettings) and settings.level_tokens
+    return kind, settings.base, schema, settings.dialect, as_tokens, system, settings.marker_tokens
+
+
 def make_model(
     kind: Kind, settings: TrainSettings, schema: Schema, system: str, ranks: Ranks
 ) -> tuple[SteerModel, Root]:
     """The model to train, on its device or sharded over the ranks. `system` is used where neither the settings name one
     nor the base, if it is a model of ours.
     """
-    as_tokens = isinstance(settings, PolicySettings) and settings.level_tokens
     chosen = system if settings.system is None and description(settings.base) is None else settings.system
-    what = (kind, settings.base, schema, settings.dialect, as_tokens, chosen, settings.marker_tokens)
+    what = _start(kind, settings, schema, chosen)
     dtype = pick_precision(settings.precision, ranks.device)
     if ranks.mesh is None:
         model = new_model(*what, ranks.device if settings.quantize == "4bit" else None)

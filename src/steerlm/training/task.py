@@ -20,6 +20,8 @@ from steerlm.training.survey import Survey
 T = TypeVar("T")
 Passes = Callable[[Iterable[TokenTree], Callable[["Batch"], T]], list[T]]
 """Runs a function over all packs of some trees, without gradients, and gives its results."""
+OnMain = Callable[[Callable[[], T]], T]
+"""Runs a function on one of the processes of a training, and gives its (picklable) result to all."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ class Task(Protocol):
         Raises `DataError` where nothing can be learnt from them.
         """
 
-    def prepare(self, conversations: Sequence[Conversation], passes: Passes[Any]) -> dict[str, Any]:
+    def prepare(
+        self, conversations: Sequence[Conversation], passes: Passes[Any], on_main: OnMain[Any]
+    ) -> dict[str, Any]:
         """Done once before the first step (never on resuming); returns figures to log."""
 
     def tree(self, conversation: Conversation, epoch: int) -> TokenTree:

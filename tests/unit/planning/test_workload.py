@@ -43,6 +43,18 @@ def test_without_data_conversations_are_those_of_open_assistant() -> None:
     assert find_workload(AttributeSettings(data=[Path("nowhere.jsonl")])).tokens == pytest.approx(1428, rel=0.02)
 
 
+def test_a_foil_repeats_the_trained_part() -> None:
+    """Of 100 tokens 50 are trained: with their foil it is 100 of 150, and twice that in the larger conversation."""
+    found = WORKLOAD.with_foils()
+    assert found.sizes == (150, 450)
+    assert found.trained == pytest.approx(100 / 150)
+    assert found.source == "test, each response twice for the contrast"
+
+
+def test_the_contrast_needs_more_tokens_of_data_that_are_not_there_too() -> None:
+    assert find_workload(PolicySettings(contrast=0.5)).tokens == pytest.approx(1.7 * 1755, rel=0.02)
+
+
 def test_data_at_hand_are_measured(chatml_base: Path, tmp_path: Path) -> None:
     """Two answers to one prompt: each of its tokens is in the tree once, and is seen by both."""
     ratings = {"quality": 4.0}

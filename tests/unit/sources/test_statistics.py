@@ -66,6 +66,12 @@ def test_correlations_are_over_pairs_that_have_both() -> None:
     assert found["quality"]["toxicity"] is None
 
 
+def test_two_pairs_have_no_correlation() -> None:
+    """Any two points lie on a line."""
+    found = statistics([rated("a", {"quality": 1.0, "humor": 4.0}, {"quality": 2.0, "humor": 1.0})])
+    assert found.correlations["quality"]["humor"] is None
+
+
 def test_a_rating_that_never_varies_has_no_correlation() -> None:
     data = [rated("a", *({"quality": 0.1 + 0.2, "humor": float(number)} for number in range(4)))]
     assert statistics(data).correlations["quality"]["humor"] is None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from passes import make_packs, passes_of, validate
+from passes import make_packs, on_main, passes_of, validate
 from steerlm.attention import use_tree_attention
 from steerlm.attributes import STEERLM
 from steerlm.conversation import Conversation, Message
@@ -17,6 +17,7 @@ from steerlm.errors import DataError, SchemaError
 from steerlm.models.load import SteerModel
 from steerlm.training.attribute_model import AttributeTask, predict, rating_table, score_states
 from steerlm.training.config import AttributeSettings
+from steerlm.training.ridge import RidgeFit
 from steerlm.training.survey import Survey
 from steerlm.training.task import Batch, Term
 
@@ -135,7 +136,7 @@ def test_the_ridge_start_fits_the_ratings(attribute_model: SteerModel) -> None:
         values = {"verbosity": 4.0 if wordy else 0.0}
         conversations.append(Conversation(f"{index}", (Message("user", "q"), Message("assistant", text, 0, values))))
     made = task(attribute_model, *conversations)
-    figures = made.prepare(conversations, passes_of(made))
+    figures = made.prepare(conversations, passes_of(made), on_main)
     assert list(figures["ridge"]) == ["verbosity"]
     assert figures["ridge"]["verbosity"].keys() == {"penalty", "error"}
     after = validate(made, conversations)
@@ -144,9 +145,21 @@ def test_the_ridge_start_fits_the_ratings(attribute_model: SteerModel) -> None:
     assert not head[STEERLM.names.index("quality")].any()
 
 
+def test_the_ridge_start_is_solved_by_one_process(attribute_model: SteerModel) -> None:
+    """The others take the main one's word: here one that solves nothing is told weights of 0.25."""
+    made = task(attribute_model, RATED)
+    head = attribute_model.network.score.weight
+    told = (torch.full(head.shape, 0.25), {0: RidgeFit(0.1, 0.5)})
+    assert made.prepare([RATED], passes_of(made), lambda work: told)["ridge"] == {
+        STEERLM.names[0]: {"penalty": 0.1, "error": 0.5}
+    }
+    assert torch.equal(head, told[0])
+
+
 def test_a_random_head_is_left_alone(attribute_model: SteerModel) -> None:
     before = attribute_model.network.score.weight.clone()
-    assert task(attribute_model, RATED, head="random").prepare([RATED], passes_of(task(attribute_model, RATED))) == {}
+    made = task(attribute_model, RATED, head="random")
+    assert made.prepare([RATED], passes_of(made), on_main) == {}
     assert torch.equal(attribute_model.network.score.weight, before)
 
 

@@ -163,6 +163,7 @@ def test_the_schema_comes_from_its_file(tmp_path: Path) -> None:
     assert TrainSettings(attribute_schema=tmp_path / "schema.yaml").schema_of_attributes.names == ("tone",)
     with pytest.raises(SchemaError, match="cannot read the schema"):
         _ = TrainSettings(attribute_schema=tmp_path / "none.yaml").schema_of_attributes
+    assert PolicySettings(defaults={"verbosity": 1}).schema_of_attributes.defaults["verbosity"] == 1
 
 
 def test_a_flag_is_judged_together_with_its_recipe(recipe: Any) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from allocations import peak_bytes
-from passes import make_packs, passes_of, validate
+from passes import make_packs, on_main, passes_of, validate
 from steerlm.attention import use_plain_attention, use_tree_attention
 from steerlm.attributes import STEERLM
 from steerlm.conversation import Conversation, Message
@@ -26,7 +26,6 @@ from steerlm.training.config import PolicySettings
 from steerlm.training.policy import (
     PolicyTask,
     foil_pairs,
-    labels_of,
     likelihoods,
     response_nll,
     weights_of_own,
@@ -67,12 +66,6 @@ def labels_in(policy: SteerModel, tree: TokenTree) -> list[tuple[int, str | None
     return [(s.message, label_of(policy, s), s.foil_of >= 0) for s in tree.segments if s.is_response]
 
 
-def test_labels_are_predicted_or_those_of_people_first() -> None:
-    message = answer("x", {"humor": 1.5, "quality": 3.0}, {"humor": 4.0, "verbosity": 0.0})
-    assert labels_of(message, "predicted") == {"humor": 1.5, "quality": 3.0}
-    assert labels_of(message, "ratings-first") == {"humor": 4.0, "quality": 3.0, "verbosity": 0.0}
-
-
 def test_data_without_any_label_are_refused(policy: SteerModel) -> None:
     bare = tree_of(answer("x", {}), answer("y", {}, {"humor": 1.0}))
     command = (
@@ -89,7 +82,7 @@ def test_data_without_any_label_are_refused(policy: SteerModel) -> None:
         ([bare, tree_of(answer("z", {"humor": 1.0}))], "predicted", 2),
     ):
         made = task(policy, conversations, labels=source)
-        assert made.prepare(conversations, passes_of(made)) == {"responses_without_labels": count}
+        assert made.prepare(conversations, passes_of(made), on_main) == {"responses_without_labels": count}
 
 
 def test_unlabelled_responses_are_context_only(policy: SteerModel) -> None:
@@ -98,7 +91,7 @@ def test_unlabelled_responses_are_context_only(policy: SteerModel) -> None:
     tree = made.tree(conversation, 0)
     assert labels_in(policy, tree) == [(1, "humor:1", False), (2, None, False)]
     assert [segment.weight for segment in tree.segments if segment.is_response] == [1.0, 0.0]
-    assert made.prepare([conversation], passes_of(made)) == {"responses_without_labels": 1}
+    assert made.prepare([conversation], passes_of(made), on_main) == {"responses_without_labels": 1}
 
 
 def test_thread_weights_count_the_threads_through_a_response(policy: SteerModel) -> None:

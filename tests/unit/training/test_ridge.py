@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from steerlm.training.ridge import PENALTIES, start_ridge
+from steerlm.training.ridge import PENALTIES, RidgeFit, start_ridge
 
 Floats = NDArray[np.float64]
 NAN = math.nan
@@ -38,9 +39,9 @@ def data(responses: int, hidden: int, seed: int = 0) -> tuple[Floats, Floats, li
     return x, y, [f"conversation-{index // 3}" for index in range(responses)]
 
 
-def started(x: Floats, ratings: Floats, groups: list[str]) -> tuple[nn.Linear, dict[int, object]]:
+def started(x: Floats, ratings: Floats, groups: list[str]) -> tuple[nn.Linear, dict[int, RidgeFit]]:
     head = nn.Linear(x.shape[1], ratings.shape[1], bias=False).double()
-    return head, dict(start_ridge(head, torch.from_numpy(x), torch.from_numpy(ratings), groups))
+    return head, start_ridge(head, torch.from_numpy(x), torch.from_numpy(ratings), groups)
 
 
 @pytest.mark.parametrize(("responses", "hidden"), [(9, 12), (12, 12), (60, 12)])
@@ -59,8 +60,8 @@ def test_weights_and_chosen_penalty(responses: int, hidden: int) -> None:
         ]
         errors[penalty] = np.concatenate(squared).mean()
     best = min(errors, key=lambda penalty: errors[penalty])
-    assert chosen[0].penalty == best  # type: ignore[attr-defined]
-    assert chosen[0].error == pytest.approx(errors[best])  # type: ignore[attr-defined]
+    assert chosen[0].penalty == best
+    assert chosen[0].error == pytest.approx(errors[best])
     np.testing.assert_allclose(head.weight.detach().numpy()[0], reference(x, y, best, constant), rtol=1e-6, atol=1e-8)
 
 
@@ -69,7 +70,7 @@ def test_the_start_is_better_than_the_mean() -> None:
     head, chosen = started(x[:45], y[:45, None], groups[:45])
     error = ((head(torch.from_numpy(x[45:])).detach().numpy()[:, 0] - y[45:]) ** 2).mean()
     assert error < 0.2 * y[45:].var()
-    assert chosen[0].error < 0.2 * y[:45].var()  # type: ignore[attr-defined]
+    assert chosen[0].error < 0.2 * y[:45].var()
 
 
 def test_noise_is_shrunk_to_the_mean() -> None:
@@ -77,7 +78,7 @@ def test_noise_is_shrunk_to_the_mean() -> None:
     x, _, groups = data(40, 30)
     y = 3 + np.random.default_rng(5).normal(size=40)
     head, chosen = started(x, y[:, None], groups)
-    assert chosen[0].penalty == max(PENALTIES)  # type: ignore[attr-defined]
+    assert chosen[0].penalty == max(PENALTIES)
     predicted = head(torch.from_numpy(x)).detach().numpy()[:, 0]
     assert abs(predicted.mean() - y.mean()) < 0.1
     assert predicted.std() < 0.5 * y.std()
@@ -92,8 +93,29 @@ def test_each_attribute_learns_from_its_own_ratings() -> None:
     half = np.arange(30) % 2 == 1
     weights = head.weight.detach().numpy()
     constant = least_squares(x, np.ones(30), 1e-4 * (x**2).sum() / 8)
-    expected = reference(x[half], y[half] + 1, chosen[1].penalty, constant)  # type: ignore[attr-defined]
+    expected = reference(x[half], y[half] + 1, chosen[1].penalty, constant)
     np.testing.assert_allclose(weights[1], expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(("responses", "hidden"), [(12, 15), (30, 8)])
+def test_attributes_rated_alike_are_each_as_if_alone(responses: int, hidden: int) -> None:
+    x, y, groups = data(responses, hidden)
+    ratings = np.stack([y, np.full(responses, NAN), 4 - y + np.sin(np.arange(responses))], axis=1)
+    head, chosen = started(x, ratings, groups)
+    for column in (0, 2):
+        alone, fits = started(x, ratings[:, [column]], groups)
+        torch.testing.assert_close(head.weight[column], alone.weight[0], rtol=1e-9, atol=1e-12)
+        assert astuple(chosen[column]) == pytest.approx(astuple(fits[0]))
+
+
+def test_penalties_and_attributes_share_decompositions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for each of the five folds and one for all responses, whatever the number of penalties and attributes."""
+    calls = []
+    real = torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda gram: calls.append(gram) or real(gram))
+    x, y, groups = data(30, 8)
+    started(x, np.stack([y, y + 1, y**2], axis=1), groups)
+    assert len(calls) == 6
 
 
 @pytest.mark.parametrize("rated", [1, 2])
@@ -111,7 +133,7 @@ def test_one_conversation_cannot_be_cross_validated() -> None:
     x, y, _ = data(12, 6)
     head, chosen = started(x, y[:, None], ["only"] * 12)
     assert head.weight.isfinite().all()
-    assert chosen[0].penalty in PENALTIES  # type: ignore[attr-defined]
+    assert chosen[0].penalty in PENALTIES
 
 
 def test_equal_states_tell_nothing() -> None:
