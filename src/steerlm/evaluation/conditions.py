@@ -106,8 +106,9 @@ class VerifiedCondition:
         drawn = _seeded(sampling, 0, sampling.temperature or _DRAW_TEMPERATURE)
         found = self.policy.answer(engine, [ask for ask in asks for _ in range(self.draws)], prompts, drawn)
         groups = [found[start : start + self.draws] for start in range(0, len(found), self.draws)]
+        system = self.policy.policy.info.system
         trees = [
-            answered(framed(prompts[ask.prompt], ask.paraphrase), [answer.text for answer in group])
+            answered(system, framed(prompts[ask.prompt], ask.paraphrase), [answer.text for answer in group])
             for ask, group in zip(asks, groups, strict=True)
         ]
         scores = self.judge.score(trees).values
@@ -117,8 +118,8 @@ class VerifiedCondition:
         ]
 
 
-def answered(prompt: str, texts: Sequence[str], system: str = "") -> Conversation:
-    """A prompt with its answers, as a tree."""
+def answered(system: str, prompt: str, texts: Sequence[str]) -> Conversation:
+    """A prompt with its answers, as a tree under the system text that they were given under."""
     answers = (Message("assistant", text, 0) for text in texts)
     return Conversation("answers", (Message("user", prompt), *answers), system)
 

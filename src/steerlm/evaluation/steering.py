@@ -140,7 +140,9 @@ class _Evaluation:
             condition = self._condition(name)
             answers = self._answers(name, condition, asks, kept)
             self.say(f"measuring {len(answers)} answers: {TITLES[name]}")
-            self.conditions[name] = measure(condition, asks, answers, self.prompts, instruments)
+            self.conditions[name] = measure(
+                condition, asks, answers, self.prompts, self.policy.info.system, instruments
+            )
         write_record(self.folder, NAME, {"key": key, **self._record(left_out)})
         written = read_record(self.folder, NAME)
         assert written is not None

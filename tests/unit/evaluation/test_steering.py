@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 
+from steerlm.annotation import Scorer
 from steerlm.attributes import STEERLM
 from steerlm.cli.main import run
+from steerlm.conversation import Conversation
 from steerlm.engines import Piece, Request
 from steerlm.engines.base import Deliver
 from steerlm.errors import ConfigError, DataError, SchemaError
+from steerlm.evaluation import measuring
 from steerlm.evaluation.prompts import read_prompts
 from steerlm.evaluation.steering import Judges, evaluate_steering
 from steerlm.evaluation.steering_settings import SteeringSettings
@@ -121,6 +124,31 @@ def test_every_condition_and_measure(policy: SteerModel, judge_directory: Path, 
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert {row["condition"] for row in rows} == set(settings.conditions)
     assert any("untuned base" in line for line in said)
+
+
+def test_answers_are_measured_under_the_system_text_that_they_were_given_under(
+    policy: SteerModel, judge_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both judges, the choice among draws, and the base's perplexity."""
+    seen: dict[str, set[str]] = {"scores": set(), "perplexity": set()}
+    score, perplexities = Scorer.score, measuring.perplexities
+
+    def scored(self: Scorer, trees: Sequence[Conversation]) -> Any:
+        seen["scores"] |= {tree.system for tree in trees}
+        return score(self, trees)
+
+    def read(base: SteerModel, trees: Sequence[Conversation], context: int) -> Any:
+        seen["perplexity"] |= {tree.system for tree in trees}
+        return perplexities(base, trees, context)
+
+    monkeypatch.setattr(Scorer, "score", scored)
+    monkeypatch.setattr(measuring, "perplexities", read)
+    kind = replace(policy, info=replace(policy.info, system="Be kind."))
+    changes = {"conditions": ["policy", "words", "verified"], "prompts": 1, "max_tokens": 3, "draws": 2}
+    settings = QUICK.model_copy(update={**changes, "perplexity": True})
+    judge = load_model(judge_directory, "attribute-model")
+    evaluate_steering(kind, PROMPTS, settings, tmp_path, Judges(judge, judge))
+    assert seen == {"scores": {"Be kind."}, "perplexity": {"Be kind."}}
 
 
 @pytest.mark.parametrize(
