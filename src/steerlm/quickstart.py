@@ -198,8 +198,7 @@ class _Quickstart:
         self._write("everything.held-out.jsonl", held_out)
         self.say(f"    {len(conversations)} conversations, {len(rated)} of them rated, {len(held_out)} held out")
         # Prompts of the data come first; those that come with the package are held out from everything.
-        prompts = [*(first_prompts(held_out) if settings.data else []), *held_out_prompts()]
-        return prompts[: settings.steering.prompts]
+        return [*(first_prompts(held_out) if settings.data else []), *held_out_prompts()]
 
     def _write(self, name: str, conversations: Sequence[Conversation]) -> None:
         if not conversations:
