@@ -25,14 +25,14 @@ from steerlm.evaluation.steering_tables import end_contrasts, level_rows, steeri
 from steerlm.evaluation.text_measures import text_measures
 
 NAMES = ["verbosity", "humor"]
-PROMPTS = ["Why is the <b>sea</b> salty?", "And the sky?", "How so?"]
+PROMPTS = ["Why is the <b>sea</b> salty?", "And the sky?", "How so?", "Since when?", "Says who?"]
 
 
 def result(obeys: bool) -> dict[str, Any]:
     """As `evaluate_steering` makes one; the second condition is always deaf."""
     conditions = {}
     for number, (name, title) in enumerate((("policy", "policy"), ("words", "untuned base, asked in words"))):
-        asks = [*sweep(STEERLM, NAMES, 3), *goals(STEERLM, NAMES, 3, 2, 0)]
+        asks = [*sweep(STEERLM, NAMES, len(PROMPTS)), *goals(STEERLM, NAMES, len(PROMPTS), 2, 0)]
         follows = obeys and number == 0
         values = [ask.values(STEERLM) for ask in asks]
         columns = {
@@ -60,7 +60,7 @@ def result(obeys: bool) -> dict[str, Any]:
         "judge": "fedcba9876543210",
         "second_judge": None,
         "rule": RULE,
-        "prompts": {"used": 3, "left_out": 1, "digest": "d"},
+        "prompts": {"used": len(PROMPTS), "left_out": 1, "digest": "d"},
         "schema": STEERLM.to_list(),
         "conditions": conditions,
         "settings": {"attributes": NAMES, "conditions": list(conditions), "goals": 2},
