@@ -21,7 +21,7 @@ from steerlm.annotation import AnnotateSettings, annotate
 from steerlm.card import refresh_card
 from steerlm.conversation import Conversation
 from steerlm.errors import DataError
-from steerlm.evaluation.figures import has_matplotlib, write_figures
+from steerlm.evaluation.figures import has_matplotlib, remove_figures, write_figures
 from steerlm.evaluation.prompts import first_prompts
 from steerlm.evaluation.records import FIGURES, FOLDER, REPORT
 from steerlm.evaluation.report import write_report
@@ -239,5 +239,7 @@ class _Quickstart:
         write_report(record, folder / REPORT, "the policy")
         if has_matplotlib():
             write_figures(record, folder / FIGURES)
-        refresh_card(self.path("policy"))
+        else:
+            remove_figures(folder / FIGURES)
+        refresh_card(self.path("policy"), lambda text: self.say(f"    {text}"))
         return record
