@@ -168,7 +168,7 @@ def _results(policy: Mapping[str, Any] | None, attributes: Mapping[str, Any] | N
                 )
             )
     for name, row in ((attributes or {}).get("attributes") or {}).items():
-        figure = row["sources"]["all"]["model"]["pearson"]["value"]
+        figure = row["overall"]["model"]["pearson"]["value"]
         if figure is not None:
             found.append(
                 EvalResult(

@@ -110,7 +110,7 @@ def test_an_attribute_model(tmp_path: Path) -> None:
         "responses": 90,
         "conversations": 30,
         "baselines_fitted_on": "the training data",
-        "attributes": {"humor": {"sources": {"all": part}, "verdict": "beats both baselines"}},
+        "attributes": {"humor": {"overall": part, "sources": {}, "verdict": "beats both baselines"}},
     }
     info.save(tmp_path)
     write_record(evaluation_folder(tmp_path), "attributes", record)

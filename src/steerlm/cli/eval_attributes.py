@@ -15,7 +15,12 @@ from steerlm.attributes import Schema
 from steerlm.card import refresh_card
 from steerlm.conversation import Conversation
 from steerlm.devices import pick_device
-from steerlm.evaluation.attribute_model import AttributeEvaluationSettings, data_provenance, evaluate_attributes
+from steerlm.evaluation.attribute_model import (
+    AttributeEvaluationSettings,
+    data_provenance,
+    distinct_names,
+    evaluate_attributes,
+)
 from steerlm.evaluation.attribute_tables import evaluation_view
 from steerlm.evaluation.preferences import is_preference_file, read_preferences
 from steerlm.evaluation.records import evaluation_folder, write_record
@@ -80,7 +85,7 @@ def eval_attributes_command(
         _conversations(rated, known),
         settings,
         _conversations(train or [], known) or None,
-        {path.name: read_preferences(path) for path in compared},
+        {name: read_preferences(path) for path, name in distinct_names(compared).items()},
         say,
     )
     record |= {"data": data_provenance(data), "train": data_provenance(train or [])}
