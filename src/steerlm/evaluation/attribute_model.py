@@ -382,7 +382,8 @@ def _ridge_sums(
         *_, prompt, better, worse = pair.conversation.messages
         features += [text_statistics(better.text, prompt.text), text_statistics(worse.text, prompt.text)]
     table = np.array(features, dtype=np.float64)
-    return np.sum([weight * predictors[name](table) for name, weight in weights.items()], axis=0).reshape(-1, 2)
+    sums = np.sum([weight * predictors[name](table) for name, weight in weights.items()], axis=0)
+    return np.asarray(sums).reshape(-1, 2)
 
 
 def _weighed(scores: Mapping[str, float], weights: Mapping[str, float]) -> float:
