@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +18,74 @@ from steerlm.models.directory import ModelInfo
 from steerlm.pages import page
 
 FILE = "README.md"
-MARK = "<!-- Made by `steerlm card` from steerlm.json and the evaluation results. -->"
+MARK = "<!-- Made by `steerlm card` from steerlm.json and the evaluation results"
+"""How the line begins that tells a card of ours, with the licence that was given for it and the text's digest."""
+_MARK_LINE = re.compile(
+    re.escape(MARK) + r"(?:; licence given: (?P<license>.+))?; digest: (?P<digest>[0-9a-f]{16}) -->"
+)
 _HUB_NAMES = {"smollm2": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
 
 
 def write_card(model: str | Path, overwrite: bool = False, license_: str | None = None) -> Path:
-    """Write the card of a model directory; returns its path.
+    """Write the card of a model directory; returns its path. A licence that was given for the card that is there stays.
 
-    Raises `ModelError` where there is a README.md that somebody else has written, unless it may be overwritten.
+    Raises `ModelError` where there is a README.md that somebody has written or edited, unless it may be overwritten.
     """
     path = Path(model) / FILE
-    if not overwrite and not may_write(model):
-        raise ModelError(f"{path} was not made by steerlm; move it away, or pass --overwrite")
-    write_text(path, card_text(model, license_))
+    if not overwrite and (fault := _not_ours(path)):
+        raise ModelError(f"{path} {fault}; move it away, or pass --overwrite")
+    given = license_ or _given_license(path)
+    write_text(path, _marked(card_text(model, given), given))
     return path
 
 
-def may_write(model: str | Path) -> bool:
-    """Whether the card is ours, or there is none."""
+def refresh_card(model: str | Path, say: Callable[[str], None]) -> None:
+    """Write the card anew; one that somebody has written or edited stays, and `say` is told."""
     path = Path(model) / FILE
-    return not path.is_file() or MARK in path.read_text(encoding="utf-8")
-
-
-def refresh_card(model: str | Path) -> None:
-    """Write the card anew unless somebody else has written it."""
-    if may_write(model):
+    if fault := _not_ours(path):
+        say(f"{path} {fault} and stays as it is; `steerlm card {model} --overwrite` makes it anew")
+    else:
         write_card(model)
 
 
+def _not_ours(path: Path) -> str | None:
+    """Why the card is not ours to write over; None where it is, or there is none."""
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8")
+    if MARK not in text:
+        return "was not made by steerlm"
+    found = _MARK_LINE.search(text)
+    same = found and _digest(text.replace(found[0], MARK, 1)) == found["digest"]
+    return None if same else "was edited after steerlm made it"
+
+
+def _given_license(path: Path) -> str | None:
+    found = _MARK_LINE.search(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return found["license"] if found else None
+
+
+def _marked(text: str, given: str | None) -> str:
+    """The card with its whole mark in place of the beginning of it."""
+    license_ = f"; licence given: {given}" if given else ""
+    return text.replace(MARK, f"{MARK}{license_}; digest: {_digest(text)} -->", 1)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def card_text(model: str | Path, license_: str | None = None) -> str:
-    """The card: metadata and text."""
+    """The card: metadata and text, with the beginning of its mark."""
     info = ModelInfo.load(model)
     name = Path(model).resolve().name
     folder = evaluation_folder(model)
-    steering, attributes = (_own(info, read_record(folder, kind)) for kind in ("steering", "attributes"))
-    figures = sorted(path.name for path in (folder / FIGURES).glob("*.png")) if steering else []
+    kinds = ("steering", "attributes", "mt_bench")
+    steering, attributes, mt_bench = (_own(info, read_record(folder, kind)) for kind in kinds)
+    # What is said of the model is what the policy does, not the base or what else it was compared with.
+    policy = steering["conditions"].get("policy") if steering else None
+    names = steering["settings"]["attributes"] if steering and policy else []
+    figures = [f"{name}.png" for name in names if (folder / FIGURES / f"{name}.png").is_file()]
     known, known_license = _HUB_NAMES.get(str(info.provenance.get("base")), (_hub_id(info), None))
     data = ModelCardData(
         base_model=known,
@@ -59,7 +94,7 @@ def card_text(model: str | Path, license_: str | None = None) -> str:
         pipeline_tag="text-generation" if info.kind == "policy" else "text-classification",
         tags=["steerlm", info.kind, *(["attribute-conditioned"] if info.kind == "policy" else ["reward-model"])],
         model_name=name,
-        eval_results=_results(steering, attributes) or None,
+        eval_results=_results(policy, attributes) or None,
     )
     dialect = DIALECTS[info.dialect]
     line = info.schema.label_line(info.schema.defaults)
@@ -72,10 +107,11 @@ def card_text(model: str | Path, license_: str | None = None) -> str:
         license=license_ or known_license,
         prompt=prompt_text(dialect, info.system, line if info.kind == "policy" else ""),
         prompt_turns=prompt_text(dialect, info.system, line if info.kind == "policy" else "", turns=2),
-        steering=next(iter(steering["conditions"].values())) if steering else None,
+        steering=policy,
         steering_record=steering,
         agreement=(attributes or {}).get("attributes"),
         attributes_record=attributes,
+        mt_bench=mt_bench,
         validation=_plain(info.metrics),
         per_attribute=info.metrics.get("attributes", {}),
         settings=_shown_settings(info),
@@ -116,10 +152,10 @@ def _base_name(info: ModelInfo) -> str:
     return Path(base).name if isinstance(base, str) else "an unnamed base model"
 
 
-def _results(steering: Mapping[str, Any] | None, attributes: Mapping[str, Any] | None) -> list[EvalResult]:
+def _results(policy: Mapping[str, Any] | None, attributes: Mapping[str, Any] | None) -> list[EvalResult]:
     """Figures for the metadata."""
     found = []
-    for name, row in (next(iter(steering["conditions"].values()))["attributes"] if steering else {}).items():
+    for name, row in (policy["attributes"] if policy else {}).items():
         if row.get("within_prompt") and row["within_prompt"]["value"] is not None:
             found.append(
                 EvalResult(
@@ -132,7 +168,7 @@ def _results(steering: Mapping[str, Any] | None, attributes: Mapping[str, Any] |
                 )
             )
     for name, row in ((attributes or {}).get("attributes") or {}).items():
-        figure = row["sources"]["all"]["model"]["pearson"]["value"]
+        figure = row["overall"]["model"]["pearson"]["value"]
         if figure is not None:
             found.append(
                 EvalResult(

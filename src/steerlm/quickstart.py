@@ -21,7 +21,7 @@ from steerlm.annotation import AnnotateSettings, annotate
 from steerlm.card import refresh_card
 from steerlm.conversation import Conversation
 from steerlm.errors import DataError
-from steerlm.evaluation.figures import has_matplotlib, write_figures
+from steerlm.evaluation.figures import has_matplotlib, remove_figures, write_figures
 from steerlm.evaluation.prompts import first_prompts
 from steerlm.evaluation.records import FIGURES, FOLDER, REPORT
 from steerlm.evaluation.report import write_report
@@ -200,8 +200,7 @@ class _Quickstart:
         self._write("everything.held-out.jsonl", held_out)
         self.say(f"    {len(conversations)} conversations, {len(rated)} of them rated, {len(held_out)} held out")
         # Prompts of the data come first; those that come with the package are held out from everything.
-        prompts = [*(first_prompts(held_out) if settings.data else []), *held_out_prompts()]
-        return prompts[: settings.steering.max_prompts]
+        return [*(first_prompts(held_out) if settings.data else []), *held_out_prompts()]
 
     def _write(self, name: str, conversations: Sequence[Conversation]) -> None:
         if not conversations:
@@ -242,5 +241,7 @@ class _Quickstart:
         write_report(record, folder / REPORT, "the policy")
         if has_matplotlib():
             write_figures(record, folder / FIGURES)
-        refresh_card(self.path("policy"))
+        else:
+            remove_figures(folder / FIGURES)
+        refresh_card(self.path("policy"), lambda text: self.say(f"    {text}"))
         return record

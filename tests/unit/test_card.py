@@ -53,7 +53,17 @@ def model(tmp_path: Path) -> Path:
 
 def steering(fingerprint: str) -> dict[str, Any]:
     conditions = {"policy": {"attributes": {"humor": ROW}}}
-    return {"model": fingerprint, "rule": "The rule.", "prompts": {"used": 5}, "conditions": conditions}
+    return {
+        "model": fingerprint,
+        "rule": "The rule.",
+        "prompts": {"used": 5},
+        "conditions": conditions,
+        "settings": {"attributes": ["humor"]},
+    }
+
+
+def silent(text: str) -> None:
+    raise AssertionError(f"nothing is to be said, but was: {text}")
 
 
 def test_a_policy(model: Path) -> None:
@@ -80,10 +90,12 @@ def test_results_are_shown_and_those_of_another_state_are_not(model: Path) -> No
     write_record(evaluation_folder(model), "steering", steering(INFO.fingerprint))
     (evaluation_folder(model) / "figures").mkdir()
     (evaluation_folder(model) / "figures" / "humor.png").write_bytes(b"")
-    refresh_card(model)
+    (evaluation_folder(model) / "figures" / "an_earlier_one.png").write_bytes(b"")
+    refresh_card(model, silent)
     text = (model / FILE).read_text()
     assert "| humor | steers | 0.90 [0.80, 1.00] | 0.70 [0.60, 0.80] | 0.50 [0.40, 0.60] | 3.0 [2.0, 4.0] |" in text
     assert "![response curves](evaluation/figures/humor.png)" in text
+    assert "an_earlier_one" not in text
     (found,) = ModelCard(text).data.eval_results
     assert found.metric_value == 0.9
     assert found.metric_name.startswith("humor")
@@ -98,7 +110,7 @@ def test_an_attribute_model(tmp_path: Path) -> None:
         "responses": 90,
         "conversations": 30,
         "baselines_fitted_on": "the training data",
-        "attributes": {"humor": {"sources": {"all": part}, "verdict": "beats both baselines"}},
+        "attributes": {"humor": {"overall": part, "sources": {}, "verdict": "beats both baselines"}},
     }
     info.save(tmp_path)
     write_record(evaluation_folder(tmp_path), "attributes", record)
@@ -114,11 +126,64 @@ def test_an_attribute_model(tmp_path: Path) -> None:
 
 def test_a_card_of_somebody_else_stays(model: Path) -> None:
     (model / FILE).write_text("My own words.")
-    refresh_card(model)
+    said: list[str] = []
+    refresh_card(model, said.append)
     assert (model / FILE).read_text() == "My own words."
+    assert said == [
+        f"{model / FILE} was not made by steerlm and stays as it is; `steerlm card {model} --overwrite` makes it anew"
+    ]
     with pytest.raises(ModelError, match="was not made by steerlm; move it away, or pass --overwrite"):
         write_card(model)
     assert MARK in write_card(model, overwrite=True).read_text()
+
+
+def test_an_edited_card_stays(model: Path) -> None:
+    write_card(model)
+    refresh_card(model, silent)
+    mine = (model / FILE).read_text() + "\n## A section of mine\n"
+    (model / FILE).write_text(mine)
+    said: list[str] = []
+    refresh_card(model, said.append)
+    assert (model / FILE).read_text() == mine
+    assert "was edited after steerlm made it and stays as it is" in said[0]
+    with pytest.raises(ModelError, match="was edited after steerlm made it; move it away, or pass --overwrite"):
+        write_card(model)
+    assert "A section of mine" not in write_card(model, overwrite=True).read_text()
+
+
+def test_a_licence_that_was_given_stays_when_the_card_is_made_anew(model: Path) -> None:
+    write_card(model, license_="mit")
+    write_record(evaluation_folder(model), "steering", steering(INFO.fingerprint))
+    refresh_card(model, silent)
+    text = (model / FILE).read_text()
+    assert "| humor | steers |" in text
+    assert ModelCard(text).data.license == "mit"
+    assert ModelCard(write_card(model, license_="llama2").read_text()).data.license == "llama2"
+
+
+@pytest.mark.parametrize(("names", "shown"), [(["words", "policy"], True), (["words"], False)])
+def test_the_base_is_not_taken_for_the_policy(model: Path, names: list[str], shown: bool) -> None:
+    deaf = {**ROW, "verdict": "does not steer", "within_prompt": {"value": 0.1, "low": 0.0, "high": 0.2}}
+    conditions = {name: {"attributes": {"humor": ROW if name == "policy" else deaf}} for name in names}
+    write_record(evaluation_folder(model), "steering", {**steering(INFO.fingerprint), "conditions": conditions})
+    text = write_card(model).read_text()
+    assert "does not steer" not in text
+    assert ("| humor | steers |" in text) == shown
+    assert [item.metric_value for item in ModelCard(text).data.eval_results or []] == ([0.9] if shown else [])
+
+
+def test_scores_of_mt_bench(model: Path) -> None:
+    score = {
+        "model": "m@humor=4",
+        "judge": "j",
+        "total": {"value": 6.5, "low": 6.0, "high": 7.0},
+        "turns": {"1": {"value": 7.0, "low": 6.0, "high": 8.0}, "2": {"value": None, "low": None, "high": None}},
+        "counts": {"rated": 80},
+    }
+    write_record(evaluation_folder(model), "mt_bench", {"model": INFO.fingerprint, "scores": [score]})
+    assert "| m@humor=4 | j | 6.50 [6.00, 7.00] | 7.00 [6.00, 8.00] | – | 80 |" in write_card(model).read_text()
+    write_record(evaluation_folder(model), "mt_bench", {"model": "another", "scores": [score]})
+    assert "MT-Bench" not in write_card(model).read_text()
 
 
 @pytest.mark.parametrize("dialect", sorted(DIALECTS))

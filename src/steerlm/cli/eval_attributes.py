@@ -15,7 +15,12 @@ from steerlm.attributes import Schema
 from steerlm.card import refresh_card
 from steerlm.conversation import Conversation
 from steerlm.devices import pick_device
-from steerlm.evaluation.attribute_model import AttributeEvaluationSettings, data_provenance, evaluate_attributes
+from steerlm.evaluation.attribute_model import (
+    AttributeEvaluationSettings,
+    data_provenance,
+    distinct_names,
+    evaluate_attributes,
+)
 from steerlm.evaluation.attribute_tables import evaluation_view
 from steerlm.evaluation.preferences import is_preference_file, read_preferences
 from steerlm.evaluation.records import evaluation_folder, write_record
@@ -68,6 +73,10 @@ def eval_attributes_command(
     declared = Schema.from_yaml(schema) if schema else None
     judge = load_model(model, "attribute-model", pick_device(device))
     errors = Console(stderr=True, soft_wrap=True)
+
+    def say(text: str) -> None:
+        errors.print(text, highlight=False, markup=False)
+
     compared = [path for path in data if is_preference_file(path)]
     rated = [path for path in data if path not in compared]
     known = data_schema(judge.schema, declared)
@@ -76,13 +85,13 @@ def eval_attributes_command(
         _conversations(rated, known),
         settings,
         _conversations(train or [], known) or None,
-        {path.name: read_preferences(path) for path in compared},
-        lambda text: errors.print(text, highlight=False, markup=False),
+        {name: read_preferences(path) for path, name in distinct_names(compared).items()},
+        say,
     )
     record |= {"data": data_provenance(data), "train": data_provenance(train or [])}
     path = write_record(out or evaluation_folder(model), "attributes", record)
     if out is None:
-        refresh_card(model)
+        refresh_card(model, say)
     if json_:
         print(json.dumps(json.loads(path.read_text(encoding="utf-8")), ensure_ascii=False, indent=2))
         return

@@ -11,6 +11,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from steerlm.card import refresh_card
 from steerlm.cli.data_views import stdout
 from steerlm.errors import ConfigError, DataError
 from steerlm.evaluation.figures import has_matplotlib
@@ -24,7 +25,9 @@ from steerlm.evaluation.mt_bench.questions import Benchmark, load_benchmark
 from steerlm.evaluation.mt_bench.report import Report, radar
 from steerlm.evaluation.mt_bench.scores import Duplicates, scores, steering_differences
 from steerlm.evaluation.mt_bench.settings import AnswerSettings, BenchSettings, JudgeSettings
+from steerlm.evaluation.records import evaluation_folder, write_record
 from steerlm.files import json_text, write_json
+from steerlm.models.directory import ModelInfo
 
 mt_bench_app = App(
     name="mt-bench",
@@ -50,6 +53,7 @@ def run_command(
     judging: _Judge = None,
     fresh: _Flag = False,
     json_: _Json = False,
+    card: Path | None = None,
 ) -> None:
     """Answer, judge and score in one go.
 
@@ -73,7 +77,12 @@ def run_command(
         Throw away judgments of other answers, references, prompts or settings of the judge than these.
     json_
         Print the scores as JSON.
+    card
+        Directory of the policy that was served: its model card then shows the scores, which are kept in its folder
+        `evaluation`.
     """
+    if card:
+        ModelInfo.load(card, "policy")  # what is no policy is refused before anything is paid for
     loaded = load_benchmark(bench or BenchSettings())
     chosen = judging or JudgeSettings()
     models = [item.model(name or model) for item in _steering(setting)]
@@ -85,7 +94,9 @@ def run_command(
     singles, pairs = read_judgments([file])
     singles = [row for row in singles if row.model in models]
     pairs = [row for row in pairs if set(row.models) <= set(known) and chosen.baseline in (None, *row.models)]
-    _show(_report([file], singles, pairs, loaded, "all", False), out, json_)
+    report = _report([file], singles, pairs, loaded, "all", False)
+    _show(report, out, json_)
+    _to_card(report, card)
 
 
 @mt_bench_app.command(name="answer")
@@ -156,6 +167,7 @@ def score_command(
     recorded: _Flag = False,
     out: Path | None = None,
     json_: _Json = False,
+    card: Path | None = None,
 ) -> None:
     """Tables from judgment files alone, ours or FastChat's.
 
@@ -178,6 +190,9 @@ def score_command(
         Directory for mt_bench.json and the radar plot mt_bench.png.
     json_
         Print the scores as JSON.
+    card
+        Directory of the policy that was judged: its model card then shows the scores, which are kept in its folder
+        `evaluation`.
     """
     if not files:
         raise ConfigError("name the judgment files to score")
@@ -185,7 +200,9 @@ def score_command(
     singles, pairs = read_judgments(files)
     if not singles and not pairs:
         raise DataError(f"{files[0]}: no judgments in it")
-    _show(_report(files, singles, pairs, loaded, duplicates, recorded), out, json_)
+    report = _report(files, singles, pairs, loaded, duplicates, recorded)
+    _show(report, out, json_)
+    _to_card(report, card)
 
 
 def _answer(
@@ -278,3 +295,15 @@ def _progress(title: str) -> Iterator[answering.Progress]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _to_card(report: Report, policy: Path | None) -> None:
+    """Keep the scores with the policy, as those of its weights, and show them on its card."""
+    if policy is None:
+        return
+    if not report.scores:
+        raise ConfigError("--card: there are no grades of single answers among the judgments, which a card shows")
+    record = {"kind": "mt-bench", "model": ModelInfo.load(policy, "policy").fingerprint, **report.to_dict()}
+    path = write_record(evaluation_folder(policy), "mt_bench", record)
+    refresh_card(policy, _say)
+    _say(f"scores for the card in {path}")

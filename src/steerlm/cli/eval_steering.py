@@ -12,7 +12,7 @@ from rich.console import Console
 from steerlm.card import refresh_card
 from steerlm.devices import pick_device
 from steerlm.errors import DataError
-from steerlm.evaluation.figures import has_matplotlib, write_figures
+from steerlm.evaluation.figures import has_matplotlib, remove_figures, write_figures
 from steerlm.evaluation.prompts import read_prompts
 from steerlm.evaluation.records import FIGURES, REPORT, evaluation_folder
 from steerlm.evaluation.report import write_report
@@ -66,6 +66,10 @@ def eval_steering_command(
         Print JSON instead of tables.
     """
     errors = Console(stderr=True, soft_wrap=True)
+
+    def say(text: str) -> None:
+        errors.print(text, highlight=False, markup=False)
+
     place = pick_device(device)
     settings = settings or SteeringSettings()
     model = load_model(policy, "policy", place)
@@ -81,15 +85,16 @@ def eval_steering_command(
         folder,
         judges,
         directory=policy,
-        say=lambda text: errors.print(text, highlight=False, markup=False),
+        say=say,
     )
     report = write_report(record, folder / REPORT, policy.resolve().name)
     if has_matplotlib():
         write_figures(record, folder / FIGURES)
     else:
+        remove_figures(folder / FIGURES)
         errors.print("no figures: matplotlib is not installed (pip install 'steerlm[report]')", markup=False)
     if out is None:
-        refresh_card(policy)
+        refresh_card(policy, say)
     if json_:
         print((folder / "steering.json").read_text(encoding="utf-8"), end="")
     else:

@@ -38,8 +38,8 @@ def export_hf_command(
         which know nothing of attributes (lm-evaluation-harness, for one) get it at this setting. May be repeated.
     """
     exported = export_hf(model, out, set_ or [])
-    refresh_card(out)
     console = Console(stderr=True, soft_wrap=True)
+    refresh_card(out, lambda text: console.print(text, highlight=False, markup=False))
     console.print(f"saved {exported.info.kind} {exported.info.fingerprint} to {out}", highlight=False, markup=False)
 
 

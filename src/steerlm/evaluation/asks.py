@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
 import numpy as np
 
@@ -45,16 +46,29 @@ def sweep(schema: Schema, attributes: Sequence[str], prompts: int) -> list[Ask]:
 
 
 def goals(schema: Schema, attributes: Sequence[str], prompts: int, count: int, seed: int) -> list[Ask]:
-    """`count` settings for each prompt, drawn uniformly from the grid of the attributes' levels (arXiv 2505.23816); the
-    whole grid where it is no larger than that.
+    """`count` different settings for each prompt, drawn uniformly from the grid of the attributes' levels
+    (arXiv 2505.23816); the whole grid where it is no larger than that.
     """
-    grid = list(product(*(schema[name].levels for name in attributes)))
+    levels = [schema[name].levels for name in attributes]
     random = np.random.default_rng(seed)
     return [
         Ask(prompt, tuple(zip(attributes, chosen, strict=True)))
-        for prompt in range(prompts)
-        for chosen in (grid if count >= len(grid) else [grid[k] for k in random.integers(0, len(grid), count)])
+        for prompt in range(prompts if count else 0)
+        for chosen in _drawn(levels, count, random)
     ]
+
+
+def _drawn(levels: Sequence[Sequence[int]], count: int, random: np.random.Generator) -> list[tuple[int, ...]]:
+    """`count` different points of a grid. Few are drawn one by one, since a grid of many attributes fits no memory."""
+    size = prod(map(len, levels))
+    if 2 * count >= size:
+        grid = list(product(*levels))
+        return grid if count >= size else [grid[k] for k in random.permutation(size)[:count]]
+    found: dict[tuple[int, ...], None] = {}
+    while len(found) < count:
+        places = random.integers(0, [len(own) for own in levels])
+        found[tuple(own[place] for own, place in zip(levels, places, strict=True))] = None
+    return list(found)
 
 
 def paraphrased(schema: Schema, attributes: Sequence[str], prompts: int) -> list[Ask]:

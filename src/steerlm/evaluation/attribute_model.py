@@ -19,10 +19,10 @@ from steerlm.annotation import Scorer, ScoreSettings
 from steerlm.attributes import Attribute
 from steerlm.conversation import Conversation
 from steerlm.errors import DataError
-from steerlm.evaluation.baselines import Baselines, baselines
+from steerlm.evaluation.baselines import Baselines, baselines, ridges, text_statistics
 from steerlm.evaluation.bootstrap import Estimate, bootstrap_figures, cluster_bootstrap
 from steerlm.evaluation.invariance import check_invariance
-from steerlm.evaluation.preferences import SCALAR_WEIGHTS, Preferences
+from steerlm.evaluation.preferences import SCALAR_WEIGHTS, Preference, Preferences
 from steerlm.evaluation.responses import RatedResponses, rated_responses
 from steerlm.files import sha256
 from steerlm.models.load import SteerModel
@@ -36,7 +36,6 @@ STATISTICS: dict[str, Callable[[Floats, Floats], float]] = {
     "pearson": pearson,
     "spearman": spearman,
 }
-ALL = "all"
 _SWAP_MARGIN = 0.05
 
 
@@ -78,6 +77,7 @@ def evaluate_attributes(
     """
     settings = settings or AttributeEvaluationSettings()
     scorer = Scorer(model, settings)
+    known = rated_responses(train, model.schema) if train else None
     record: dict[str, Any] = {"kind": "attributes", "model": model.info.fingerprint}
     rated = [c for c in conversations if any(model.schema.known(c.messages[i].ratings) for i in c.responses)]
     if conversations and not rated:
@@ -87,7 +87,7 @@ def evaluate_attributes(
     if rated:
         say(f"scoring {len(rated)} conversations")
         evaluated = score_rated(scorer, rated)
-        fitted = baselines(evaluated.responses, rated_responses(train, model.schema) if train else None)
+        fitted = baselines(evaluated.responses, known)
         say("figures and their intervals")
         record |= {
             "responses": len(evaluated.responses),
@@ -98,8 +98,9 @@ def evaluate_attributes(
             "swapped_outputs": swapped_outputs(evaluated, settings),
         }
     if preferences:
+        predictors = ridges(known) if known else {}
         record["preferences"] = {
-            name: preference_figures(scorer, found, settings) for name, found in preferences.items()
+            name: preference_figures(scorer, found, settings, predictors) for name, found in preferences.items()
         }
     if settings.invariance:
         say("invariance")
@@ -107,6 +108,8 @@ def evaluate_attributes(
         record["invariance"] = [
             check.record() for check in check_invariance(model, some, settings, settings.invariance)
         ]
+        if not record["invariance"]:
+            say("invariance is not checked: no response fits into the context")
     return {**record, "settings": settings.model_dump(mode="json"), **environment()}
 
 
@@ -133,42 +136,42 @@ def attribute_figures(
         present_R = ~np.isnan(responses.rated_RA[:, column])
         if not present_R.any():
             continue
-        parts = {ALL: present_R}
-        sources = np.unique(responses.source_R[present_R])
-        if len(sources) > 1:
-            parts |= {str(source): present_R & (responses.source_R == source) for source in sources}
         columns = {
             "model": evaluated.predicted_RA[:, column],
             "mean": fitted.mean_RA[:, column],
             "ridge": fitted.ridge_RA[:, column],
         }
         rated_R = responses.rated_RA[:, column]
+        overall = _agreement(responses, columns, column, present_R, settings)
+        sources = np.unique(responses.source_R[present_R])
         by_source = {
-            name: _agreement(
-                {who: predicted[part_R] for who, predicted in columns.items()},
-                rated_R[part_R],
-                responses.conversation_R[part_R],
-                settings,
-            )
-            for name, part_R in parts.items()
+            str(source): _agreement(responses, columns, column, present_R & (responses.source_R == source), settings)
+            for source in (sources if len(sources) > 1 else ())
         }
-        predicted_R, owner_R = columns["model"][present_R], responses.conversation_R[present_R]
+        predicted_R, owner_R = columns["model"][present_R], responses.group_R[present_R]
         found[attribute.name] = {
+            "overall": overall,
             "sources": by_source,
             "calibration": calibration(attribute, predicted_R, rated_R[present_R], owner_R, settings),
             "confusion": confusion(attribute, predicted_R, rated_R[present_R]),
             "ranking": _ranking(responses, columns, column, settings),
-            **_verdict(by_source[ALL]),
+            **_verdict(overall),
         }
     return found
 
 
 def _agreement(
-    predicted: Mapping[str, Floats], rated_R: Floats, owner_R: NDArray[np.int64], settings: AttributeEvaluationSettings
+    responses: RatedResponses,
+    columns: Mapping[str, Floats],
+    column: int,
+    part_R: NDArray[np.bool_],
+    settings: AttributeEvaluationSettings,
 ) -> dict[str, Any]:
-    """Statistics of the model with intervals, those of the baselines, and, from the same draws, how much more the
-    baselines err.
+    """On some of the responses: statistics of the model with intervals, those of the baselines, and, from the same
+    draws, how much more the baselines err.
     """
+    predicted = {who: values[part_R] for who, values in columns.items()}
+    rated_R, owner_R = responses.rated_RA[part_R, column], responses.group_R[part_R]
     model_R, *others = predicted.values()
 
     def figures(entries: NDArray[np.int64]) -> Floats:
@@ -182,7 +185,8 @@ def _agreement(
     name, *baseline_names = predicted
     return {
         "n": len(rated_R),
-        "conversations": len(np.unique(owner_R)),
+        "conversations": len(np.unique(responses.conversation_R[part_R])),
+        "independent": len(np.unique(owner_R)),
         name: dict(zip(STATISTICS, estimates, strict=False)),
         **{
             other: {statistic: of(predicted[other], rated_R) for statistic, of in STATISTICS.items()}
@@ -193,12 +197,18 @@ def _agreement(
 
 
 def _verdict(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """A model beats a baseline where the 95% interval of (its RMSE less the model's) lies above 0."""
-    gains = {name: gain["low"] > 0 for name, gain in figures["rmse_gain"].items()}
-    lost = [name for name, beaten in gains.items() if not beaten]
+    """A model beats a baseline where the 95% interval of (its RMSE less the model's) lies above 0. None where nothing
+    can be said: there was no rating to fit the baseline on, or a single conversation, which leaves no interval.
+    """
+    beats = {
+        name: gain["low"] > 0 if figures["independent"] > 1 and np.isfinite(gain["low"]) else None
+        for name, gain in figures["rmse_gain"].items()
+    }
     what = {"mean": "the mean rating", "ridge": "a ridge regression on length and text statistics"}
-    said = f"does not beat {' and '.join(what[name] for name in lost)}" if lost else "beats both baselines"
-    return {"beats": gains, "verdict": said}
+    lost = [what[name] for name, beaten in beats.items() if beaten is False]
+    if None in beats.values():
+        return {"beats": beats, "verdict": "not compared"}
+    return {"beats": beats, "verdict": f"does not beat {' and '.join(lost)}" if lost else "beats both baselines"}
 
 
 def calibration(
@@ -235,9 +245,9 @@ def confusion(attribute: Attribute, predicted_R: Floats, rated_R: Floats) -> lis
 def ranked_pairs(responses: RatedResponses, column: int) -> NDArray[np.int64]:
     """Pairs (higher rated, lower rated) of responses to the same prompt whose ratings differ, [P, 2]."""
     rated_R = responses.rated_RA[:, column]
-    groups: dict[str, list[int]] = {}
+    groups: dict[int, list[int]] = {}
     for index in np.flatnonzero(~np.isnan(rated_R)):
-        groups.setdefault(str(responses.prompt_R[index]), []).append(int(index))
+        groups.setdefault(int(responses.prompt_R[index]), []).append(int(index))
     pairs = [
         (one, other) for group in groups.values() for one in group for other in group if rated_R[one] > rated_R[other]
     ]
@@ -256,7 +266,7 @@ def _ranking(
     pairs = ranked_pairs(responses, column)
     if not len(pairs):
         return None
-    owner_P = responses.conversation_R[pairs[:, 0]]
+    owner_P = responses.group_R[pairs[:, 0]]
     lengths = np.array([float(len(text)) for text in responses.texts])
     by = {"model": columns["model"], "ridge": columns["ridge"], "length": lengths}
     accuracy = {
@@ -295,7 +305,7 @@ def swapped_outputs(evaluated: Evaluated, settings: AttributeEvaluationSettings)
         ]
         return np.array([np.nanmean(total) if not np.all(np.isnan(total)) else np.nan])
 
-    estimate = bootstrap_figures(gain, responses.conversation_R, settings.resamples, settings.seed)[0]
+    estimate = bootstrap_figures(gain, responses.group_R, settings.resamples, settings.seed)[0]
     moved = {name: output for name, output in order.items() if name != output}
     return {
         "found": bool(moved) and estimate.low > 0 and estimate.value >= _SWAP_MARGIN,
@@ -310,9 +320,14 @@ def _correlation(predicted_R: Floats, rated_R: Floats) -> float:
 
 
 def preference_figures(
-    scorer: Scorer, preferences: Preferences, settings: AttributeEvaluationSettings
+    scorer: Scorer,
+    preferences: Preferences,
+    settings: AttributeEvaluationSettings,
+    predictors: Mapping[str, Callable[[Floats], Floats]],
 ) -> dict[str, Any]:
-    """How often the weighted sum of attributes, and each attribute, is higher for the preferred response."""
+    """How often the weighted sum of attributes, and each attribute, is higher for the preferred response; also that
+    sum of what the ridge regressions `predictors` say, where there is one for each weighed attribute, and the length.
+    """
     schema = scorer.model.schema
     weights = {name: weight for name, weight in settings.weights.items() if name in schema}
     if not weights:
@@ -332,27 +347,43 @@ def preference_figures(
     for name, weighed in {"weighted sum": weights, **{name: {name: 1.0} for name in schema.names}}.items():
         table = np.array([[_weighed(scores[index], weighed) for index in pair.pair] for pair, scores in kept])
         figures[name] = won(table[:, 0], table[:, 1])
+    pairs = [pair for pair, _ in kept]
+    if all(name in predictors for name in weights):
+        sums = _ridge_sums(pairs, weights, predictors)
+        figures["ridge"] = won(sums[:, 0], sums[:, 1])
     lengths = np.array([[len(pair.conversation.messages[index].text) for index in pair.pair] for pair, _ in kept])
     figures["length"] = won(lengths[:, 0].astype(float), lengths[:, 1].astype(float))
     prompts = np.array([_prompt_of(pair.conversation) for pair, _ in kept])
     subset_P = np.array([pair.subset for pair, _ in kept])
-    parts = {ALL: np.ones(len(kept), dtype=bool)}
-    if len(np.unique(subset_P)) > 1:
-        parts |= {str(name): subset_P == name for name in np.unique(subset_P)}
+    subsets = np.unique(subset_P)
     return {
         "pairs": len(kept),
         "ties": preferences.ties,
         "unscored": len(preferences.pairs) - len(kept),
         "weights": weights,
-        "accuracy": {
-            part: {
-                name: _mean(wins[in_P], prompts[in_P], settings)._asdict()
-                for name, wins in figures.items()
-                if part == ALL or name in ("weighted sum", "length")
+        "accuracy": {name: _mean(wins, prompts, settings)._asdict() for name, wins in figures.items()},
+        "subsets": {
+            str(subset): {
+                name: _mean(figures[name][subset_P == subset], prompts[subset_P == subset], settings)._asdict()
+                for name in ("weighted sum", "ridge", "length")
+                if name in figures
             }
-            for part, in_P in parts.items()
+            for subset in (subsets if len(subsets) > 1 else ())
         },
     }
+
+
+def _ridge_sums(
+    pairs: Sequence[Preference], weights: Mapping[str, float], predictors: Mapping[str, Callable[[Floats], Floats]]
+) -> Floats:
+    """The weighted sums of what the ridge regressions say of the two responses of each pair, [P, 2]."""
+    features = []
+    for pair in pairs:
+        *_, prompt, better, worse = pair.conversation.messages
+        features += [text_statistics(better.text, prompt.text), text_statistics(worse.text, prompt.text)]
+    table = np.array(features, dtype=np.float64)
+    sums = np.sum([weight * predictors[name](table) for name, weight in weights.items()], axis=0)
+    return np.asarray(sums).reshape(-1, 2)
 
 
 def _weighed(scores: Mapping[str, float], weights: Mapping[str, float]) -> float:
@@ -369,6 +400,20 @@ def _prompt_of(conversation: Conversation) -> str:
     return "\n".join(message.text for message in conversation.messages[:-2])
 
 
+def distinct_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """For each file as few of the last parts of its path as no other file's path ends in; a file's whole path where it
+    is the end of another's.
+    """
+    files = list(dict.fromkeys(paths))
+    names = {}
+    for path in files:
+        endings = [path.parts[-count:] for count in range(1, len(path.parts) + 1)]
+        others = [other.parts for other in files if other != path]
+        own = (ending for ending in endings if not any(other[-len(ending) :] == ending for other in others))
+        names[path] = str(Path(*next(own, path.parts)))
+    return names
+
+
 def data_provenance(paths: Sequence[Path]) -> list[dict[str, str]]:
     """Names and digests of data files."""
-    return [{"name": path.name, "sha256": sha256(path)} for path in paths]
+    return [{"name": name, "sha256": sha256(path)} for path, name in distinct_names(paths).items()]

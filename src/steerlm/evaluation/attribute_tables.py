@@ -10,7 +10,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from steerlm.evaluation.attribute_model import ALL
 from steerlm.pages import figure, number
 
 
@@ -30,7 +29,7 @@ def _parts(record: Mapping[str, Any]) -> Iterator[RenderableType]:
             yield Text(f"{record['unscored']} rated responses are longer than the context and left out")
         for name, row in figures.items():
             if not all(row["beats"].values()):
-                yield Text(f"{name}: the model {row['verdict']}", style="yellow")
+                yield Text(f"{name}: {row['verdict']}", style="yellow")
         yield from _swapped(record["swapped_outputs"])
         yield Text()
         yield _ranking(figures)
@@ -41,9 +40,9 @@ def _parts(record: Mapping[str, Any]) -> Iterator[RenderableType]:
     for name, figures in record.get("preferences", {}).items():
         yield Text()
         yield _preferences(name, figures)
-    if checks := record.get("invariance"):
+    if (checks := record.get("invariance")) is not None:
         yield Text()
-        yield _invariance(checks)
+        yield _invariance(checks) if checks else Text("Invariance is not checked: no response fits into the context")
 
 
 def _agreement(figures: Mapping[str, Any]) -> Table:
@@ -53,12 +52,15 @@ def _agreement(figures: Mapping[str, Any]) -> Table:
     for name in ("n", "Pearson", "Spearman", "MAE", "RMSE", "mean", "ridge"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, row in figures.items():
-        for source, part in row["sources"].items():
+        for title, part in [
+            (name, row["overall"]),
+            *((f"  {source}", part) for source, part in row["sources"].items()),
+        ]:
             model = part["model"]
             cells = [figure(model["pearson"]), number(model["spearman"]["value"])]
             cells += [number(model[key]["value"]) for key in ("mae", "rmse")]
             cells += [number(part[other]["rmse"]) for other in ("mean", "ridge")]
-            table.add_row(name if source == ALL else f"  {source}", str(part["n"]), *cells)
+            table.add_row(title, str(part["n"]), *cells)
     return table
 
 
@@ -120,7 +122,7 @@ def _preferences(name: str, figures: Mapping[str, Any]) -> Table:
     table.add_column("subset")
     table.add_column("by", no_wrap=True)
     table.add_column("accuracy", justify="right")
-    for part, accuracy in figures["accuracy"].items():
+    for part, accuracy in [("all pairs", figures["accuracy"]), *figures["subsets"].items()]:
         for row, (by, wins) in enumerate(accuracy.items()):
             table.add_row(part if row == 0 else "", by, figure(wins, 3), end_section=row == len(accuracy) - 1)
     return table

@@ -57,12 +57,12 @@ def text_statistics(response: str, prompt: str) -> list[float]:
 
 def baselines(evaluated: RatedResponses, train: RatedResponses | None) -> Baselines:
     """Fit on `train`, or, without it, cross-validate on the evaluated responses themselves: those of a conversation
-    are predicted from other conversations.
+    are predicted from conversations that share no prompt with it.
     """
     features_RF = _features(evaluated)
     shape = evaluated.rated_RA.shape
     mean_RA, ridge_RA = np.full(shape, np.nan), np.full(shape, np.nan)
-    fold_R = folds(evaluated.conversation_R)
+    fold_R = folds(evaluated.group_R)
     train_RF = features_RF if train is None else _features(train)
     for column in range(shape[1]):
         for fold in range(_FOLDS) if train is None else (None,):
@@ -72,11 +72,22 @@ def baselines(evaluated: RatedResponses, train: RatedResponses | None) -> Baseli
             if not source_R.any():
                 continue
             mean_RA[target_R, column] = rated_R[source_R].mean()
-            owner_R = (evaluated if train is None else train).conversation_R[source_R]
-            predict = fit_ridge(train_RF[source_R], rated_R[source_R], folds(owner_R))
+            group_R = (evaluated if train is None else train).group_R[source_R]
+            predict = fit_ridge(train_RF[source_R], rated_R[source_R], folds(group_R))
             ridge_RA[target_R, column] = predict(features_RF[target_R])
     what = "the training data" if train is not None else f"the evaluated data ({_FOLDS}-fold cross-validation)"
     return Baselines(mean_RA, ridge_RA, what)
+
+
+def ridges(train: RatedResponses) -> dict[str, Callable[[Floats], Floats]]:
+    """For each attribute that is rated, the ridge regression that is fitted on `train`: from features to ratings."""
+    features_RF, fitted = _features(train), {}
+    for column, name in enumerate(train.schema.names):
+        rated_R = train.rated_RA[:, column]
+        known_R = ~np.isnan(rated_R)
+        if known_R.any():
+            fitted[name] = fit_ridge(features_RF[known_R], rated_R[known_R], folds(train.group_R[known_R]))
+    return fitted
 
 
 def _features(responses: RatedResponses) -> Floats:
@@ -84,9 +95,9 @@ def _features(responses: RatedResponses) -> Floats:
     return np.array([text_statistics(text, prompt) for text, prompt in pairs], dtype=np.float64)
 
 
-def folds(conversation_R: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The fold of each response; conversations stay whole."""
-    _, number = np.unique(conversation_R, return_inverse=True)
+def folds(group_R: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The fold of each response; conversations that share a prompt stay together."""
+    _, number = np.unique(group_R, return_inverse=True)
     random = np.random.default_rng(0)
     return np.asarray(random.permutation(number.max() + 1 if len(number) else 0)[number] % _FOLDS)
 

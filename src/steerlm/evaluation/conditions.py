@@ -27,8 +27,8 @@ class Condition(Protocol):
     def key(self, ask: Ask) -> Hashable:
         """What the answer depends on: asks with the same key are answered once."""
 
-    def longest(self, prompts: Sequence[str]) -> list[int]:
-        """Tokens of each prompt at its longest."""
+    def longest(self, prompt: str) -> int:
+        """Tokens of a prompt at its longest."""
 
     def answer(self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[str], sampling: Sampling) -> list[Answer]:
         """Answers, in order."""
@@ -44,8 +44,8 @@ class PolicyCondition:
     def key(self, ask: Ask) -> Hashable:
         return ask.prompt, ask.paraphrase, frozen(ask.values(self.policy.schema))
 
-    def longest(self, prompts: Sequence[str]) -> list[int]:
-        return [len(prompt_ids(self.policy, text, self.policy.schema.defaults)) for text in prompts]
+    def longest(self, prompt: str) -> int:
+        return len(prompt_ids(self.policy, prompt, self.policy.schema.defaults))
 
     def answer(self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[str], sampling: Sampling) -> list[Answer]:
         defaults = self.policy.schema.defaults
@@ -71,9 +71,9 @@ class WordsCondition:
     def key(self, ask: Ask) -> Hashable:
         return ask.prompt, ask.paraphrase, ask.named
 
-    def longest(self, prompts: Sequence[str]) -> list[int]:
+    def longest(self, prompt: str) -> int:
         schema = self.asked_of.schema
-        return [len(self._ids(f"{text}\n\n{in_words(schema, schema.defaults)}")) for text in prompts]
+        return len(self._ids(f"{prompt}\n\n{in_words(schema, schema.defaults)}"))
 
     def answer(self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[str], sampling: Sampling) -> list[Answer]:
         ids = [
@@ -99,15 +99,16 @@ class VerifiedCondition:
     def key(self, ask: Ask) -> Hashable:
         return self.policy.key(ask), ask.named
 
-    def longest(self, prompts: Sequence[str]) -> list[int]:
-        return self.policy.longest(prompts)
+    def longest(self, prompt: str) -> int:
+        return self.policy.longest(prompt)
 
     def answer(self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[str], sampling: Sampling) -> list[Answer]:
         drawn = _seeded(sampling, 0, sampling.temperature or _DRAW_TEMPERATURE)
         found = self.policy.answer(engine, [ask for ask in asks for _ in range(self.draws)], prompts, drawn)
         groups = [found[start : start + self.draws] for start in range(0, len(found), self.draws)]
+        system = self.policy.policy.info.system
         trees = [
-            answered(framed(prompts[ask.prompt], ask.paraphrase), [answer.text for answer in group])
+            answered(system, framed(prompts[ask.prompt], ask.paraphrase), [answer.text for answer in group])
             for ask, group in zip(asks, groups, strict=True)
         ]
         scores = self.judge.score(trees).values
@@ -117,8 +118,8 @@ class VerifiedCondition:
         ]
 
 
-def answered(prompt: str, texts: Sequence[str], system: str = "") -> Conversation:
-    """A prompt with its answers, as a tree."""
+def answered(system: str, prompt: str, texts: Sequence[str]) -> Conversation:
+    """A prompt with its answers, as a tree under the system text that they were given under."""
     answers = (Message("assistant", text, 0) for text in texts)
     return Conversation("answers", (Message("user", prompt), *answers), system)
 

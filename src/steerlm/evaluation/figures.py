@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ from steerlm.evaluation.answers import JUDGE, SECOND
 from steerlm.evaluation.report import measure_titles
 from steerlm.files import replacing
 
+_SOFTWARE = "steerlm"
+"""Written into each figure, to know it by."""
+
 
 def has_matplotlib() -> bool:
     """Whether figures can be drawn."""
@@ -20,7 +23,9 @@ def has_matplotlib() -> bool:
 
 
 def write_figures(record: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draw one figure an attribute: its own measure, characters and reading grade; returns their paths."""
+    """Draw one figure an attribute: its own measure, characters and reading grade; returns their paths. Figures of an
+    earlier result are removed.
+    """
     from matplotlib.figure import Figure
 
     titles = measure_titles(record)
@@ -48,6 +53,15 @@ def write_figures(record: Mapping[str, Any], folder: Path) -> list[Path]:
         axes[0].legend(fontsize=7)
         path = folder / f"{attribute}.png"
         with replacing(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
+            figure.savefig(temporary, format="png", dpi=150, metadata={"Software": _SOFTWARE})
         paths.append(path)
+    remove_figures(folder, paths)
     return paths
+
+
+def remove_figures(folder: Path, kept: Sequence[Path] = ()) -> None:
+    """Remove the figures that `write_figures` has made, but for those that are `kept`; images of others stay."""
+    mark = f"Software\0{_SOFTWARE}".encode()
+    for path in folder.glob("*.png"):
+        if path not in kept and mark in path.read_bytes():
+            path.unlink()

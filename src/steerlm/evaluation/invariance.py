@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,13 @@ class Invariance:
 def check_invariance(
     model: SteerModel, conversations: Sequence[Conversation], settings: ScoreSettings, most: int
 ) -> list[Invariance]:
-    """Score some `most` responses alone, one to a forward pass, and then in company."""
-    chosen = _some(conversations, most)
+    """Score some `most` responses alone, one to a forward pass, and then in company. No check where no response fits
+    into the context.
+    """
     scorer = Scorer(model, settings)
+    chosen = _some(scorer, conversations, most)
+    if not chosen:
+        return []
     alone = [_thread(conversation, index) for conversation in chosen for index in conversation.responses]
     reference = np.concatenate([_table(scorer, [thread], last=True) for thread in alone])
     tolerance = TOLERANCE["fp32" if scorer.dtype == torch.float32 else "bf16"]
@@ -62,16 +67,25 @@ def check_invariance(
     return found
 
 
-def _some(conversations: Sequence[Conversation], most: int) -> list[Conversation]:
-    """Conversations, the first that fit, with at most `most` responses together; at least one."""
+def _some(scorer: Scorer, conversations: Sequence[Conversation], most: int) -> list[Conversation]:
+    """Conversations, the first that fit, with at most `most` responses together; at least one, where one has a response
+    that the context has room for.
+    """
     answered = [conversation for conversation in conversations if conversation.responses]
     chosen: list[Conversation] = []
     count = 0
     for conversation in answered:
-        if count + len(conversation.responses) <= most:
+        if count + len(conversation.responses) <= most and _has_room(scorer, conversation):
             chosen.append(conversation)
             count += len(conversation.responses)
-    return chosen or answered[:1]
+    return chosen or list(islice((item for item in answered if _has_room(scorer, item)), 1))
+
+
+def _has_room(scorer: Scorer, conversation: Conversation) -> bool:
+    """Whether the context has room for a response of the conversation."""
+    render = scorer.model.renderer.thread
+    threads = (_thread(conversation, index) for index in conversation.responses)
+    return any(len(render(thread, "score")) <= scorer.context for thread in threads)
 
 
 def _thread(conversation: Conversation, index: int) -> Conversation:

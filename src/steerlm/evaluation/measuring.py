@@ -36,15 +36,18 @@ def measure(
     asks: Sequence[Ask],
     answers: Mapping[Hashable, Answer],
     prompts: Sequence[str],
+    system: str,
     instruments: Instruments,
 ) -> Measured:
-    """Measure the answers; equal ones to one prompt are measured once."""
+    """Measure the answers, which were given under the system text `system`; equal ones to one prompt are measured
+    once.
+    """
     found = [answers[condition.key(ask)] for ask in asks]
     texts: dict[tuple[int, int], dict[str, int]] = {}
     for ask, answer in zip(asks, found, strict=True):
         own = texts.setdefault((ask.prompt, ask.paraphrase), {})
         own.setdefault(answer.text, len(own))
-    trees = [answered(framed(prompts[prompt], frame), list(own)) for (prompt, frame), own in texts.items()]
+    trees = [answered(system, framed(prompts[prompt], frame), list(own)) for (prompt, frame), own in texts.items()]
     order = {place: number for number, place in enumerate(texts)}
     at = [
         (order[ask.prompt, ask.paraphrase], texts[ask.prompt, ask.paraphrase][answer.text] + 1)

@@ -73,7 +73,7 @@ def read_preferences(path: str | Path) -> Preferences:
                 continue
             order = ("response_2", "response_1") if strength > 0 else ("response_1", "response_2")
             better, worse = (_response(record, key) for key in order)
-        pairs.append(Preference(_conversation(record, str(line), better, worse), str(data.get("subset") or "all")))
+        pairs.append(Preference(_conversation(record, str(line), better, worse), str(data.get("subset") or "unnamed")))
     if not pairs:
         raise DataError(f"{path}: no row prefers one of its responses")
     return Preferences(tuple(pairs), ties)

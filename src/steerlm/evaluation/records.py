@@ -19,6 +19,11 @@ def evaluation_folder(model: str | Path) -> Path:
     return Path(model) / FOLDER
 
 
+def leading(record: Mapping[str, Any]) -> str:
+    """The name of the condition that a result on steering is shown by: the plain policy, or the first without it."""
+    return "policy" if "policy" in record["conditions"] else next(iter(record["conditions"]))
+
+
 def write_record(folder: Path, name: str, record: Mapping[str, Any]) -> Path:
     """Write a result as `name`.json; returns its path."""
     path = folder / f"{name}.json"

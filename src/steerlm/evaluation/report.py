@@ -10,6 +10,7 @@ from typing import Any
 from steerlm.evaluation.answers import JUDGE, PERPLEXITY, SECOND
 from steerlm.evaluation.charts import Line, line_chart
 from steerlm.evaluation.published import PUBLISHED
+from steerlm.evaluation.records import leading
 from steerlm.evaluation.text_measures import TEXT_MEASURES, TOXIC_WORDS
 from steerlm.files import write_text
 from steerlm.pages import page
@@ -25,12 +26,11 @@ def write_report(record: Mapping[str, Any], path: Path, name: str) -> Path:
 
 def report_html(record: Mapping[str, Any], name: str) -> str:
     """The page."""
-    first = record["settings"]["conditions"][0]
     return page(
         "steering.html.jinja",
         name=name,
         record=record,
-        first=record["conditions"][first],
+        first=record["conditions"][leading(record)],
         conditions=record["conditions"],
         attributes=record["settings"]["attributes"],
         charts=_charts(record),
@@ -59,7 +59,7 @@ def _title(column: str, titles: Mapping[str, str]) -> str:
 
 def compared_with_published(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The papers' figures with ours beside them, where the attribute was swept."""
-    figures = next(iter(record["conditions"].values()))["attributes"]
+    figures = record["conditions"][leading(record)]["attributes"]
     rows = []
     for item in PUBLISHED:
         curve = figures.get(item.attribute, {}).get("curves", {}).get(item.column)
@@ -74,7 +74,8 @@ def _charts(record: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
     found: dict[str, list[tuple[str, Any]]] = {}
     for attribute in record["settings"]["attributes"]:
         rows = {name: item["attributes"][attribute] for name, item in record["conditions"].items()}
-        first = next(iter(rows.values()))
+        lead = leading(record)
+        first = rows[lead]
         own = [first["own"]] if first["own"] else []
         charts = []
         for column in dict.fromkeys([*own, *_CURVES]):
@@ -86,6 +87,7 @@ def _charts(record: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
             charts.append((titles[column], line_chart(titles[column], first["levels"], lines, diagonal=on_scale)))
         if controlled := first.get("length_controlled"):
             title = f"{titles[controlled['measure']]}, at equal length"
-            charts.insert(1, (title, line_chart(title, first["levels"], [Line("policy", controlled["curve"], 0)])))
+            line = Line(record["conditions"][lead]["title"], controlled["curve"], list(rows).index(lead))
+            charts.insert(1, (title, line_chart(title, first["levels"], [line])))
         found[attribute] = charts
     return found

@@ -19,10 +19,13 @@ from steerlm.training.metrics import spearman
 
 Floats = NDArray[np.float64]
 MIN_WITHIN, MIN_SLOPE = 0.2, 0.1
+MIN_PROMPTS = 5
+"""Of fewer prompts the draws are so alike that their interval is far too narrow: of one, it has no width at all."""
 RULE = (
     f"An attribute steers where the 95% interval (bootstrap over prompts) of the mean, over prompts, of Spearman's "
     f"correlation of asked and measured within a prompt lies above {MIN_WITHIN}, and, where a score on the attribute's "
-    f"own scale is measured, that of the slope of measured on asked above {MIN_SLOPE}."
+    f"own scale is measured, that of the slope of measured on asked above {MIN_SLOPE}. Of fewer than {MIN_PROMPTS} "
+    f"prompts there is no verdict."
 )
 # What stands for an attribute where no attribute model measures it.
 PROXIES = {"verbosity": "characters", "complexity": "reading_grade", "toxicity": "toxic_words"}
@@ -113,7 +116,8 @@ def _own_figures(sweep: Sweep, own: str, weights_BP: Floats, resamples: int, see
         return np.array([spearman(asked[present], found[present])])
 
     rank = bootstrap_figures(pooled, np.arange(len(values_PL)), resamples, seed)[0]
-    verdict, why = judge_steering(within, slope if sweep.own_has_scale else None)
+    measured = int(np.isfinite(within_P).sum())
+    verdict, why = judge_steering(within, slope if sweep.own_has_scale else None, measured)
     return {
         "spearman": rank._asdict(),
         "within_prompt": within._asdict(),
@@ -125,12 +129,14 @@ def _own_figures(sweep: Sweep, own: str, weights_BP: Floats, resamples: int, see
     }
 
 
-def judge_steering(within: Estimate, slope: Estimate | None) -> tuple[str, str]:
-    """The verdict by `RULE`, and the figures behind it."""
+def judge_steering(within: Estimate, slope: Estimate | None, prompts: int) -> tuple[str, str]:
+    """The verdict by `RULE` on the measured prompts, and the figures behind it."""
     passed = within.low > MIN_WITHIN and (slope is None or slope.low > MIN_SLOPE)
     why = f"correlation within a prompt {within.value:.2f} [{within.low:.2f}, {within.high:.2f}]"
     if slope is not None:
         why += f", slope {slope.value:.2f} [{slope.low:.2f}, {slope.high:.2f}]"
+    if prompts < MIN_PROMPTS:
+        return "too few prompts", f"{prompts} of at least {MIN_PROMPTS}; {why}"
     return ("steers" if passed else "does not steer"), why
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,14 @@ from steerlm.evaluation.measuring import Instruments, measure
 from steerlm.evaluation.records import read_record, write_record
 from steerlm.evaluation.response_curves import RULE, examples, leakage, sweep_figures, sweep_of
 from steerlm.evaluation.steering_settings import ConditionName, SteeringSettings
+from steerlm.evaluation.text_measures import text_measures
 from steerlm.models.load import SteerModel
 from steerlm.provenance import environment
 
-_OF_ANSWERS = (
-    *("engine", "precision", "max_tokens", "temperature", "repetition_penalty", "seed", "guidance", "draws"),
-)
-"""The settings that an answer depends on."""
+_OF_ANSWERS = ("engine", "precision", "max_tokens", "temperature", "repetition_penalty", "seed")
+"""The settings that every answer depends on."""
+_OF_CONDITION: dict[ConditionName, str] = {"guidance": "guidance", "verified": "draws"}
+"""The setting that only the answers of one condition depend on."""
 NAME = "steering"
 """Of the result's file, without its suffix."""
 TITLES: dict[ConditionName, str] = {
@@ -102,7 +104,7 @@ class _Evaluation:
             seed=settings.seed,
         )
         self.conditions: dict[ConditionName, Measured] = {}
-        self.prompts = prompts[: settings.max_prompts]
+        self.prompts = prompts
 
     def _base(self) -> SteerModel | None:
         """The untuned base, where anything needs it."""
@@ -120,7 +122,7 @@ class _Evaluation:
         if kept_record and kept_record.get("key") == key:
             return kept_record
         self.base = self._base()
-        left_out = self._leave_out_long_prompts()
+        left_out = self._choose_prompts()
         if not self.prompts:
             raise DataError("no prompt is short enough for the model; give shorter ones or lower max_tokens")
         count = len(self.prompts)
@@ -140,7 +142,9 @@ class _Evaluation:
             condition = self._condition(name)
             answers = self._answers(name, condition, asks, kept)
             self.say(f"measuring {len(answers)} answers: {TITLES[name]}")
-            self.conditions[name] = measure(condition, asks, answers, self.prompts, instruments)
+            self.conditions[name] = measure(
+                condition, asks, answers, self.prompts, self.policy.info.system, instruments
+            )
         write_record(self.folder, NAME, {"key": key, **self._record(left_out)})
         written = read_record(self.folder, NAME)
         assert written is not None
@@ -150,19 +154,27 @@ class _Evaluation:
         """A digest of all that the result depends on."""
         models = [scorer.model.info.fingerprint if scorer else None for scorer in (self.judge, self.second)]
         info = self.policy.info
-        known = [info.fingerprint, info.system, info.schema.to_list(), *models, self.prompts]
+        # What can be measured depends on what is installed.
+        measures = [item.name for item in text_measures()]
+        known = [info.fingerprint, info.system, info.schema.to_list(), *models, self.prompts, measures]
         return digest_of(known, self.settings.model_dump(mode="json"), __version__)
 
-    def _leave_out_long_prompts(self) -> int:
+    def _choose_prompts(self) -> int:
+        """Keep the first prompts that are short enough under every condition; how many longer ones stood before."""
         context = getattr(self.policy.network.config, "max_position_embeddings", 1 << 30)
         room = context - self.settings.max_tokens - _FRAME_TOKENS
-        before = len(self.prompts)
-        for name in self.settings.conditions:
-            lengths = self._condition(name).longest(self.prompts)
-            self.prompts = [text for text, length in zip(self.prompts, lengths, strict=True) if length <= room]
-        if len(self.prompts) < before:
-            self.say(f"{before - len(self.prompts)} prompts are too long for the model and left out")
-        return before - len(self.prompts)
+        conditions = [self._condition(name) for name in self.settings.conditions]
+        fitting = (
+            number
+            for number, text in enumerate(self.prompts)
+            if all(condition.longest(text) <= room for condition in conditions)
+        )
+        chosen = list(islice(fitting, self.settings.max_prompts))
+        seen = chosen[-1] + 1 if len(chosen) == self.settings.max_prompts else len(self.prompts)
+        self.prompts = [self.prompts[number] for number in chosen]
+        if left_out := seen - len(chosen):
+            self.say(f"{left_out} prompts are too long for the model and left out")
+        return left_out
 
     def _condition(self, name: ConditionName) -> Condition:
         if name == "words":
@@ -190,13 +202,14 @@ class _Evaluation:
     def _answers(
         self, name: ConditionName, condition: Condition, asks: Sequence[Ask], kept: AnswersFile
     ) -> dict[Hashable, Answer]:
+        own = {_OF_CONDITION[name]} if name in _OF_CONDITION else set()
         made = digest_of(
             name,
             self.policy.info.fingerprint,
             self.policy.info.system,
             self.policy.schema.to_list(),
             self.prompts,
-            self.settings.model_dump(mode="json", include={*_OF_ANSWERS}),
+            self.settings.model_dump(mode="json", include={*_OF_ANSWERS, *own}),
             self.judge.model.info.fingerprint if self.judge and name == "verified" else None,
         )
         known = kept.get(made, condition, asks)

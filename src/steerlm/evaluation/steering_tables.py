@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from steerlm.evaluation.records import leading
 from steerlm.pages import figure, number
 
 EXAMPLE_WIDTH = 34
@@ -23,7 +24,8 @@ def steering_view(record: Mapping[str, Any]) -> Group:
 
 def _parts(record: Mapping[str, Any]) -> Iterator[RenderableType]:
     conditions = list(record["conditions"].values())
-    yield _levels(conditions[0])
+    lead = record["conditions"][leading(record)]
+    yield _levels(lead)
     if len(conditions) > 1:
         yield Text()
         yield _side_by_side(conditions)
@@ -31,13 +33,13 @@ def _parts(record: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield Text()
         yield _goal_space(conditions)
     yield Text()
-    for name, row in conditions[0]["attributes"].items():
+    for name, row in lead["attributes"].items():
         style = "green" if row["verdict"] == "steers" else "red"
         yield Text.assemble(f"{name}: ", (row["verdict"], style), f" ({row['why']})")
 
 
 def _levels(condition: Mapping[str, Any]) -> Table:
-    table = Table(title="Steering: one attribute set, the others at default", title_justify="left")
+    table = Table(title=f"One attribute set, the others at default: {condition['title']}", title_justify="left")
     table.add_column("attribute", no_wrap=True)
     for name in ("level", "score", "characters", "grade"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -87,8 +89,8 @@ def _goal_space(conditions: list[Mapping[str, Any]]) -> Table:
 
 
 def level_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row a level with its means, of the first condition."""
-    condition = next(iter(record["conditions"].values()))
+    """One row a level with its means, of the leading condition."""
+    condition = record["conditions"][leading(record)]
     return [
         {
             "attribute": name,
@@ -106,7 +108,7 @@ def level_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def end_contrasts(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The top of each attribute against its bottom: how many times longer, how many grades higher; and the verdict."""
-    condition = next(iter(record["conditions"].values()))
+    condition = record["conditions"][leading(record)]
     return [
         {
             "attribute": name,

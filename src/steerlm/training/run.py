@@ -101,7 +101,7 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
             raise TrainingError(f"{settings.out} holds no whole checkpoint to go on from; leave out --resume must")
         if ranks.is_main and (missing := [name for name in whole.names if name not in schema]):
             note = f"no label of {', '.join(missing)} in the data; the {kind} will not know what is never labelled"
-            Console(stderr=True, soft_wrap=True).print(note, highlight=False)
+            _say(note)
         torch.manual_seed(settings.seed)
         model, root = make_model(kind, settings, schema, data.survey.commonest_system, ranks)
         task = make_task(model, settings)
@@ -110,8 +110,12 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
             checkpoints.clear()
         trained = train(task, root, settings, data, checkpoints, ranks)
         if ranks.is_main:
-            refresh_card(settings.out)
+            refresh_card(settings.out, _say)
         return trained
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(text, highlight=False, markup=False)
 
 
 def require_possible(settings: TrainSettings, device: torch.device, world: int = 1) -> None:

@@ -12,7 +12,9 @@ import pytest
 
 from chat_server import ChatServer, Refusal
 from small_bench import judgment_row, write_bench, write_rows
+from steerlm.attributes import STEERLM
 from steerlm.cli.main import run
+from steerlm.models.directory import ModelInfo
 
 
 def model(body: dict[str, Any]) -> str:
@@ -156,6 +158,17 @@ def test_tables_from_judgment_files_alone(tmp_path: Path, capsys: pytest.Capture
     out = tmp_path / "tables"
     assert run(["eval", "mt-bench", "score", str(one), "--out", str(out)]) == 0
     assert {path.name for path in out.iterdir()} == {"mt_bench.json", "mt_bench.png"}
+
+
+def test_scores_on_the_card_of_a_policy(tmp_path: Path) -> None:
+    policy = tmp_path / "policy"
+    policy.mkdir()
+    ModelInfo("policy", STEERLM, "chatml", fingerprint="0123456789abcdef").save(policy)
+    grades = write_rows(tmp_path / "one.jsonl", [judgment_row(81, "m", 1, 8), judgment_row(81, "m", 2, 4)])
+    assert run(["eval", "mt-bench", "score", str(grades), "--card", str(policy)]) == 0
+    assert "| m | " in (policy / "README.md").read_text()
+    assert "6.00" in (policy / "README.md").read_text()
+    assert json.loads((policy / "evaluation" / "mt_bench.json").read_text())["model"] == "0123456789abcdef"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from collections.abc import Callable
@@ -11,14 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from steerlm.annotation import Scorer, ScoreSettings
 from steerlm.attributes import STEERLM, Schema
 from steerlm.cli.main import run
 from steerlm.conversation import Conversation, Message
 from steerlm.errors import DataError
-from steerlm.evaluation.attribute_model import AttributeEvaluationSettings, evaluate_attributes
+from steerlm.evaluation.attribute_model import AttributeEvaluationSettings, distinct_names, evaluate_attributes
+from steerlm.evaluation.attribute_tables import evaluation_view
 from steerlm.evaluation.invariance import check_invariance
+from steerlm.evaluation.preferences import Preference, Preferences
 from steerlm.files import write_conversations
 from steerlm.models.load import SteerModel, head_of, load_model
 from tiny_judge import WORDS, random_trees, save_tiny_judge
@@ -86,13 +90,13 @@ def test_a_judge_that_is_right(judge: SteerModel) -> None:
     assert record["conversations"] == 30
     assert set(record["attributes"]) == set(STEERLM.names)
     for figures in record["attributes"].values():
-        assert set(figures["sources"]) == {"all", "forum", "survey"}
+        assert set(figures["sources"]) == {"forum", "survey"}
         assert figures["sources"]["forum"]["n"] == figures["sources"]["survey"]["n"] == 45
         assert sum(row["n"] for row in figures["calibration"]) == 90
         counts = np.array(figures["confusion"])
         assert counts.sum() == 90
         assert counts.trace() == 90
-        assert figures["sources"]["all"]["model"]["spearman"]["value"] > 0.7
+        assert figures["overall"]["model"]["spearman"]["value"] > 0.7
     assert not record["swapped_outputs"]["found"]
     assert record["baselines_fitted_on"].startswith("the evaluated data")
     assert any(figures["verdict"] == "beats both baselines" for figures in record["attributes"].values())
@@ -107,7 +111,7 @@ def test_figures_by_hand(judge: SteerModel) -> None:
         return {"quality": min(max(values["quality"] * 0.1 + 1.5, 0.0), 4.0)}
 
     conversations = rated_by(unrated(12), stricter, judge)
-    figures = evaluate_attributes(judge, conversations, SETTINGS)["attributes"]["quality"]["sources"]["all"]
+    figures = evaluate_attributes(judge, conversations, SETTINGS)["attributes"]["quality"]["overall"]
     scores = [
         values[index]["quality"]
         for conversation, values in zip(conversations, Scorer(judge, SETTINGS).score(conversations).values, strict=True)
@@ -144,8 +148,104 @@ def test_a_judge_of_nothing_but_length_does_not_beat_the_ridge(judge: SteerModel
     assert figures["baselines_fitted_on"] == "the training data"
     verbosity = figures["attributes"]["verbosity"]
     assert verbosity["verdict"] == "does not beat the mean rating and a ridge regression on length and text statistics"
-    assert verbosity["sources"]["all"]["ridge"]["pearson"] > 0.95
+    assert verbosity["overall"]["ridge"]["pearson"] > 0.95
     assert verbosity["ranking"]["length"]["value"] == 1.0
+
+
+def test_the_same_prompt_in_two_conversations(judge: SteerModel) -> None:
+    """Each prompt stands in two conversations with one answer each: they are ranked, and drawn together. Another system
+    text makes another prompt.
+    """
+    pairs = rated_by(unrated(12, answers=2), clipped, judge)
+    halves = [
+        replace(pair, id=f"{pair.id}-{k}", messages=(pair.messages[0], pair.messages[k]))
+        for pair in pairs
+        for k in (1, 2)
+    ]
+    whole, split = (evaluate_attributes(judge, data, SETTINGS)["attributes"]["quality"] for data in (pairs, halves))
+    assert split["ranking"]["pairs"] == whole["ranking"]["pairs"] > 0
+    assert split["overall"]["model"]["rmse"] == pytest.approx(whole["overall"]["model"]["rmse"])
+    assert (whole["overall"]["conversations"], split["overall"]["conversations"]) == (12, 24)
+    others = [replace(half, system=half.id) for half in halves]
+    assert evaluate_attributes(judge, others, SETTINGS)["attributes"]["quality"]["ranking"] is None
+
+
+def test_without_a_baseline_there_is_no_verdict(judge: SteerModel) -> None:
+    """The training data rate another attribute; then there is a single conversation."""
+    rated = [with_ratings(c, lambda message: {"humor": len(message.text) % 5}) for c in unrated(10)]
+    train = [with_ratings(c, lambda message: {"quality": 2.0}) for c in unrated(10)]
+    record = evaluate_attributes(judge, rated, SETTINGS, train=train)
+    assert record["attributes"]["humor"]["verdict"] == "not compared"
+    shown = Console(record=True, width=120, file=io.StringIO())
+    shown.print(evaluation_view(record))
+    assert "humor: not compared" in shown.export_text()
+    for known in (None, rated):
+        record = evaluate_attributes(judge, rated[:1], SETTINGS, train=known)
+        assert record["attributes"]["humor"]["verdict"] == "not compared"
+
+
+def preferring(rows: list[tuple[str, str, str]]) -> Preferences:
+    """Pairs of a better and a worse answer, of subsets."""
+    return Preferences(
+        tuple(
+            Preference(
+                Conversation(
+                    str(k), (Message("user", f"Why {k}?"), Message("assistant", one, 0), Message("assistant", two, 0))
+                ),
+                subset,
+            )
+            for k, (subset, one, two) in enumerate(rows)
+        ),
+        ties=0,
+    )
+
+
+def test_a_subset_of_any_name_leaves_the_overall_accuracy(judge: SteerModel) -> None:
+    """Of four pairs the first three prefer the longer answer; the subset is called all."""
+    rows = [
+        ("all", "long answer", "no"),
+        ("all", "long answer", "no"),
+        ("x", "long answer", "no"),
+        ("x", "no", "longer"),
+    ]
+    record = evaluate_attributes(judge, [], SETTINGS, preferences={"p": preferring(rows)})
+    figures = record["preferences"]["p"]
+    assert figures["accuracy"]["length"]["value"] == 0.75
+    assert {name: part["length"]["value"] for name, part in figures["subsets"].items()} == {"all": 1.0, "x": 0.5}
+    assert "ridge" not in figures["accuracy"]
+    sources = [replace(c, source=("all", "x")[k % 2]) for k, c in enumerate(rated_by(unrated(6), clipped, judge))]
+    quality = evaluate_attributes(judge, sources, SETTINGS)["attributes"]["quality"]
+    assert quality["overall"]["n"] == 18
+    assert {name: part["n"] for name, part in quality["sources"].items()} == {"all": 9, "x": 9}
+
+
+def test_the_ridge_on_preferences(judge: SteerModel) -> None:
+    """The training data rate verbosity by length: a sum that weighs it down prefers the shorter answer."""
+    train = [with_ratings(c, lambda message: {"verbosity": min(len(message.text) / 20, 4.0)}) for c in unrated(30)]
+    generator = random.Random(1)
+    texts = [sorted((" ".join(generator.choices(WORDS, k=k)) for k in (2, 12)), key=len) for _ in range(10)]
+    pairs = preferring([("a", short, long) for short, long in texts])
+    settings = SETTINGS.model_copy(update={"weights": {"verbosity": -1.0}})
+    accuracy = evaluate_attributes(judge, [], settings, train, {"p": pairs})["preferences"]["p"]["accuracy"]
+    assert accuracy["ridge"]["value"] == 1.0
+    assert accuracy["length"]["value"] == 0.0
+    both = SETTINGS.model_copy(update={"weights": {"verbosity": -1.0, "humor": 1.0}})
+    accuracy = evaluate_attributes(judge, [], both, train, {"p": pairs})["preferences"]["p"]["accuracy"]
+    assert "ridge" not in accuracy
+
+
+def test_names_of_files_differ() -> None:
+    paths = [Path("a/pref.jsonl"), Path("sub/a/pref.jsonl"), Path("/data/sub/pref.jsonl"), Path("b/other.jsonl")]
+    assert list(distinct_names(paths).values()) == ["a/pref.jsonl", "sub/a/pref.jsonl", "sub/pref.jsonl", "other.jsonl"]
+    assert distinct_names([paths[0], paths[0]]) == {paths[0]: "pref.jsonl"}
+
+
+def test_invariance_is_checked_on_what_fits(judge: SteerModel) -> None:
+    long = Conversation("long", (Message("user", "Hi"), Message("assistant", "salty " * 300, 0)))
+    settings = ScoreSettings(context=256, precision="fp32")
+    checks = check_invariance(judge, [long, *random_trees(10)], settings, 1)
+    assert all(check.holds and check.responses for check in checks), checks
+    assert check_invariance(judge, [long], settings, 4) == []
 
 
 def test_invariance_holds(judge: SteerModel) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from steerlm.attributes import STEERLM
+from steerlm.attributes import STEERLM, Attribute, Schema
 from steerlm.evaluation.answers import JUDGE, Answer, Measured
 from steerlm.evaluation.asks import Ask, goals, paraphrased
 from steerlm.evaluation.goal_space import consistency, coverage, goal_figures, steering_errors
@@ -55,6 +55,22 @@ def test_goals_cover_the_grid() -> None:
     assert asks == goals(STEERLM, ["verbosity", "humor"], 500, 4, seed=0)
     whole = goals(STEERLM, ["verbosity", "humor"], 1, 25, seed=0)
     assert len(set(whole)) == len(whole) == 25
+
+
+@pytest.mark.parametrize("count", [3, 20])
+def test_goals_of_a_prompt_differ(count: int) -> None:
+    asks = goals(STEERLM, ["verbosity", "humor"], 50, count, seed=0)
+    assert len(set(asks)) == len(asks) == 50 * count
+
+
+def test_a_grid_that_fits_no_memory_is_drawn_from() -> None:
+    """10^30 settings."""
+    names = [f"a{k}" for k in range(30)]
+    schema = Schema(tuple(Attribute(name, high=9) for name in names))
+    asks = goals(schema, names, 2, 3, seed=0)
+    assert len(set(asks)) == 6
+    assert {level for ask in asks for _, level in ask.named} == set(range(10))
+    assert goals(schema, names, 2, 0, seed=0) == []
 
 
 def test_coverage() -> None:

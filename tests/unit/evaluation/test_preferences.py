@@ -38,7 +38,7 @@ def test_helpsteer2_preference(tmp_path: Path) -> None:
     texts = [[pair.conversation.messages[index].text for index in pair.pair] for pair in found.pairs]
     assert texts == [["one", "two"], ["two", "one"], ["b", "a"]]
     assert [message.text for message in found.pairs[2].conversation.messages[:3]] == ["Hi", "Hello", "And?"]
-    assert {pair.subset for pair in found.pairs} == {"all"}
+    assert {pair.subset for pair in found.pairs} == {"unnamed"}
 
 
 def test_rewardbench_in_parquet(tmp_path: Path) -> None:

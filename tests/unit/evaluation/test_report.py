@@ -17,7 +17,7 @@ from steerlm.attributes import STEERLM
 from steerlm.evaluation.answers import JUDGE, PERPLEXITY, Answer, Measured
 from steerlm.evaluation.asks import goals, sweep
 from steerlm.evaluation.charts import Line, line_chart
-from steerlm.evaluation.figures import write_figures
+from steerlm.evaluation.figures import remove_figures, write_figures
 from steerlm.evaluation.goal_space import goal_figures
 from steerlm.evaluation.report import report_html, write_report
 from steerlm.evaluation.response_curves import RULE, examples, leakage, sweep_figures, sweep_of
@@ -25,14 +25,14 @@ from steerlm.evaluation.steering_tables import end_contrasts, level_rows, steeri
 from steerlm.evaluation.text_measures import text_measures
 
 NAMES = ["verbosity", "humor"]
-PROMPTS = ["Why is the <b>sea</b> salty?", "And the sky?", "How so?"]
+PROMPTS = ["Why is the <b>sea</b> salty?", "And the sky?", "How so?", "Since when?", "Says who?"]
 
 
 def result(obeys: bool) -> dict[str, Any]:
     """As `evaluate_steering` makes one; the second condition is always deaf."""
     conditions = {}
     for number, (name, title) in enumerate((("policy", "policy"), ("words", "untuned base, asked in words"))):
-        asks = [*sweep(STEERLM, NAMES, 3), *goals(STEERLM, NAMES, 3, 2, 0)]
+        asks = [*sweep(STEERLM, NAMES, len(PROMPTS)), *goals(STEERLM, NAMES, len(PROMPTS), 2, 0)]
         follows = obeys and number == 0
         values = [ask.values(STEERLM) for ask in asks]
         columns = {
@@ -60,7 +60,7 @@ def result(obeys: bool) -> dict[str, Any]:
         "judge": "fedcba9876543210",
         "second_judge": None,
         "rule": RULE,
-        "prompts": {"used": 3, "left_out": 1, "digest": "d"},
+        "prompts": {"used": len(PROMPTS), "left_out": 1, "digest": "d"},
         "schema": STEERLM.to_list(),
         "conditions": conditions,
         "settings": {"attributes": NAMES, "conditions": list(conditions), "goals": 2},
@@ -167,6 +167,40 @@ def test_figures_are_png(tmp_path: Path) -> None:
     paths = write_figures(result(obeys=True), tmp_path / "figures")
     assert [path.name for path in paths] == ["verbosity.png", "humor.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def test_figures_of_an_earlier_result_go(tmp_path: Path) -> None:
+    write_figures(result(obeys=True), tmp_path)
+    (tmp_path / "mine.png").write_bytes(b"\x89PNG")
+    later = result(obeys=True)
+    later["settings"]["attributes"] = ["humor"]
+    write_figures(later, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"humor.png", "mine.png"}
+    remove_figures(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.png"}
+
+
+def test_the_policy_leads_wherever_it_stands() -> None:
+    record = result(obeys=True)
+    record["conditions"] = dict(reversed(record["conditions"].items()))
+    record["settings"]["conditions"] = list(record["conditions"])
+    page = read(report_html(record, "x"))
+    assert "means at each level (policy)" in page.text
+    assert [row["verdict"] for row in end_contrasts(record)] == ["steers", "steers"]
+    assert level_rows(record)[4]["mean_score"] == 4
+    shown = Console(record=True, width=120, file=io.StringIO())
+    shown.print(steering_view(record))
+    assert "humor: steers" in shown.export_text()
+
+
+def test_the_base_alone_is_not_called_the_policy() -> None:
+    record = result(obeys=False)
+    del record["conditions"]["policy"]
+    record["settings"]["conditions"] = ["words"]
+    html = report_html(record, "x")
+    assert "means at each level (untuned base, asked in words)" in html
+    assert "(policy)" not in html
+    assert "this model" not in html
 
 
 def test_chart() -> None:

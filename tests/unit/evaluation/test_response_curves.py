@@ -52,6 +52,14 @@ def test_one_that_is_deaf() -> None:
     assert same["within_prompt"]["value"] == 0
 
 
+@pytest.mark.parametrize(("count", "verdict"), [(1, "too few prompts"), (4, "too few prompts"), (5, "steers")])
+def test_few_prompts_give_no_verdict(count: int, verdict: str) -> None:
+    """Levels are followed to the letter; the scores of the other prompts are missing."""
+    row = figures(measured({f"{JUDGE}complexity": lambda p, k: float(k) if p < count else np.nan}))
+    assert row["verdict"] == verdict
+    assert row["within_prompt"]["low"] == pytest.approx(1)
+
+
 def test_the_independent_judge_has_the_say() -> None:
     """The teacher sees what it taught, the other does not."""
     row = figures(measured({f"{JUDGE}complexity": lambda p, k: float(k), f"{SECOND}complexity": lambda p, k: 1.0}))

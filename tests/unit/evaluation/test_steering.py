@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 import re
@@ -12,11 +13,14 @@ from typing import Any
 
 import pytest
 
+from steerlm.annotation import Scorer
 from steerlm.attributes import STEERLM
 from steerlm.cli.main import run
+from steerlm.conversation import Conversation
 from steerlm.engines import Piece, Request
 from steerlm.engines.base import Deliver
 from steerlm.errors import ConfigError, DataError, SchemaError
+from steerlm.evaluation import measuring
 from steerlm.evaluation.prompts import read_prompts
 from steerlm.evaluation.steering import Judges, evaluate_steering
 from steerlm.evaluation.steering_settings import SteeringSettings
@@ -95,6 +99,48 @@ def test_what_is_there_is_not_done_again(policy: SteerModel, tmp_path: Path) -> 
     assert engine.answered == len(PROMPTS) * (5 + 4 + 5)
 
 
+def test_a_setting_of_one_condition_leaves_the_answers_of_others(policy: SteerModel, tmp_path: Path) -> None:
+    engine = Scripted(policy, lambda asked: asked)
+    both = QUICK.model_copy(update={"conditions": ["policy", "guidance"]})
+    evaluate_steering(policy, PROMPTS, both, tmp_path, engine=engine)
+    assert engine.answered == len(PROMPTS) * (5 + 5)
+    drawn = both.model_copy(update={"draws": 7})
+    evaluate_steering(policy, PROMPTS, drawn, tmp_path, engine=engine)
+    assert engine.answered == len(PROMPTS) * (5 + 5)
+    stronger = drawn.model_copy(update={"guidance": 3.0})
+    evaluate_steering(policy, PROMPTS, stronger, tmp_path, engine=engine)
+    assert engine.answered == len(PROMPTS) * (5 + 5 + 5)
+
+
+def test_a_lexicon_that_is_installed_later_is_used(
+    policy: SteerModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, find_spec = Scripted(policy, lambda asked: asked), importlib.util.find_spec
+    settings = QUICK.model_copy(update={"attributes": ["toxicity"]})
+
+    def without_lexicon(name: str, *rest: Any) -> Any:
+        return None if name == "glin_profanity" else find_spec(name, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(importlib.util, "find_spec", without_lexicon)
+        record = evaluate_steering(policy, PROMPTS, settings, tmp_path, engine=engine)
+        assert record["conditions"]["policy"]["attributes"]["toxicity"]["verdict"] == "not measured"
+    answered = engine.answered
+    record = evaluate_steering(policy, PROMPTS, settings, tmp_path, engine=engine)
+    assert record["conditions"]["policy"]["attributes"]["toxicity"]["own"] == "toxic_words"
+    assert engine.answered == answered
+
+
+def test_long_prompts_make_room_for_later_ones(policy: SteerModel, tmp_path: Path) -> None:
+    """The second of eight is too long; the six that are wanted are the first six of the others."""
+    prompts = [PROMPTS[0], "word " * 3000, *PROMPTS[1:], "One more?"]
+    engine = Scripted(policy, lambda asked: asked)
+    record = evaluate_steering(policy, prompts, QUICK.model_copy(update={"prompts": 6}), tmp_path, engine=engine)
+    assert (record["prompts"]["used"], record["prompts"]["left_out"]) == (6, 1)
+    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert {row["prompt_text"] for row in rows} == set(PROMPTS)
+
+
 def test_every_condition_and_measure(policy: SteerModel, judge_directory: Path, tmp_path: Path) -> None:
     settings = SteeringSettings(
         attributes=["verbosity", "humor"],
@@ -121,6 +167,31 @@ def test_every_condition_and_measure(policy: SteerModel, judge_directory: Path, 
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert {row["condition"] for row in rows} == set(settings.conditions)
     assert any("untuned base" in line for line in said)
+
+
+def test_answers_are_measured_under_the_system_text_that_they_were_given_under(
+    policy: SteerModel, judge_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both judges, the choice among draws, and the base's perplexity."""
+    seen: dict[str, set[str]] = {"scores": set(), "perplexity": set()}
+    score, perplexities = Scorer.score, measuring.perplexities
+
+    def scored(self: Scorer, trees: Sequence[Conversation]) -> Any:
+        seen["scores"] |= {tree.system for tree in trees}
+        return score(self, trees)
+
+    def read(base: SteerModel, trees: Sequence[Conversation], context: int) -> Any:
+        seen["perplexity"] |= {tree.system for tree in trees}
+        return perplexities(base, trees, context)
+
+    monkeypatch.setattr(Scorer, "score", scored)
+    monkeypatch.setattr(measuring, "perplexities", read)
+    kind = replace(policy, info=replace(policy.info, system="Be kind."))
+    changes = {"conditions": ["policy", "words", "verified"], "prompts": 1, "max_tokens": 3, "draws": 2}
+    settings = QUICK.model_copy(update={**changes, "perplexity": True})
+    judge = load_model(judge_directory, "attribute-model")
+    evaluate_steering(kind, PROMPTS, settings, tmp_path, Judges(judge, judge))
+    assert seen == {"scores": {"Be kind."}, "perplexity": {"Be kind."}}
 
 
 @pytest.mark.parametrize(
