@@ -135,7 +135,7 @@ def test_long_prompts_make_room_for_later_ones(policy: SteerModel, tmp_path: Pat
     """The second of eight is too long; the six that are wanted are the first six of the others."""
     prompts = [PROMPTS[0], "word " * 3000, *PROMPTS[1:], "One more?"]
     engine = Scripted(policy, lambda asked: asked)
-    record = evaluate_steering(policy, prompts, QUICK.model_copy(update={"prompts": 6}), tmp_path, engine=engine)
+    record = evaluate_steering(policy, prompts, QUICK.model_copy(update={"max_prompts": 6}), tmp_path, engine=engine)
     assert (record["prompts"]["used"], record["prompts"]["left_out"]) == (6, 1)
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert {row["prompt_text"] for row in rows} == set(PROMPTS)
@@ -187,7 +187,7 @@ def test_answers_are_measured_under_the_system_text_that_they_were_given_under(
     monkeypatch.setattr(Scorer, "score", scored)
     monkeypatch.setattr(measuring, "perplexities", read)
     kind = replace(policy, info=replace(policy.info, system="Be kind."))
-    changes = {"conditions": ["policy", "words", "verified"], "prompts": 1, "max_tokens": 3, "draws": 2}
+    changes = {"conditions": ["policy", "words", "verified"], "max_prompts": 1, "max_tokens": 3, "draws": 2}
     settings = QUICK.model_copy(update={**changes, "perplexity": True})
     judge = load_model(judge_directory, "attribute-model")
     evaluate_steering(kind, PROMPTS, settings, tmp_path, Judges(judge, judge))
