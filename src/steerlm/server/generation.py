@@ -30,7 +30,8 @@ class Answer:
     """An answer as it grows: its text, its tokens, how many of the prompt's were kept, and why it ended.
 
     `ended` says that the last token is the end signal, which is counted but is no part of the text. The first `shown`
-    tokens are those whose text is shown; they are counted where log-probabilities are asked for.
+    tokens are those whose text is shown; they are counted where log-probabilities are asked for. `every` says that the
+    ids of all tokens are told, so that each stands beside its log-probability.
     """
 
     text: str = ""
@@ -41,6 +42,7 @@ class Answer:
     ended: bool = False
     shown: int = 0
     ends: TokenEnds | None = None
+    every: bool = False
 
     def listed(self, start: int = 0) -> tuple[list[int], list[TokenLogprob | None]]:
         """The tokens whose text is shown, from number `start`, with their log-probabilities."""
@@ -157,10 +159,13 @@ def _check_ids(piece: Piece, needs: list[bool], field: str) -> None:
         )
 
 
-def new_answers(state: ServerState, requests: Sequence[Request]) -> list[Answer]:
-    """An answer for each request, still empty."""
+def new_answers(state: ServerState, requests: Sequence[Request], ids: bool = False) -> list[Answer]:
+    """An answer for each request, still empty; `ids` says that token ids are told too."""
     tokenizer = state.prompting.renderer.tokenizer
-    return [Answer(ends=None if item.sampling.logprobs is None else TokenEnds(tokenizer)) for item in requests]
+    wanted = [item.sampling.logprobs is not None for item in requests]
+    return [
+        Answer(ends=TokenEnds(tokenizer) if scores and not ids else None, every=scores and ids) for scores in wanted
+    ]
 
 
 def add(state: ServerState, answer: Answer, piece: Piece) -> tuple[list[int], list[TokenLogprob | None]]:
@@ -173,9 +178,10 @@ def add(state: ServerState, answer: Answer, piece: Piece) -> tuple[list[int], li
     answer.ended = _ends(state, piece)
     if piece.finish:
         answer.finish = piece.finish
-    if answer.ends:
-        if piece.token >= 0:
-            answer.ends.push(piece.token)
+    if answer.every:
+        answer.shown = len(answer.tokens) - answer.ended
+    elif answer.ends:
+        answer.ends.push(piece.token)
         answer.shown += answer.ends.show(answer.text)
         # White space at the end is no part of the text, but its tokens are listed. Where a stop string ended the text
         # they may belong to that, which never shows, and are not.
@@ -193,7 +199,7 @@ def _ends(state: ServerState, piece: Piece) -> bool:
 
 async def collect(state: ServerState, requests: Sequence[Request], ids: bool = False) -> list[Answer]:
     """All answers, whole."""
-    answers = new_answers(state, requests)
+    answers = new_answers(state, requests, ids)
     async with aclosing(pieces(state, requests, ids)) as arriving:
         async for piece in arriving:
             add(state, answers[piece.request], piece)

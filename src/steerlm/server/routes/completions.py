@@ -241,7 +241,7 @@ async def _events(
 ) -> AsyncGenerator[str, None]:
     tokenizer = state.prompting.renderer.tokenizer
     top = head(state, "cmpl", body.model)
-    answers = new_answers(state, work.requests)
+    answers = new_answers(state, work.requests, bool(body.return_token_ids))
     offsets = [0] * len(answers)
     said = report(work.steering) if work.steering else None
     async with aclosing(arriving):
