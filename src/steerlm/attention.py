@@ -193,7 +193,8 @@ def _changing_frequencies(config: PretrainedConfig) -> dict[str, int]:
 
 def use_plain_attention(model: PreTrainedModel) -> None:
     """Undo `use_tree_attention`: ordinary causal attention, as for generation."""
-    model.set_attn_implementation("sdpa")
+    # PyTorch's own attention knows no soft cap.
+    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
 
 
 def _checked(tree: TreeLayout | None, query: Tensor, kwargs: dict[str, Any]) -> TreeLayout:
