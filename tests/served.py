@@ -98,7 +98,8 @@ async def client_of(state: ServerState) -> AsyncIterator[httpx2.AsyncClient]:
 @contextmanager
 def listening(state: ServerState) -> Iterator[str]:
     """The address of a server on a port of this machine."""
-    config = uvicorn.Config(create_app(state), port=0, log_level="warning", lifespan="off")
+    # Logging stays as it is: setting it up closes all handlers there are, and absl's takes the captured stderr with it.
+    config = uvicorn.Config(create_app(state), port=0, log_config=None, log_level="warning", lifespan="off")
     server = uvicorn.Server(config)
     thread = Thread(target=server.run)
     thread.start()
