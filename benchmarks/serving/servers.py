@@ -57,9 +57,9 @@ def serving(command: Sequence[str], log: Path, threads: int) -> Iterator[Server]
 
 
 def ours(model: Path, engine: str, *options: str) -> list[str]:
-    """How our server is started."""
+    """How our server is started; it knows the policy by its path, as vLLM's does."""
     command = [sys.executable, "-m", "steerlm", "serve", str(model), "--engine", engine, "--port", "{port}"]
-    return [*command, *options]
+    return [*command, "--name", str(model), *options]
 
 
 def vllm(python: Path, model: Path, context: int) -> list[str]:
@@ -67,7 +67,7 @@ def vllm(python: Path, model: Path, context: int) -> list[str]:
     return [
         *(str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
         *("--dtype", "float32", "--max-model-len", str(context), "--port", "{port}"),
-        *("--trust-request-chat-template", "--disable-log-requests"),
+        "--trust-request-chat-template",
     ]
 
 
