@@ -30,7 +30,7 @@ def main(*, options: Annotated[Options | None, Parameter(name="*")] = None) -> N
         with tempfile.TemporaryDirectory(prefix="steerlm-benchmark-") as folder:
             measured = Bench(options, Path(folder), say).measure(work)
         record["works"][work] = {
-            **measured,
+            "measured": measured,
             "options": options.model_dump(
                 mode="json", exclude={"out", "work", "model", "vllm_python", "llama_cpp_python"}
             ),
