@@ -172,7 +172,7 @@ def test_errors(engine: UpstreamEngine, url: str, model: SteerModel) -> None:
     stranger.close()
     wide = UpstreamEngine(UpstreamSettings(url=url, context=9999), model.renderer, model.renderer.stop_ids)
     with pytest.raises(ConfigError, match=r"\(400\)"):
-        list(stream(wide, [Request((5,) * 900, Sampling(max_tokens=900))]))
+        list(stream(wide, [Request((5,) * (CONTEXT + 1), Sampling(max_tokens=9))]))
     # A refusal for another reason takes no field away.
     [piece] = stream(wide, [Request((5,), Sampling(max_tokens=1))])
     assert piece.token >= 0
