@@ -15,15 +15,11 @@ from steerlm.attributes import Schema
 from steerlm.card import refresh_card
 from steerlm.conversation import Conversation
 from steerlm.devices import pick_device
-from steerlm.evaluation.attribute_model import (
-    AttributeEvaluationSettings,
-    data_provenance,
-    distinct_names,
-    evaluate_attributes,
-)
+from steerlm.evaluation.attribute_model import evaluate_attributes
+from steerlm.evaluation.attribute_settings import AttributeEvaluationSettings
 from steerlm.evaluation.attribute_tables import evaluation_view
 from steerlm.evaluation.preferences import is_preference_file, read_preferences
-from steerlm.evaluation.records import evaluation_folder, write_record
+from steerlm.evaluation.records import data_provenance, distinct_names, evaluation_folder, write_record
 from steerlm.models.load import load_model
 from steerlm.sources import import_conversations
 from steerlm.sources.detect import detect_kind

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from steerlm.errors import DataError
-from steerlm.files import write_json
+from steerlm.files import sha256, write_json
 
 FOLDER, REPORT, FIGURES = "evaluation", "steering.html", "figures"
 """The folder within a model's directory; within it the report on steering, and the folder of figures."""
@@ -43,3 +43,22 @@ def read_record(folder: Path, name: str) -> dict[str, Any] | None:
     if not isinstance(record, dict):
         raise DataError(f"{path}: not a result of an evaluation; remove it, or evaluate again")
     return record
+
+
+def distinct_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """For each file as few of the last parts of its path as no other file's path ends in; a file's whole path where it
+    is the end of another's.
+    """
+    files = list(dict.fromkeys(paths))
+    names = {}
+    for path in files:
+        endings = [path.parts[-count:] for count in range(1, len(path.parts) + 1)]
+        others = [other.parts for other in files if other != path]
+        own = (ending for ending in endings if not any(other[-len(ending) :] == ending for other in others))
+        names[path] = str(Path(*next(own, path.parts)))
+    return names
+
+
+def data_provenance(paths: Sequence[Path]) -> list[dict[str, str]]:
+    """Names and digests of data files."""
+    return [{"name": name, "sha256": sha256(path)} for path, name in distinct_names(paths).items()]

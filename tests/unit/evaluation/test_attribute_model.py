@@ -19,10 +19,12 @@ from steerlm.attributes import STEERLM, Schema
 from steerlm.cli.main import run
 from steerlm.conversation import Conversation, Message
 from steerlm.errors import DataError
-from steerlm.evaluation.attribute_model import AttributeEvaluationSettings, distinct_names, evaluate_attributes
+from steerlm.evaluation.attribute_model import evaluate_attributes
+from steerlm.evaluation.attribute_settings import AttributeEvaluationSettings
 from steerlm.evaluation.attribute_tables import evaluation_view
 from steerlm.evaluation.invariance import check_invariance
 from steerlm.evaluation.preferences import Preference, Preferences
+from steerlm.evaluation.records import distinct_names
 from steerlm.files import write_conversations
 from steerlm.models.load import SteerModel, head_of, load_model
 from tiny_judge import WORDS, random_trees, save_tiny_judge

@@ -1,0 +1,233 @@
+"""Agreement of an attribute model's scores with people's ratings, with intervals.
+
+Shapes: R responses, A attributes, P pairs of responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from steerlm.attributes import Attribute
+from steerlm.evaluation.attribute_settings import AttributeEvaluationSettings
+from steerlm.evaluation.baselines import Baselines
+from steerlm.evaluation.bootstrap import Estimate, bootstrap_figures, cluster_bootstrap
+from steerlm.evaluation.responses import RatedResponses
+from steerlm.training.metrics import mean_error, pearson, root_mean_square, spearman
+
+Floats = NDArray[np.float64]
+STATISTICS: dict[str, Callable[[Floats, Floats], float]] = {
+    "mae": mean_error,
+    "rmse": root_mean_square,
+    "pearson": pearson,
+    "spearman": spearman,
+}
+_SWAP_MARGIN = 0.05
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Rated responses that were scored, with the scores of the model, [R, A]; `unscored` were too long."""
+
+    responses: RatedResponses
+    predicted_RA: Floats
+    unscored: int
+
+
+def attribute_figures(
+    evaluated: Evaluated, fitted: Baselines, settings: AttributeEvaluationSettings
+) -> dict[str, dict[str, Any]]:
+    """Per attribute: agreement with people per source and over all, calibration, confusion, ranking, the verdict."""
+    found: dict[str, dict[str, Any]] = {}
+    responses = evaluated.responses
+    for column, attribute in enumerate(responses.schema):
+        present_R = ~np.isnan(responses.rated_RA[:, column])
+        if not present_R.any():
+            continue
+        columns = {
+            "model": evaluated.predicted_RA[:, column],
+            "mean": fitted.mean_RA[:, column],
+            "ridge": fitted.ridge_RA[:, column],
+        }
+        rated_R = responses.rated_RA[:, column]
+        overall = _agreement(responses, columns, column, present_R, settings)
+        sources = np.unique(responses.source_R[present_R])
+        by_source = {
+            str(source): _agreement(responses, columns, column, present_R & (responses.source_R == source), settings)
+            for source in (sources if len(sources) > 1 else ())
+        }
+        predicted_R, owner_R = columns["model"][present_R], responses.group_R[present_R]
+        found[attribute.name] = {
+            "overall": overall,
+            "sources": by_source,
+            "calibration": calibration(attribute, predicted_R, rated_R[present_R], owner_R, settings),
+            "confusion": confusion(attribute, predicted_R, rated_R[present_R]),
+            "ranking": _ranking(responses, columns, column, settings),
+            **_verdict(overall),
+        }
+    return found
+
+
+def _agreement(
+    responses: RatedResponses,
+    columns: Mapping[str, Floats],
+    column: int,
+    part_R: NDArray[np.bool_],
+    settings: AttributeEvaluationSettings,
+) -> dict[str, Any]:
+    """On some of the responses: statistics of the model with intervals, those of the baselines, and, from the same
+    draws, how much more the baselines err.
+    """
+    predicted = {who: values[part_R] for who, values in columns.items()}
+    rated_R, owner_R = responses.rated_RA[part_R, column], responses.group_R[part_R]
+    model_R, *others = predicted.values()
+
+    def figures(entries: NDArray[np.int64]) -> Floats:
+        own = [statistic(model_R[entries], rated_R[entries]) for statistic in STATISTICS.values()]
+        rmse = own[list(STATISTICS).index("rmse")]
+        return np.array([*own, *(root_mean_square(other[entries], rated_R[entries]) - rmse for other in others)])
+
+    estimates = [
+        estimate._asdict() for estimate in bootstrap_figures(figures, owner_R, settings.resamples, settings.seed)
+    ]
+    name, *baseline_names = predicted
+    return {
+        "n": len(rated_R),
+        "conversations": len(np.unique(responses.conversation_R[part_R])),
+        "independent": len(np.unique(owner_R)),
+        name: dict(zip(STATISTICS, estimates, strict=False)),
+        **{
+            other: {statistic: of(predicted[other], rated_R) for statistic, of in STATISTICS.items()}
+            for other in baseline_names
+        },
+        "rmse_gain": dict(zip(baseline_names, estimates[len(STATISTICS) :], strict=True)),
+    }
+
+
+def _verdict(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """A model beats a baseline where the 95% interval of (its RMSE less the model's) lies above 0. None where nothing
+    can be said: there was no rating to fit the baseline on, or a single conversation, which leaves no interval.
+    """
+    beats = {
+        name: gain["low"] > 0 if figures["independent"] > 1 and np.isfinite(gain["low"]) else None
+        for name, gain in figures["rmse_gain"].items()
+    }
+    what = {"mean": "the mean rating", "ridge": "a ridge regression on length and text statistics"}
+    lost = [what[name] for name, beaten in beats.items() if beaten is False]
+    if None in beats.values():
+        return {"beats": beats, "verdict": "not compared"}
+    return {"beats": beats, "verdict": f"does not beat {' and '.join(lost)}" if lost else "beats both baselines"}
+
+
+def calibration(
+    attribute: Attribute, predicted_R: Floats, rated_R: Floats, owner_R: NDArray[np.int64], settings: Any
+) -> list[dict[str, Any]]:
+    """For each level, of the predictions nearest to it: their number, their mean, and the mean rating by people."""
+    bins_R = np.array([attribute.level(value) for value in predicted_R])
+    rows = []
+    for level in attribute.levels:
+        in_R = bins_R == level
+        if in_R.any():
+            mean = cluster_bootstrap(
+                lambda values: float(values.mean()), owner_R[in_R], rated_R[in_R], resamples=settings.resamples
+            )
+            rows.append(
+                {
+                    "level": level,
+                    "n": int(in_R.sum()),
+                    "predicted": float(predicted_R[in_R].mean()),
+                    "rated": mean._asdict(),
+                }
+            )
+    return rows
+
+
+def confusion(attribute: Attribute, predicted_R: Floats, rated_R: Floats) -> list[list[int]]:
+    """Counts of responses by rounded rating (rows) and rounded prediction (columns), in the order of the levels."""
+    table = np.zeros((len(attribute.levels),) * 2, dtype=int)
+    for rated, predicted in zip(rated_R, predicted_R, strict=True):
+        table[attribute.level(rated) - attribute.low, attribute.level(predicted) - attribute.low] += 1
+    return [[int(count) for count in row] for row in table]
+
+
+def ranked_pairs(responses: RatedResponses, column: int) -> NDArray[np.int64]:
+    """Pairs (higher rated, lower rated) of responses to the same prompt whose ratings differ, [P, 2]."""
+    rated_R = responses.rated_RA[:, column]
+    groups: dict[int, list[int]] = {}
+    for index in np.flatnonzero(~np.isnan(rated_R)):
+        groups.setdefault(int(responses.prompt_R[index]), []).append(int(index))
+    pairs = [
+        (one, other) for group in groups.values() for one in group for other in group if rated_R[one] > rated_R[other]
+    ]
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def won(higher: Floats, lower: Floats) -> Floats:
+    """1 where the first is above the second, 0 where below, a half where equal."""
+    return np.where(higher > lower, 1.0, np.where(higher < lower, 0.0, 0.5))
+
+
+def _ranking(
+    responses: RatedResponses, columns: Mapping[str, Floats], column: int, settings: AttributeEvaluationSettings
+) -> dict[str, Any] | None:
+    """How often a pair of responses to one prompt is ranked as people ranked it; also by length alone."""
+    pairs = ranked_pairs(responses, column)
+    if not len(pairs):
+        return None
+    owner_P = responses.group_R[pairs[:, 0]]
+    lengths = np.array([float(len(text)) for text in responses.texts])
+    by = {"model": columns["model"], "ridge": columns["ridge"], "length": lengths}
+    accuracy = {
+        name: mean_estimate(won(values[pairs[:, 0]], values[pairs[:, 1]]), owner_P, settings)._asdict()
+        for name, values in by.items()
+    }
+    return {"pairs": len(pairs), **accuracy}
+
+
+def mean_estimate(values: Floats, clusters: NDArray[Any], settings: AttributeEvaluationSettings) -> Estimate:
+    """The mean with its interval, from drawing whole clusters."""
+    return cluster_bootstrap(
+        lambda sample: float(sample.mean()), clusters, values, resamples=settings.resamples, seed=settings.seed
+    )
+
+
+def swapped_outputs(evaluated: Evaluated, settings: AttributeEvaluationSettings) -> dict[str, Any]:
+    """Whether another order of the outputs agrees better with the ratings: outputs that were mixed up show here.
+
+    `order[a]` is the output that fits attribute a best when each is used once; `found` says that its mean correlation
+    with the ratings is above that of the model's own order by at least 0.05, with the 95% interval above 0.
+    """
+    responses, names = evaluated.responses, evaluated.responses.schema.names
+    rated_RA, predicted_RA = responses.rated_RA, evaluated.predicted_RA
+    rated = [a for a in range(len(names)) if (~np.isnan(rated_RA[:, a])).sum() >= 3 and np.nanstd(rated_RA[:, a]) > 0]
+    if len(rated) < 2:
+        return {"found": False, "order": {}, "gain": None}
+    fit_AA = np.array([[_correlation(predicted_RA[:, b], rated_RA[:, a]) for b in range(len(names))] for a in rated])
+    rows, best = linear_sum_assignment(-np.nan_to_num(fit_AA, nan=-1.0))
+    order = {names[rated[row]]: names[column] for row, column in zip(rows, best, strict=True)}
+
+    def gain(entries: NDArray[np.int64]) -> Floats:
+        total = [
+            _correlation(predicted_RA[entries, column], rated_RA[entries, rated[row]])
+            - _correlation(predicted_RA[entries, rated[row]], rated_RA[entries, rated[row]])
+            for row, column in zip(rows, best, strict=True)
+        ]
+        return np.array([np.nanmean(total) if not np.all(np.isnan(total)) else np.nan])
+
+    estimate = bootstrap_figures(gain, responses.group_R, settings.resamples, settings.seed)[0]
+    moved = {name: output for name, output in order.items() if name != output}
+    return {
+        "found": bool(moved) and estimate.low > 0 and estimate.value >= _SWAP_MARGIN,
+        "order": moved,
+        "gain": estimate._asdict(),
+    }
+
+
+def _correlation(predicted_R: Floats, rated_R: Floats) -> float:
+    present_R = ~np.isnan(rated_R)
+    return pearson(predicted_R[present_R], rated_R[present_R])

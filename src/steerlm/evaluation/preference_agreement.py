@@ -1,0 +1,94 @@
+"""Agreement of an attribute model's scores with preferences between two responses. Shapes: P pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steerlm.annotation import Scorer
+from steerlm.conversation import Conversation
+from steerlm.errors import DataError
+from steerlm.evaluation.agreement import mean_estimate, won
+from steerlm.evaluation.attribute_settings import AttributeEvaluationSettings
+from steerlm.evaluation.baselines import text_statistics
+from steerlm.evaluation.preferences import Preference, Preferences
+
+Floats = NDArray[np.float64]
+
+
+def preference_figures(
+    scorer: Scorer,
+    preferences: Preferences,
+    settings: AttributeEvaluationSettings,
+    predictors: Mapping[str, Callable[[Floats], Floats]],
+) -> dict[str, Any]:
+    """How often the weighted sum of attributes, and each attribute, is higher for the preferred response; also that
+    sum of what the ridge regressions `predictors` say, where there is one for each weighed attribute, and the length.
+    """
+    schema = scorer.model.schema
+    weights = {name: weight for name, weight in settings.weights.items() if name in schema}
+    if not weights:
+        raise DataError(
+            f"none of the weights ({', '.join(settings.weights)}) is of an attribute that the model knows "
+            f"({', '.join(schema.names)}); give others with --weights"
+        )
+    values = scorer.score([pair.conversation for pair in preferences.pairs]).values
+    kept = [
+        (pair, scores)
+        for pair, scores in zip(preferences.pairs, values, strict=True)
+        if all(index in scores for index in pair.pair)
+    ]
+    if not kept:
+        raise DataError("all pairs of the preference data are longer than the model's context; raise --context")
+    figures: dict[str, NDArray[np.float64]] = {}
+    for name, weighed in {"weighted sum": weights, **{name: {name: 1.0} for name in schema.names}}.items():
+        table = np.array([[_weighed(scores[index], weighed) for index in pair.pair] for pair, scores in kept])
+        figures[name] = won(table[:, 0], table[:, 1])
+    pairs = [pair for pair, _ in kept]
+    if all(name in predictors for name in weights):
+        sums = _ridge_sums(pairs, weights, predictors)
+        figures["ridge"] = won(sums[:, 0], sums[:, 1])
+    lengths = np.array([[len(pair.conversation.messages[index].text) for index in pair.pair] for pair, _ in kept])
+    figures["length"] = won(lengths[:, 0].astype(float), lengths[:, 1].astype(float))
+    prompts = np.array([_prompt_of(pair.conversation) for pair, _ in kept])
+    subset_P = np.array([pair.subset for pair, _ in kept])
+    subsets = np.unique(subset_P)
+    return {
+        "pairs": len(kept),
+        "ties": preferences.ties,
+        "unscored": len(preferences.pairs) - len(kept),
+        "weights": weights,
+        "accuracy": {name: mean_estimate(wins, prompts, settings)._asdict() for name, wins in figures.items()},
+        "subsets": {
+            str(subset): {
+                name: mean_estimate(figures[name][subset_P == subset], prompts[subset_P == subset], settings)._asdict()
+                for name in ("weighted sum", "ridge", "length")
+                if name in figures
+            }
+            for subset in (subsets if len(subsets) > 1 else ())
+        },
+    }
+
+
+def _ridge_sums(
+    pairs: Sequence[Preference], weights: Mapping[str, float], predictors: Mapping[str, Callable[[Floats], Floats]]
+) -> Floats:
+    """The weighted sums of what the ridge regressions say of the two responses of each pair, [P, 2]."""
+    features = []
+    for pair in pairs:
+        *_, prompt, better, worse = pair.conversation.messages
+        features += [text_statistics(better.text, prompt.text), text_statistics(worse.text, prompt.text)]
+    table = np.array(features, dtype=np.float64)
+    sums = np.sum([weight * predictors[name](table) for name, weight in weights.items()], axis=0)
+    return np.asarray(sums).reshape(-1, 2)
+
+
+def _weighed(scores: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    return sum(weight * scores[name] for name, weight in weights.items())
+
+
+def _prompt_of(conversation: Conversation) -> str:
+    return "\n".join(message.text for message in conversation.messages[:-2])
