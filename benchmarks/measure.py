@@ -19,6 +19,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from steerlm.errors import TrainingError
+from steerlm.memory import PeakMemory
 from steerlm.provenance import environment
 
 _PROCESS = Path("/proc/self")
@@ -86,6 +87,27 @@ class StepClock:
         return self.ends[-1] - self.began
 
 
+class PeakWhereComputed:
+    """The most memory in use where PyTorch computes while the block runs, in megabytes (2^20 bytes): that of the GPU's
+    tensors where there is a GPU, else of this process.
+    """
+
+    peak_mb: int = 0
+
+    def __enter__(self) -> Self:
+        self._process = PeakMemory().__enter__()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.__exit__(kind, error, trace)
+        on_gpu = torch.cuda.is_available()
+        self.peak_mb = torch.cuda.max_memory_allocated() >> 20 if on_gpu else self._process.peak_mb
+
+
 def resident_mb() -> int:
     """Memory that this process holds now, in megabytes (2^20 bytes); 0 where the system does not say (not Linux)."""
     status = _PROCESS / "statm"
@@ -107,6 +129,8 @@ def surroundings(*packages: str) -> dict[str, Any]:
     record = environment()
     record["libraries"] |= {name: _version(name) for name in packages}
     record["machine"] |= {"processor": _processor(), "threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        record["machine"]["gpu"] = torch.cuda.get_device_name()
     return record
 
 

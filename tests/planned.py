@@ -12,7 +12,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from allocations import peak_bytes
-from steerlm.attention import use_tree_attention
+from steerlm.attention import Form, use_tree_attention
 from steerlm.models.directory import ModelInfo
 from steerlm.models.load import SteerModel
 from steerlm.packing import Pack, Run
@@ -69,19 +69,30 @@ def real_peak(shape: str, settings: TrainSettings, pack: Pack, dtype: torch.dtyp
         return peak_bytes(lambda: _train(config_of(shape), settings, pack, dtype, ranks))
 
 
+def gpu_peak(config: PretrainedConfig, settings: TrainSettings, pack: Pack, dtype: torch.dtype) -> int:
+    """The same on this machine's GPU, as its allocator counts it."""
+    with closing(Ranks.alone("cuda")) as ranks:
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        _train(config, settings, pack, dtype, ranks, "flex")
+        return torch.cuda.max_memory_allocated() - before
+
+
 def _train(
     config: PretrainedConfig,
     settings: TrainSettings,
     pack: Pack,
     dtype: torch.dtype,
     ranks: Ranks,
+    attention: Form = "segments",
 ) -> None:
     with torch.device("meta"):
         network = build(copy.deepcopy(config), settings)
-    use_tree_attention(network, "segments")
+    use_tree_attention(network, attention)
     root = Root(network)
     shard(network, root, ranks, dtype, settings.gradient_checkpointing)
-    root.to_empty(device="cpu")
+    root.to_empty(device=ranks.device)
     network.tie_weights()
     network.train()
     for weight in [*network.parameters(), *network.buffers()]:
@@ -90,11 +101,11 @@ def _train(
     model = SteerModel(info, None, network)  # type: ignore[arg-type]
     task = make_task(model, settings)
     optimizer = make_optimizer(network, settings)
-    batch = Batch.of(pack, torch.device("cpu"))
+    batch = Batch.of(pack, ranks.device)
     for packs in (1, 2):
         optimizer.zero_grad(set_to_none=True)
         for _ in range(packs):
-            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32 and ranks.mesh is None):
+            with torch.autocast(ranks.device.type, dtype, enabled=dtype != torch.float32 and ranks.mesh is None):
                 losses = root(task.losses, batch)
             torch.stack([loss.total for loss in losses.values()]).sum().backward()
         clip_grad_norm(network.parameters(), 1.0, ranks)

@@ -38,16 +38,21 @@ def forkserver() -> ForkServerContext:
     return context
 
 
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def launch(world: int, function: Callable[..., Any], *arguments: Any, timeout: float = 500) -> list[Any]:
     """Run `function(*arguments)` in `world` processes as `torchrun` would start them; returns their results by rank.
 
     Fails with the first traceback where one of them fails; the others are then stopped.
     """
     context = forkserver()
-    with socket.socket() as probe, tempfile.TemporaryDirectory() as folder:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
+    with tempfile.TemporaryDirectory() as folder:
+        port = free_port()
         processes = [
             context.Process(target=_run, args=(rank, world, port, Path(folder), function, arguments))
             for rank in range(world)

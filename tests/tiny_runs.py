@@ -45,9 +45,9 @@ def rated_trees(count: int) -> list[Conversation]:
     return trees
 
 
-def prepare(folder: Path) -> Path:
+def prepare(folder: Path, network: str = "llama", **changes: Any) -> Path:
     """Make the base model and the data."""
-    save_base(folder / "base", TOKENIZERS["chatml"]())
+    save_base(folder / "base", TOKENIZERS["chatml"](), network, **changes)
     write_conversations(folder / "data.jsonl", rated_trees(40))
     return folder
 

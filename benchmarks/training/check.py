@@ -10,7 +10,8 @@ import torch
 from benchmarks.training import peers
 from benchmarks.training.options import Contender, Options, Prepared
 from benchmarks.training.ours import make_task
-from steerlm.attention import use_tree_attention
+from steerlm.attention import default_form, use_tree_attention
+from steerlm.devices import pick_device
 from steerlm.files import load_conversations
 from steerlm.models.directory import ModelInfo
 from steerlm.models.load import new_model
@@ -39,7 +40,9 @@ def summed_losses(options: Options, prepared: Prepared, folder: Path) -> dict[st
 def _ours(options: Options, prepared: Prepared, contender: Contender, names: list[str]) -> float:
     schema = ModelInfo.load(prepared.start).schema
     model = new_model(prepared.kind, prepared.start, schema, None, options.level_tokens)
-    use_tree_attention(model.network, "segments", options.context)
+    device = pick_device("auto")
+    model.network.to(device)  # type: ignore[arg-type]
+    use_tree_attention(model.network, default_form(device), options.context)
     task = make_task(model, options, contender)
     if contender == "steerlm":
         conversations = [c for c in load_conversations(prepared.trees) if c.id in names]

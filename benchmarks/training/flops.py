@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from steerlm.devices import pick_device
 from steerlm.models.load import head_of
 from steerlm.packing import Pack, lay_out
 from steerlm.tokens import TokenTree
@@ -77,14 +78,18 @@ def product_rate(network: PreTrainedModel, rows: int, precision: str, square: in
 
 
 def _rate(m: int, k: int, n: int, dtype: torch.dtype) -> float:
-    a, b, out = torch.randn(m, k, dtype=dtype), torch.randn(k, n, dtype=dtype), torch.empty(m, n, dtype=dtype)
+    device = pick_device("auto")
+    make = {"dtype": dtype, "device": device}
+    a, b, out = torch.randn(m, k, **make), torch.randn(k, n, **make), torch.empty(m, n, **make)
     # Small products are timed several at a time, so that the clock and the call cost next to nothing.
-    calls = min(20, max(1, 10**10 // (2 * m * k * n)))
+    calls = min(20, max(1, (10**10 if device.type == "cpu" else 10**13) // (2 * m * k * n)))
     best = float("inf")
     for _ in range(_TRIES + 1):
         began = time.perf_counter()
         for _ in range(calls):
             torch.mm(a, b, out=out)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         best = min(best, time.perf_counter() - began)
     return 2 * m * k * n * calls / best
 

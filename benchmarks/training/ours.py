@@ -8,11 +8,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.measure import StepClock, resident_mb
+from benchmarks.measure import PeakWhereComputed, StepClock, resident_mb
 from benchmarks.training.options import Contender, Options, Prepared
 from benchmarks.training.results import Run
 from steerlm.files import read_records
-from steerlm.memory import PeakMemory
 from steerlm.models.load import SteerModel
 from steerlm.training.attribute_model import AttributeTask
 from steerlm.training.config import AttributeSettings, PolicySettings
@@ -31,7 +30,7 @@ def train(options: Options, prepared: Prepared, contender: Contender, folder: Pa
     out = folder / "ours"
     resident = resident_mb()
     began = time.perf_counter()
-    with PeakMemory() as memory, StepClock() as clock:
+    with PeakWhereComputed() as memory, StepClock() as clock:
         run(options, prepared, contender, out)
     seconds = time.perf_counter() - began
     steps = [record for _, record in read_records(out / "metrics.jsonl") if record["kind"] == "train"]

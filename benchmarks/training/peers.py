@@ -22,13 +22,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from benchmarks.measure import StepClock, resident_mb
+from benchmarks.measure import PeakWhereComputed, StepClock, resident_mb
 from benchmarks.training.data import IGNORED, read_sequences
 from benchmarks.training.options import Contender, Options, Prepared
 from benchmarks.training.ours import BETAS, CLIP, WEIGHT_DECAY
 from benchmarks.training.results import Run
 from steerlm.errors import ConfigError
-from steerlm.memory import PeakMemory
 from steerlm.models.base import load_causal_lm, load_tokenizer, loading
 
 
@@ -36,7 +35,7 @@ def train(options: Options, prepared: Prepared, contender: Contender, folder: Pa
     """Train for one epoch, measured."""
     resident = resident_mb()
     began = time.perf_counter()
-    with PeakMemory() as memory, StepClock() as clock:
+    with PeakWhereComputed() as memory, StepClock() as clock:
         trainer = make_trainer(options, prepared, contender, folder)
         counted = _Counted(trainer.data_collator)
         trainer.data_collator = counted
@@ -83,6 +82,7 @@ def summed_loss(trainer: Trainer) -> float:
     network: Any = trainer.model
     with torch.no_grad():
         for batch in trainer.get_train_dataloader():
+            batch = trainer._prepare_inputs(batch)
             loss: Any = trainer.compute_loss(network, batch, num_items_in_batch=torch.tensor(1))
             total += loss.item()
     return total

@@ -13,18 +13,21 @@ Shapes: T tokens, H heads, K key-value heads, D head size, R runs, L tokens of a
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from steerlm.block_masks import BLOCK, block_mask
 from steerlm.errors import ModelError
-from steerlm.packing import Pack
+from steerlm.packing import Pack, Run
 
 Form = Literal["dense", "segments", "flex"]
 _NAMES: dict[Form, str] = {form: f"steerlm_tree_{form}" for form in ("dense", "segments", "flex")}
@@ -42,11 +45,11 @@ class TreeLayout:
         self._run_masks: dict[tuple[int, int | None], Tensor | None] = {}
         self._dense_masks: dict[int | None, Tensor] = {}
         self._block_masks: dict[int | None, Any] = {}
-        self._positions = pack.positions_T
+        self._pack = pack
 
     @cached_property
     def positions_T(self) -> Tensor:
-        return torch.as_tensor(self._positions, device=self.device)
+        return torch.as_tensor(self._pack.positions_T, device=self.device)
 
     @cached_property
     def run_T(self) -> Tensor:
@@ -95,6 +98,23 @@ class TreeLayout:
             for run in self.runs
         ]
 
+    @cached_property
+    def in_blocks(self) -> TreeLayout:
+        """The same, with a last run of padding to whole blocks.
+
+        FlexAttention's kernels are compiled once for any number of blocks and of runs, but for one of either they are
+        compiled anew, and those for less than a block of queries are of another kind, which fails for trees.
+        """
+        size = max(2, self.size // BLOCK + 1) * BLOCK
+        padding = np.arange(size - self.size)
+        pack = replace(
+            self._pack,
+            ids_T=np.pad(self._pack.ids_T, (0, len(padding))),
+            positions_T=np.concatenate([self._pack.positions_T, padding]),
+            runs=(*self.runs, Run(self.size, size, ())),
+        )
+        return TreeLayout(pack, self.device)
+
     def dense_mask(self, window: int | None = None) -> Tensor:
         """[T, T], true where the row's token sees the column's; `window` as in sliding-window attention."""
         if window not in self._dense_masks:
@@ -127,17 +147,13 @@ class TreeLayout:
     def block_mask(self, window: int | None = None) -> Any:
         """The FlexAttention block mask of the same relation."""
         if window not in self._block_masks:
-            from torch.nn.attention.flex_attention import create_block_mask
-
             run_T, stop_RR, positions_T = self.run_T, self.stop_RR, self.positions_T
 
             def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
                 seen = (key < stop_RR[run_T[query], run_T[key]]) & (key <= query)
                 return seen if window is None else seen & (positions_T[query] - positions_T[key] < window)
 
-            self._block_masks[window] = create_block_mask(
-                visible, None, None, self.size, self.size, device=str(self.device)
-            )
+            self._block_masks[window] = block_mask(self.runs, self._pack.positions_T, window, visible, self.device)
         return self._block_masks[window]
 
 
@@ -315,16 +331,18 @@ def _flex(
     tree = _checked(tree, query, kwargs)
     if dropout and module.training:
         raise ModelError("FlexAttention has no dropout; set attention_dropout to 0 in the model's configuration")
+    whole = tree.in_blocks
+    query, key, value = (functional.pad(states, (0, 0, 0, whole.size - tree.size)) for states in (query, key, value))
     output = _flex_attention(query.device)(
         query,
         key,
         value,
         score_mod=None if softcap is None else _capped(softcap),
-        block_mask=tree.block_mask(sliding_window),
+        block_mask=whole.block_mask(sliding_window),
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return output.transpose(1, 2).contiguous(), None
+    return output[:, :, : tree.size].transpose(1, 2).contiguous(), None
 
 
 @cache
@@ -338,6 +356,10 @@ def _capped(softcap: float) -> Any:
 
 
 _COMPILED: dict[str, Any] = {}
+_LIMIT: dict[str, Any] = {"recompile_limit": 64}
+"""Variants of head size, type, window and soft cap, with gradients and without, in one process; beyond PyTorch's own
+limit FlexAttention fails.
+"""
 
 
 def _flex_attention(device: torch.device) -> Any:
@@ -347,7 +369,7 @@ def _flex_attention(device: torch.device) -> Any:
     if device.type != "cuda":
         return flex_attention
     if "flex" not in _COMPILED:
-        _COMPILED["flex"] = torch.compile(flex_attention, dynamic=True)
+        _COMPILED["flex"] = torch.compile(flex_attention, dynamic=True, **_LIMIT)
     return _COMPILED["flex"]
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import torch
+
 _STATUS = Path("/proc/self/status")
 
 
@@ -44,6 +46,11 @@ def keep_freed_memory() -> None:
     # The numbers of M_MMAP_THRESHOLD (32 MiB is its largest), M_TRIM_THRESHOLD and M_TOP_PAD in malloc.h.
     for option, value in ((-3, 32 << 20), (-1, (1 << 31) - 1), (-2, 256 << 20)):
         mallopt(option, value)
+
+
+def memory_mb(device: torch.device) -> int:
+    """What a computation takes where it is done, in megabytes: this process on a CPU, on a GPU the most so far."""
+    return torch.cuda.max_memory_reserved(device) >> 20 if device.type == "cuda" else resident_mb()
 
 
 def resident_mb() -> int:

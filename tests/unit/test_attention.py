@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -96,6 +97,29 @@ def test_the_block_mask_is_the_same_relation(window: int | None) -> None:
     zero = torch.tensor(0)
     relation = [[bool(mask_mod(zero, zero, torch.tensor(q), torch.tensor(k))) for k in range(9)] for q in range(9)]
     assert relation == dense_layout([TREE], window).visible
+
+
+@examples(60)
+@given(st.lists(token_trees(most=9), min_size=1, max_size=4), st.none() | st.integers(1, 20))
+def test_blocks_are_those_of_the_dense_mask(trees: list[TokenTree], window: int | None) -> None:
+    """With a window a block may be called a part that is whole or empty; never the other way round."""
+    layout = TreeLayout(lay_out(trees))
+    size = 4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("steerlm.block_masks.BLOCK", size)
+        mask = layout.block_mask(window)
+    missing = -layout.size % size
+    dense = torch.nn.functional.pad(layout.dense_mask(window), (0, missing, 0, missing))
+    blocks = dense.unflatten(1, (-1, size)).unflatten(0, (-1, size)).transpose(1, 2).flatten(2)
+    some, whole = blocks.any(2), blocks.all(2)
+    part = BlockMask.from_kv_blocks(mask.kv_num_blocks, mask.kv_indices).to_dense()[0, 0].bool()
+    full = BlockMask.from_kv_blocks(mask.full_kv_num_blocks, mask.full_kv_indices).to_dense()[0, 0].bool()
+    assert not (part & full).any()
+    assert not (some & ~(part | full)).any()
+    assert not (full & ~whole).any()
+    if window is None:
+        assert torch.equal(full, whole)
+        assert torch.equal(part, some & ~whole)
 
 
 def inputs(tree: TreeLayout | None = None) -> dict[str, object]:

@@ -20,7 +20,7 @@ from steerlm.attention import default_form, use_plain_attention, use_tree_attent
 from steerlm.devices import pick_precision
 from steerlm.errors import ConfigError, DataError, StoppedError, TrainingError
 from steerlm.losses import LossSum
-from steerlm.memory import resident_mb
+from steerlm.memory import memory_mb
 from steerlm.models.kernels import interpret_blocks
 from steerlm.models.load import SteerModel
 from steerlm.packing import Pack, Report, fit
@@ -193,7 +193,7 @@ class _Run:
                 speed = {
                     "seconds": seconds,
                     "tokens_per_second": figures["tokens"] / seconds,
-                    "memory_mb": resident_mb(),
+                    "memory_mb": memory_mb(self.device),
                 }
                 log.write({"step": progress.step, "kind": "train", **figures, "learning_rate": rate, **speed})
                 seen = progress.position.epoch * len(self.data.train) + progress.position.at

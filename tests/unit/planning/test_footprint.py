@@ -53,10 +53,10 @@ def test_foils_take_what_was_planned() -> None:
 )
 def test_each_of_two_processes_takes_what_was_planned(shape: str, kind: str, changes: dict[str, Any]) -> None:
     settings, pack = KINDS[kind](loss_chunk=128, **changes), one_run(512)
-    real = launch(2, real_peak, shape, settings, pack, torch.bfloat16)
+    # Threads that exchange tensors free some of them unseen, as it happens, which makes the figure too large.
+    real = min(min(launch(2, real_peak, shape, settings, pack, torch.bfloat16)) for _ in range(2))
     planned = footprint(config_of(shape), settings, pack, gpus=2, attention="segments")
-    # Threads that exchange tensors free some of them unseen, more or less as it happens.
-    assert planned.peak == pytest.approx(min(real), rel=0.1)
+    assert planned.peak == pytest.approx(real, rel=0.05)
 
 
 def test_llamas_activations_are_those_derived_by_hand() -> None:
