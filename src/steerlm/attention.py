@@ -337,7 +337,7 @@ def _flex(
         query,
         key,
         value,
-        score_mod=None if softcap is None else _capped(softcap),
+        score_mod=None if softcap is None else _capped(softcap, query.device),
         block_mask=whole.block_mask(sliding_window),
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
@@ -346,16 +346,16 @@ def _flex(
 
 
 @cache
-def _capped(softcap: float) -> Any:
-    """Cached, as FlexAttention is compiled anew for every new function."""
+def _capped(softcap: float, device: torch.device) -> Any:
+    """Cached, as FlexAttention is compiled anew for every new function; a number in it could not be compiled."""
+    cap = torch.tensor(softcap, device=device)
 
     def capped(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return softcap * torch.tanh(score / softcap)
+        return cap * torch.tanh(score / cap)
 
     return capped
 
 
-_COMPILED: dict[str, Any] = {}
 _LIMIT: dict[str, Any] = {"recompile_limit": 64}
 """Variants of head size, type, window and soft cap, with gradients and without, in one process; beyond PyTorch's own
 limit FlexAttention fails.
@@ -366,11 +366,15 @@ def _flex_attention(device: torch.device) -> Any:
     """FlexAttention is only fast compiled; on CPUs its eager form serves as a check of the mathematics."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    if device.type != "cuda":
-        return flex_attention
-    if "flex" not in _COMPILED:
-        _COMPILED["flex"] = torch.compile(flex_attention, dynamic=True, **_LIMIT)
-    return _COMPILED["flex"]
+    return compiled_flex_attention() if device.type == "cuda" else flex_attention
+
+
+@cache
+def compiled_flex_attention() -> Any:
+    """FlexAttention for packs of any size."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True, **_LIMIT)
 
 
 for _form, _function in (("dense", _dense), ("segments", _segments), ("flex", _flex)):

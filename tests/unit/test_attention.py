@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -26,7 +26,16 @@ from transformers import (
 )
 
 from references import dense_layout
-from steerlm.attention import TreeLayout, default_form, use_plain_attention, use_tree_attention
+from steerlm.attention import (
+    TreeLayout,
+    _capped,
+    _written_out,
+    compiled_flex_attention,
+    default_form,
+    use_plain_attention,
+    use_tree_attention,
+)
+from steerlm.block_masks import BLOCK
 from steerlm.errors import ModelError
 from steerlm.packing import lay_out
 from steerlm.tokens import Segment, Span, TokenTree
@@ -163,6 +172,21 @@ def test_a_soft_cap_is_computed(form: str) -> None:
         for layer in network.model.layers:
             layer.self_attn.attn_logit_softcapping = None
         assert not torch.allclose(network(**inputs(TreeLayout(PACK))).logits, capped, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # within PyTorch's compiler
+def test_a_soft_cap_can_be_compiled() -> None:
+    """As on GPUs; here for the CPU, whose compiler takes no layouts of trees: with a plain causal mask."""
+    generator = torch.Generator().manual_seed(0)
+    for size in (2 * BLOCK, 3 * BLOCK):
+        query, key, value = (torch.randn(1, heads, size, 16, generator=generator) * 3 for heads in (4, 2, 2))
+        mask = create_block_mask(lambda b, h, q, k: k <= q, None, None, size, size, device="cpu")
+        with torch.no_grad():
+            found = compiled_flex_attention()(
+                query, key, value, score_mod=_capped(2.0, query.device), block_mask=mask, enable_gqa=True
+            )
+        expected = _written_out(query, key, value, torch.ones(size, size).tril().bool(), None, 2.0, 0.0)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_attention_sinks_are_refused() -> None:
