@@ -3,8 +3,9 @@
     python -m benchmarks.steering --model runs/quickstart/policy --judge runs/quickstart/attribute-model
 
 The evaluation is the whole of `steerlm eval steering`: every level of every attribute on all prompts, generated, judged
-and reckoned up. Transformers generates a seeded sample of the same answers, in batches of each size named, and the
-seconds of an answer with the best of them are multiplied by their number: its time without any judging.
+and reckoned up; and once more without an attribute model, which leaves generating and reckoning. Transformers generates
+a seeded sample of the same answers, in batches of each size named, and the seconds of an answer with the best of them
+are multiplied by their number.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Options(Settings):
     engine: LocalEngine = "auto"
     """Engine of the evaluation."""
     precision: Precision = "f32"
-    """What the engine computes in, where it is openvino."""
+    """What the engine computes in, where it is openvino; transformers computes in the same."""
     sample: Annotated[int, Field(ge=1)] = 64
     """Answers that transformers generates."""
     batches: tuple[Annotated[int, Field(ge=1)], ...] = (8, 32)
@@ -66,8 +67,8 @@ class Options(Settings):
 
 
 def evaluate(options: Options) -> dict[str, Any]:
-    """Seconds of the whole evaluation, from loaded models to the written result; OpenVINO's form of the policy is made
-    beforehand, as it is once for each policy.
+    """Seconds of the evaluation, from loaded models to the written result, with a judge and without. OpenVINO's form of
+    the policy is made beforehand, as it is once for each policy.
     """
     policy = load_model(options.model, "policy")
     judge = load_model(options.judge, "attribute-model") if options.judge else None
@@ -86,13 +87,16 @@ def evaluate(options: Options) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="steerlm."))
     try:
         evaluate_steering(policy, texts, once, folder / "first", directory=options.model)
-        began = time.perf_counter()
-        evaluate_steering(policy, texts, settings, folder / "whole", Judges(judge), directory=options.model)
-        seconds = time.perf_counter() - began
+        seconds = {}
+        for name, judges in (("answered", Judges()), ("judged", Judges(judge))):
+            began = time.perf_counter()
+            evaluate_steering(policy, texts, settings, folder / name, judges, directory=options.model)
+            seconds[name] = time.perf_counter() - began
     finally:
         shutil.rmtree(folder)
     return {
-        "seconds": seconds,
+        "seconds": seconds["judged"],
+        "seconds_without_judge": seconds["answered"],
         "answers": len(requests(policy, settings.attributes, texts)),
         "settings": settings.model_dump(mode="json"),
     }
@@ -105,9 +109,12 @@ def requests(policy: Prompting, attributes: Sequence[str], texts: Sequence[str])
     return [list(ids) for ids in sorted(found)]
 
 
-def transformers_seconds(model: Path, groups: Sequence[Sequence[Sequence[int]]], tokens: int) -> float:
+def transformers_seconds(
+    model: Path, groups: Sequence[Sequence[Sequence[int]]], tokens: int, precision: Precision
+) -> float:
     """Seconds of `generate` for all groups of prompts, each a batch padded on the left; greedy."""
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
     stops = load_prompting(model).renderer.stop_ids
     began = time.perf_counter()
     for group in groups:
@@ -134,19 +141,21 @@ def main(*, options: Annotated[Options | None, Parameter(name="*")] = None) -> N
     theirs: dict[str, float] = {}
     for size in options.batches:
         groups = [sample[start : start + size] for start in range(0, len(sample), size)]
-        seconds = apart(options.threads, transformers_seconds, options.model, groups, options.tokens)
+        seconds = apart(options.threads, transformers_seconds, options.model, groups, options.tokens, options.precision)
         theirs[f"batches of {size}"] = seconds / len(sample)
     estimate = min(theirs.values()) * len(asked)
     record = {
         "evaluation": ours,
         "transformers": {"seconds_per_answer": theirs, "sampled": len(sample), "seconds_for_all": estimate},
-        "times_faster": estimate / ours["seconds"],
+        "times_faster": estimate / ours["seconds_without_judge"],
+        "times_faster_with_judge": estimate / ours["seconds"],
         **surroundings(),
     }
     write_json(options.out, record)
     Console().print(
-        f"{len(asked)} answers: evaluated in {ours['seconds']:.0f} s; transformers would generate them in "
-        f"{estimate:.0f} s: {record['times_faster']:.1f} times"
+        f"{len(asked)} answers: evaluated in {ours['seconds']:.0f} s, {ours['seconds_without_judge']:.0f} s without "
+        f"judging; transformers would generate them in {estimate:.0f} s: {record['times_faster_with_judge']:.1f} and "
+        f"{record['times_faster']:.1f} times"
     )
 
 
