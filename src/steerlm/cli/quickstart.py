@@ -48,6 +48,11 @@ def quickstart_command(
     console = Console()
     console.print(steering_view(result.steering))
     minutes = sum(stage["seconds"] for stage in result.summary["stages"]) / 60
-    console.print(f"{minutes:.0f} minutes of work; figures in {settings.out / 'summary.json'}", highlight=False)
-    console.print(f"Report: {result.report}", highlight=False, soft_wrap=True)
-    console.print(f"Talk to it: steerlm chat {result.policy}", highlight=False)
+    # Small models repeat themselves; the table is made with the same penalty.
+    penalty = settings.steering.repetition_penalty
+    for line in (
+        f"{minutes:.0f} minutes of work; figures in {settings.out / 'summary.json'}",
+        f"Report: {result.report}",
+        f"Talk to it: steerlm chat {result.policy} --repetition-penalty {penalty:g}",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
