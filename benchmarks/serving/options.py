@@ -51,6 +51,8 @@ class Options(Settings):
     """Clients of the load."""
     seconds: Annotated[float, Field(gt=0)] = 60.0
     """How long they ask."""
+    load_cache_gb: Annotated[float, Field(gt=0)] = 0.5
+    """Memory for keys and values under the load, in GiB."""
     waiting: Annotated[int, Field(ge=1)] = 256
     """Requests that our server lets wait; beyond them it refuses."""
     flood: Annotated[int, Field(ge=1)] = 10
