@@ -250,6 +250,15 @@ def test_invariance_is_checked_on_what_fits(judge: SteerModel) -> None:
     assert check_invariance(judge, [long], settings, 4) == []
 
 
+def test_invariance_is_no_matter_of_rounding(judge: SteerModel) -> None:
+    """In bfloat16 scores may differ by more than a fault would make them; that is told apart."""
+    exact = check_invariance(judge, random_trees(30), ScoreSettings(context=256, precision="fp32"), 20)
+    rough = check_invariance(judge, random_trees(30), ScoreSettings(context=256, precision="bf16"), 20)
+    assert rough[:-1] == exact
+    assert rough[-1].name == "rounding (bfloat16)"
+    assert rough[-1].difference > max(check.difference for check in exact)
+
+
 def test_invariance_holds(judge: SteerModel) -> None:
     checks = check_invariance(judge, random_trees(30), ScoreSettings(context=256, precision="fp32"), 20)
     assert len(checks) == 5
