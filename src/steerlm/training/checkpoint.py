@@ -136,6 +136,21 @@ class Checkpoints:
         """Remove all of them: the run is done, or starts over."""
         self.ranks.on_main(lambda: shutil.rmtree(self.directory, ignore_errors=True))
 
+    def clear_own(self) -> bool:
+        """Remove all of them, unless they are another run's; returns whether they are gone."""
+        is_own = self.ranks.on_main(lambda: self._runs() <= {self.key})
+        if is_own:
+            self.clear()
+        return is_own
+
+    def _runs(self) -> set[str]:
+        """The keys of the runs that wrote them; what cannot be read is nobody's."""
+        found = set()
+        for path in [*self._found(), self.directory / "best"]:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                found.add(str(json.loads((path / _MANIFEST).read_text(encoding="utf-8"))["key"]))
+        return found
+
     def _found(self) -> list[Path]:
         found = [path for path in self.directory.glob("step-*") if _NAME.match(path.name) and path.is_dir()]
         return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))

@@ -94,7 +94,12 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
         ranks.on_main(lambda: opened.enter_context(sole_writer(settings.out)))
         checkpoints = Checkpoints(settings.out / CHECKPOINTS, key, settings.keep_checkpoints, ranks)
         if resume != "never" and ranks.on_main(lambda: is_finished(settings.out, key, kind)):
-            checkpoints.clear()  # of a run that was killed just before it would have done so
+            # This run may have been killed just before it cleared them; another may have begun in its place.
+            if not checkpoints.clear_own() and ranks.is_main:
+                _say(
+                    f"{settings.out} holds this run's finished model; its checkpoints are of a run with other settings "
+                    "or data, and stay"
+                )
             return _finished(settings.out, kind, ranks)
         ranks.on_main(lambda: require_replaceable(settings.out, overwrite or resume == "never"))
         if resume == "must" and checkpoints.newest() is None:

@@ -212,7 +212,45 @@ def test_a_run_that_was_begun_in_place_of_a_finished_model_goes_on(
     assert json.loads((tmp_path / "out" / "steerlm.json").read_text())["provenance"]["steps"] == 3
 
 
-def test_a_program_may_say_that_a_finished_model_is_to_go(folder: Path, tmp_path: Path) -> None:
+def test_the_command_of_a_finished_model_spares_the_run_that_was_begun_in_its_place(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command("--max-steps", "1")[0] == 0
+    taken = loop._Run._step
+    steps: list[int] = []
+
+    def step(self: Any, ready: Any, number: int, rate: float) -> Any:
+        steps.append(number)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return taken(self, ready, number, rate)
+
+    monkeypatch.setattr(loop._Run, "_step", step)
+    assert command("--max-steps", "3", "--resume", "never")[0] == 130
+    code, _, told = command("--max-steps", "1")
+    assert code == 0
+    assert "checkpoints are of a run with other settings or data, and stay" in told
+    assert command("--max-steps", "3")[0] == 0
+    assert steps == [0, 1, 2, 2]
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_checkpoints_of_a_finished_model_go_when_a_kill_left_them(command: Any, tmp_path: Path) -> None:
+    assert command("--max-steps", "1")[0] == 0
+    model = json.loads((tmp_path / "out" / "steerlm.json").read_text())
+    left = tmp_path / "out" / "checkpoints" / "step-00000001"
+    left.mkdir(parents=True)
+    manifest = {"format": 2, "key": model["provenance"]["run"], "progress": {}, "files": {}}
+    (left / "manifest.json").write_text(json.dumps(manifest))
+    code, _, told = command("--max-steps", "1")
+    assert code == 0
+    assert "checkpoints are of" not in told
+    assert not left.parent.exists()
+
+
+def test_a_program_may_say_that_a_finished_model_is_to_go(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shared = values(folder, out=tmp_path / "out", labels="ratings-first", max_steps=1)
     train_policy(PolicySettings(**shared))
     model = train_policy(PolicySettings(**shared, seed=2), overwrite=True)
