@@ -234,8 +234,9 @@ class PolicySettings(TrainSettings):
     mean, so that without this the ends of the scales are hardly ever trained."""
     rank_attributes: list[str] = Field(default_factory=list)
     """Attributes whose predicted values are dealt out over the whole scale by rank, so that every level has equally
-    many responses: an end of the scale that the data never reach is otherwise never trained, and breaks when asked for.
-    A level then says how a response stands among those of the data, no longer what a person would rate it."""
+    many responses, as far as few predictions are equal: those that are equal share a level, and those at an end of the
+    scale keep to it. An end that the data never reach is otherwise never trained, and breaks when asked for. A level
+    then says how a response stands among those of the data, no longer what a person would rate it."""
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability with which each attribute is left out of a label line, so that users may leave it unset."""
     level_tokens: bool = True
