@@ -180,14 +180,23 @@ class Checkpoints:
         def finish() -> None:
             files = {file.name: written.get(file.name) or _seal(file) for file in sorted(partial.iterdir())}
             manifest = {"format": _FORMAT, "key": self.key, "progress": asdict(progress), "files": files}
-            write_json(partial / _MANIFEST, manifest)
-            replace_directory(partial, path)
+            try:
+                write_json(partial / _MANIFEST, manifest)
+                replace_directory(partial, path)
+            except OSError:
+                drop()
+                raise
+
+        def drop() -> None:
+            """Half a checkpoint is of no use, and a full disk may have room without it."""
+            shutil.rmtree(partial, ignore_errors=True)
 
         self.ranks.on_main(begin)
         try:
             with _alone():
                 save(state, storage_writer=FileSystemWriter(partial))
-        except CheckpointException as error:
+        except CheckpointException as error:  # on all ranks
+            self.ranks.on_main(drop)
             causes = list(error.failures.values())
             raise OSError(f"{path}: cannot write the checkpoint: {causes[0][0] if causes else error}") from error
         # Each rank reads again what it wrote itself, by the name that PyTorch gives its files.
