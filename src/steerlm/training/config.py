@@ -251,8 +251,8 @@ class PolicySettings(TrainSettings):
     best_by: Figure | None = None
     """Validation figure of whose best the weights are kept; without one, the last ones are."""
     defaults: dict[str, int] = Field(default_factory=dict)
-    """Attribute values that the trained model asks for when a user sets none, over those of a base that is a policy
-    made by steerlm, and of the schema."""
+    """Attribute values that the trained model asks for when a user sets none, over those of attribute_schema; without
+    such a file, over those of a base that is a policy made by steerlm, and of the nine attributes."""
 
     def contradictions(self) -> list[str]:
         """As for all trainings, and: a response must fit into a pack together with its foil, if it has one."""

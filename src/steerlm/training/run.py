@@ -148,11 +148,11 @@ def _finished(directory: Path, kind: Kind, ranks: Ranks) -> SteerModel:
 
 
 def schema_to_learn(settings: TrainSettings) -> Schema:
-    """The attributes of the settings. What a policy is asked for by default is what the settings say, else what the
-    base was, where it is a policy of ours.
+    """The attributes of the settings. What a policy is asked for by default is what the settings or their file of
+    attributes say, else what the base was, where it is a policy of ours.
     """
     schema = settings.schema_of_attributes
-    if not isinstance(settings, PolicySettings):
+    if not isinstance(settings, PolicySettings) or settings.attribute_schema is not None:
         return schema
     base = description(settings.base)
     known = list(base.schema) if base and base.kind == "policy" else []

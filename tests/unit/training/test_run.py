@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 import signal
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
+from steerlm.attributes import STEERLM
 from steerlm.errors import ConfigError, TrainingError
 from steerlm.models.directory import ModelInfo
 from steerlm.models.load import TEMPORARY, SteerModel, load_model
@@ -141,6 +143,16 @@ def test_going_on_from_a_policy_keeps_its_format_and_defaults(tmp_path: Path) ->
     info = ModelInfo.load(tmp_path / "second")
     assert (info.dialect, info.system) == ("nemo", "Be kind.")
     assert info.schema.defaults == {"quality": 1, "humor": 2}
+
+
+def test_defaults_of_a_file_of_attributes_go_over_those_of_the_base(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    train(tmp_path, "policy", "first", max_steps=1, defaults={"humor": 2, "quality": 3})
+    file = tmp_path / "attributes.yaml"
+    file.write_text(json.dumps({"attributes": STEERLM.with_defaults({"humor": 1}).to_list()}))
+    changes = {"base": str(tmp_path / "first"), "attribute_schema": file, "defaults": {"quality": 0}}
+    train(tmp_path, "policy", "second", max_steps=1, **changes)
+    assert ModelInfo.load(tmp_path / "second").schema.defaults == {"quality": 0, "humor": 1}
 
 
 def test_a_full_disk_before_the_end_does_not_lose_a_short_training(
