@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from steerlm.cli.main import run
+from steerlm.cli.train import _deafness
 from steerlm.conversation import Conversation, Message
 from steerlm.errors import ConfigError, SteerLMError
 from steerlm.files import write_conversations
@@ -302,10 +303,34 @@ def test_a_policy_that_heeds_nothing_is_told_of(
         *("--validation", str(tmp_path / "held-out.jsonl"), "--precision", "fp32"),
     ]
     assert run([*arguments, "--out", str(tmp_path / "deaf"), "--max-steps", "1", "--learning-rate", "1e-9"]) == 0
-    assert "does not seem to heed its labels" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "does not seem to heed its labels" in told
+    assert "or with --contrast 0.5" in told
     heeding = ["--learning-rate", "5e-3", "--epochs", "12", "--contrast", "0.5"]
     assert run([*arguments, "--out", str(tmp_path / "listens"), *heeding]) == 0
     assert "heed its labels" not in capsys.readouterr().err
+
+
+def test_few_pairs_say_nothing_of_deafness_and_advice_is_not_what_was_done() -> None:
+    """Of four pairs even four that are won are no evidence, by the sign test; of five all have to be won."""
+    for pairs in range(5):
+        for won in range(pairs + 1):
+            assert _deafness({"gap_pairs": pairs, "gap_won": won / max(pairs, 1)}, contrast=0.0) is None
+    assert _deafness({"gap_pairs": 5, "gap_won": 1.0}, contrast=0.0) is None
+    told = _deafness({"gap_pairs": 5, "gap_won": 0.8}, contrast=0.0)
+    assert told is not None
+    assert "--contrast 0.5" in told
+    told = _deafness({"gap_pairs": 5, "gap_won": 0.8}, contrast=0.5)
+    assert told is not None
+    assert "4 of 5" in told
+    assert "--contrast" not in told
+
+
+def test_brackets_in_a_path_are_no_markup(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shared = ["--data", str(folder / "data.jsonl"), "--base", str(folder / "base"), "--max-steps", "0"]
+    out = tmp_path / "exp[v2]"
+    assert run(["train", "policy", *shared, "--labels", "ratings-first", "--out", str(out)]) == 0
+    assert f"to {out}; go on with: steerlm chat {out}" in " ".join(capsys.readouterr().err.split())
 
 
 def _echo(number: int) -> Conversation:
