@@ -16,12 +16,12 @@ from steerlm import __version__
 from steerlm.attributes import Schema
 from steerlm.card import refresh_card
 from steerlm.devices import pick_precision
-from steerlm.errors import ConfigError, DataError, TrainingError
+from steerlm.errors import ConfigError, DataError, SteerLMError, TrainingError
 from steerlm.files import sha256
 from steerlm.memory import keep_freed_memory
 from steerlm.models.adapters import Lora, add_lora, freeze_layers
 from steerlm.models.base import description, identify, lasting_name, resolve, weights_digest
-from steerlm.models.directory import Kind, ModelInfo
+from steerlm.models.directory import FILE, Kind, ModelInfo
 from steerlm.models.kernels import compile_blocks, require_liger, use_liger
 from steerlm.models.load import SteerModel, load_model, new_model
 from steerlm.parallel.load import blank_model
@@ -104,6 +104,8 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
         ranks.on_main(lambda: require_replaceable(settings.out, overwrite or resume == "never"))
         if resume == "must" and checkpoints.newest() is None:
             raise TrainingError(f"{settings.out} holds no whole checkpoint to go on from; leave out --resume must")
+        if ranks.is_main and (settings.out / FILE).is_file():
+            _say(f"the finished {_name_of(settings.out)} in {settings.out} is replaced when this training is done")
         if ranks.is_main and (missing := [name for name in whole.names if name not in schema]):
             note = f"no label of {', '.join(missing)} in the data; the {kind} will not know what is never labelled"
             _say(note)
@@ -117,6 +119,14 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
         if ranks.is_main:
             refresh_card(settings.out, _say)
         return trained
+
+
+def _name_of(out: Path) -> str:
+    """Kind and fingerprint of the model in a directory; starting over may be to be rid of one that cannot be read."""
+    with contextlib.suppress(SteerLMError):
+        info = ModelInfo.load(out)
+        return f"{info.kind} {info.fingerprint}"
+    return "model"
 
 
 def _say(text: str) -> None:

@@ -188,6 +188,7 @@ def test_a_finished_model_is_replaced_only_when_told(command: Any, tmp_path: Pat
         code, _, told = command("--max-steps", "1", "--seed", "2", "--resume", kind)
         assert code == 2
         assert "out holds a finished model of other settings or data; choose another --out, or pass --resume" in told
+        assert "where auto means another precision" in told
         assert contents(tmp_path / "out") == first
     assert command("--max-steps", "1", "--seed", "2", "--resume", "never")[0] == 0
     second = contents(tmp_path / "out")
@@ -253,9 +254,15 @@ def test_a_program_may_say_that_a_finished_model_is_to_go(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shared = values(folder, out=tmp_path / "out", labels="ratings-first", max_steps=1)
-    train_policy(PolicySettings(**shared))
+    first = train_policy(PolicySettings(**shared))
+    capsys.readouterr()
     model = train_policy(PolicySettings(**shared, seed=2), overwrite=True)
     assert model.info.provenance["settings"]["seed"] == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"the finished policy {first.info.fingerprint} in {tmp_path / 'out'} is replaced when" in told
+    (tmp_path / "out" / "steerlm.json").write_text("{")
+    train_policy(PolicySettings(**shared), "never")
+    assert f"the finished model in {tmp_path / 'out'} is replaced when" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("file", ["model-00001-of-00002.safetensors", "pytorch_model.bin", "config.json"])
