@@ -50,7 +50,7 @@ def train_attributes_command(
     """
     merged = load_settings(AttributeSettings, recipe, _given(settings))
     if dry_run:
-        _show_dry_run(merged)
+        _show_dry_run(merged, resume)
         return
     _done(train_attribute_model(merged, resume), merged, f"steerlm annotate DATA --model {merged.out} --out OUT")
 
@@ -80,7 +80,7 @@ def train_policy_command(
     """
     merged = load_settings(PolicySettings, recipe, _given(settings))
     if dry_run:
-        _show_dry_run(merged)
+        _show_dry_run(merged, resume)
         return
     model = train_policy(merged, resume)
     _done(model, merged, f"steerlm chat {merged.out}")

@@ -202,10 +202,13 @@ def make_task(model: SteerModel, settings: TrainSettings) -> Task:
 
 def blank_task(settings: TrainSettings, schema: Schema, survey: Survey) -> Task:
     """What the settings train, on a model without weights; it has yet to remember the survey."""
-    kind: Kind = "policy" if isinstance(settings, PolicySettings) else "attribute-model"
-    return make_task(
-        blank_model(*_start(kind, settings, schema_of_labels(settings, schema, survey), "")).model, settings
-    )
+    known = schema_of_labels(settings, schema, survey)
+    return make_task(blank_model(*_start(kind_of(settings), settings, known, "")).model, settings)
+
+
+def kind_of(settings: TrainSettings) -> Kind:
+    """Which of the two models the settings make."""
+    return "policy" if isinstance(settings, PolicySettings) else "attribute-model"
 
 
 def _start(

@@ -196,6 +196,15 @@ def test_a_finished_model_is_replaced_only_when_told(command: Any, tmp_path: Pat
     assert second["model.safetensors"] != first["model.safetensors"]
 
 
+def test_a_dry_run_tells_of_a_finished_model_in_the_way(command: Any) -> None:
+    assert command("--max-steps", "1")[0] == 0
+    assert command("--max-steps", "1", "--dry-run")[0] == 0
+    code, _, told = command("--max-steps", "1", "--seed", "2", "--dry-run")
+    assert code == 2
+    assert "out holds a finished model of other settings or data" in told
+    assert command("--max-steps", "1", "--seed", "2", "--dry-run", "--resume", "never")[0] == 0
+
+
 def test_a_run_that_was_begun_in_place_of_a_finished_model_goes_on(
     command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
