@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor
 from steerlm.conversation import Conversation
 from steerlm.errors import StoppedError
 from steerlm.files import write_conversations
-from steerlm.training import loop
+from steerlm.training import checkpoint, loop
 from steerlm.training.config import AttributeSettings, PolicySettings
 from steerlm.training.run import train_attribute_model, train_policy
 from tiny import TOKENIZERS, save_base
@@ -73,6 +75,19 @@ def logged(out: Path) -> Steps:
 def train_on_ranks(folder: Path, task: str, name: str, changes: dict[str, Any]) -> None:
     """The same as one of several processes."""
     train(folder, task, name, **changes)
+
+
+def train_on_ranks_without_room(folder: Path, task: str, name: str, changes: dict[str, Any]) -> list[str]:
+    """The main process cannot write the list of a checkpoint's files; returns what each process is warned of."""
+
+    def full(path: Path, data: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        patch.setattr(checkpoint, "write_json", full)
+        train(folder, task, name, **changes)
+    return [str(warning.message) for warning in caught if "could not be saved" in str(warning.message)]
 
 
 def stop_on_ranks(folder: Path, task: str, name: str, changes: dict[str, Any], after: int) -> str:

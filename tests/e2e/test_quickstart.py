@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -160,14 +161,17 @@ def test_data_that_rate_some_attributes_only(finished: Path, capsys: pytest.Capt
     assert load_model(finished / "few" / "policy", "policy").schema.names == ("quality", "humor")
 
 
-def test_changed_settings_train_anew(finished: Path) -> None:
-    """In the place of the models that were finished with the old ones."""
+def test_changed_settings_train_anew(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the place of the models that were finished with the old ones, which are named."""
     arguments = ["quickstart", "--recipe", str(finished / "recipe.yaml"), "--out", str(finished / "changed")]
     for seed in ("0", "1"):
         assert run([*arguments, "--seed", seed]) == 0
         for name in ("attribute-model", "policy"):
             model = json.loads((finished / "changed" / name / "steerlm.json").read_text())
             assert model["provenance"]["settings"]["seed"] == int(seed)
+    told = capsys.readouterr().err
+    for kind in ("attribute-model", "policy"):
+        assert re.search(rf"the finished {kind} \w+ in {finished / 'changed' / kind} is replaced when", told)
 
 
 def test_data_without_ratings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

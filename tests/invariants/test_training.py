@@ -18,10 +18,11 @@ from processes import launch
 from steerlm.conversation import Conversation, Message
 from steerlm.errors import StoppedError, TrainingError
 from steerlm.files import write_conversations
+from steerlm.models.directory import ModelInfo
 from steerlm.models.load import load_model
 from steerlm.training import loop
 from tiny_judge import WORDS
-from tiny_runs import TRAIN, Steps, logged, prepare, stop_on_ranks, train, train_on_ranks
+from tiny_runs import TRAIN, Steps, logged, prepare, stop_on_ranks, train, train_on_ranks, train_on_ranks_without_room
 
 
 @pytest.fixture
@@ -301,3 +302,14 @@ def test_the_best_weights_are_kept(run: Any) -> None:
     assert min(seen)[1] != seen[-1][1]
     metrics = load_model(run.folder / "out", "policy").info.metrics
     assert (metrics["loss"], metrics["step"]) == min(seen)
+
+
+def test_a_disk_too_full_for_the_last_checkpoint_keeps_no_rank_from_saving_the_model(tmp_path: Path) -> None:
+    """The main process alone meets it, and all go on together."""
+    changes = {"max_steps": 2, "checkpoint_every": 50}
+    prepare(tmp_path)
+    told = launch(2, train_on_ranks_without_room, tmp_path, "policy", "out", changes)
+    assert [len(warned) for warned in told] == [1, 0]
+    assert "step 2, the last, could not be saved as a checkpoint" in told[0][0]
+    assert ModelInfo.load(tmp_path / "out", "policy").provenance["steps"] == 2
+    assert not (tmp_path / "out" / "checkpoints").exists()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from steerlm.errors import ConfigError, SchemaError
 from steerlm.models.directory import ModelInfo
-from steerlm.models.load import SteerModel, load_model
+from steerlm.models.load import TEMPORARY, SteerModel, load_model
 from steerlm.steering import parse_assignments
 
 
@@ -16,11 +17,14 @@ def export_hf(directory: Path, out: Path, defaults: Sequence[str] = ()) -> Steer
     """Write the model in `directory` to `out` with all its weights, an adapter merged into its base.
 
     Its description goes with it, and says from which model it came. `defaults` such as `verbosity=1` become the values
-    that a policy is asked for where a request names none. Raises `ConfigError` where `out` holds something,
-    `SchemaError` for values that the model cannot be asked for.
+    that a policy is asked for where a request names none. Raises `ConfigError` where `out` holds something but what a
+    killed export left half-saved, `SchemaError` for values that the model cannot be asked for.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    torn = list(out.glob(f"{TEMPORARY}*"))  # of an export that was killed while it saved
+    if out.exists() and (not out.is_dir() or set(out.iterdir()) - set(torn)):
         raise ConfigError(f"{out} exists and is not empty; choose another --out")
+    for left in torn:
+        shutil.rmtree(left, ignore_errors=True)
     model = load_model(directory, ModelInfo.load(directory).kind)
     if defaults:
         model = _with_defaults(model, defaults)

@@ -85,6 +85,10 @@ def run_command(
         ModelInfo.load(card, "policy")  # what is no policy is refused before anything is paid for
     loaded = load_benchmark(bench or BenchSettings())
     chosen = judging or JudgeSettings()
+    if card and chosen.mode != "single":
+        raise ConfigError(
+            f"--card shows grades of single answers, which mode {chosen.mode} does not give; leave it out"
+        )
     models = [item.model(name or model) for item in _steering(setting)]
     others = [chosen.baseline] if chosen.baseline is not None and chosen.baseline not in models else []
     known = [*models, *(load_answers(out, others) if others else [])]

@@ -20,6 +20,8 @@ train_app = App(
     name="train",
     help="Train an attribute model (a judge of responses) or a policy (the model that is steered).",
 )
+# Of four, even four that are won are no evidence.
+_FEWEST_PAIRS = 5
 _Flag = Annotated[bool, Parameter(negative=())]
 
 
@@ -48,7 +50,7 @@ def train_attributes_command(
     """
     merged = load_settings(AttributeSettings, recipe, _given(settings))
     if dry_run:
-        _show_dry_run(merged)
+        _show_dry_run(merged, resume)
         return
     _done(train_attribute_model(merged, resume), merged, f"steerlm annotate DATA --model {merged.out} --out OUT")
 
@@ -78,11 +80,11 @@ def train_policy_command(
     """
     merged = load_settings(PolicySettings, recipe, _given(settings))
     if dry_run:
-        _show_dry_run(merged)
+        _show_dry_run(merged, resume)
         return
     model = train_policy(merged, resume)
     _done(model, merged, f"steerlm chat {merged.out}")
-    if told := _deafness(model.info.metrics):
+    if told := _deafness(model.info.metrics, merged.contrast):
         Console(stderr=True, soft_wrap=True).print(told, highlight=False, markup=False)
 
 
@@ -94,27 +96,30 @@ def _given(settings: TrainSettings | None) -> dict[str, object]:
 def _done(model: SteerModel, settings: TrainSettings, then: str) -> None:
     console = Console(stderr=True, soft_wrap=True)
     what = f"saved {model.info.kind} {model.info.fingerprint} to {settings.out}"
-    console.print(f"{what}; go on with: {then}", highlight=False)
+    console.print(f"{what}; go on with: {then}", highlight=False, markup=False)
 
 
-def _deafness(metrics: Mapping[str, Any]) -> str | None:
-    """What to tell of a policy of which held-out responses do not show that it heeds its labels, by a sign test."""
-    if not (pairs := metrics.get("gap_pairs")):
+def _deafness(metrics: Mapping[str, Any], contrast: float) -> str | None:
+    """What to tell of a policy of which held-out responses do not show that it heeds its labels, by a sign test.
+
+    `contrast` is the weight of the contrastive term that it was trained with.
+    """
+    if (pairs := metrics.get("gap_pairs", 0)) < _FEWEST_PAIRS:
         return None
     from scipy.stats import binomtest
 
     won = round(metrics["gap_won"] * pairs)
     if binomtest(won, pairs, alternative="greater").pvalue < 0.05:
         return None
+    remedies = "longer or at a higher rate" if contrast else "longer, at a higher rate, or with --contrast 0.5"
     return (
         f"this policy does not seem to heed its labels: {won} of {pairs} held-out responses are likelier under their "
-        "own labels than under a sibling's. Train longer, at a higher rate, or with --contrast 0.5 (docs/results.md, "
-        "What makes a small model listen)"
+        f"own labels than under a sibling's. Train {remedies} (docs/results.md, What makes a small model listen)"
     )
 
 
-def _show_dry_run(settings: TrainSettings) -> None:
-    found = count(settings)
+def _show_dry_run(settings: TrainSettings, resume: Resume) -> None:
+    found = count(settings, resume)
     policy, memory = isinstance(settings, PolicySettings), found.memory
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     rows = {

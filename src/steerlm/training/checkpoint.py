@@ -136,6 +136,21 @@ class Checkpoints:
         """Remove all of them: the run is done, or starts over."""
         self.ranks.on_main(lambda: shutil.rmtree(self.directory, ignore_errors=True))
 
+    def clear_own(self) -> bool:
+        """Remove all of them, unless they are another run's; returns whether they are gone."""
+        is_own = self.ranks.on_main(lambda: self._runs() <= {self.key})
+        if is_own:
+            self.clear()
+        return is_own
+
+    def _runs(self) -> set[str]:
+        """The keys of the runs that wrote them; what cannot be read is nobody's."""
+        found = set()
+        for path in [*self._found(), self.directory / "best"]:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                found.add(str(json.loads((path / _MANIFEST).read_text(encoding="utf-8"))["key"]))
+        return found
+
     def _found(self) -> list[Path]:
         found = [path for path in self.directory.glob("step-*") if _NAME.match(path.name) and path.is_dir()]
         return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
@@ -165,14 +180,23 @@ class Checkpoints:
         def finish() -> None:
             files = {file.name: written.get(file.name) or _seal(file) for file in sorted(partial.iterdir())}
             manifest = {"format": _FORMAT, "key": self.key, "progress": asdict(progress), "files": files}
-            write_json(partial / _MANIFEST, manifest)
-            replace_directory(partial, path)
+            try:
+                write_json(partial / _MANIFEST, manifest)
+                replace_directory(partial, path)
+            except OSError:
+                drop()
+                raise
+
+        def drop() -> None:
+            """Half a checkpoint is of no use, and a full disk may have room without it."""
+            shutil.rmtree(partial, ignore_errors=True)
 
         self.ranks.on_main(begin)
         try:
             with _alone():
                 save(state, storage_writer=FileSystemWriter(partial))
-        except CheckpointException as error:
+        except CheckpointException as error:  # on all ranks
+            self.ranks.on_main(drop)
             causes = list(error.failures.values())
             raise OSError(f"{path}: cannot write the checkpoint: {causes[0][0] if causes else error}") from error
         # Each rank reads again what it wrote itself, by the name that PyTorch gives its files.

@@ -234,8 +234,9 @@ class PolicySettings(TrainSettings):
     mean, so that without this the ends of the scales are hardly ever trained."""
     rank_attributes: list[str] = Field(default_factory=list)
     """Attributes whose predicted values are dealt out over the whole scale by rank, so that every level has equally
-    many responses: an end of the scale that the data never reach is otherwise never trained, and breaks when asked for.
-    A level then says how a response stands among those of the data, no longer what a person would rate it."""
+    many responses, as far as few predictions are equal: those that are equal share a level, and those at an end of the
+    scale keep to it. An end that the data never reach is otherwise never trained, and breaks when asked for. A level
+    then says how a response stands among those of the data, no longer what a person would rate it."""
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability with which each attribute is left out of a label line, so that users may leave it unset."""
     level_tokens: bool = True
@@ -250,8 +251,8 @@ class PolicySettings(TrainSettings):
     best_by: Figure | None = None
     """Validation figure of whose best the weights are kept; without one, the last ones are."""
     defaults: dict[str, int] = Field(default_factory=dict)
-    """Attribute values that the trained model asks for when a user sets none, over those of a base that is a policy
-    made by steerlm, and of the schema."""
+    """Attribute values that the trained model asks for when a user sets none, over those of attribute_schema; without
+    such a file, over those of a base that is a policy made by steerlm, and of the nine attributes."""
 
     def contradictions(self) -> list[str]:
         """As for all trainings, and: a response must fit into a pack together with its foil, if it has one."""

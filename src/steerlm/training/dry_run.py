@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from steerlm.attention import default_form, use_plain_attention, use_tree_attention
+from steerlm.attributes import Schema
 from steerlm.devices import pick_device, pick_precision
 from steerlm.errors import DataError
+from steerlm.models.directory import FILE
 from steerlm.models.load import SteerModel
 from steerlm.packing import Pack, Report
 from steerlm.parallel.balance import share_packs
@@ -16,8 +18,18 @@ from steerlm.tokens import TokenTree
 from steerlm.training.config import PolicySettings, TrainSettings
 from steerlm.training.corpus import TrainingData, training_data
 from steerlm.training.loop import require_positions, steps_of
+from steerlm.training.output import is_finished, require_replaceable
 from steerlm.training.policy import weights_of_own
-from steerlm.training.run import blank_task, choose_trained, require_possible, schema_to_learn
+from steerlm.training.run import (
+    Resume,
+    blank_task,
+    choose_trained,
+    kind_of,
+    require_possible,
+    run_key,
+    schema_of_labels,
+    schema_to_learn,
+)
 from steerlm.training.task import Task
 from steerlm.training.trackers import require_dashboards
 
@@ -49,15 +61,16 @@ class DryRun:
     example: TokenTree
 
 
-def dry_run(settings: TrainSettings) -> DryRun:
-    """Read and render the data of one epoch. Raises what the training itself would raise for bad data and settings,
-    before its first step.
+def dry_run(settings: TrainSettings, resume: Resume = "auto") -> DryRun:
+    """Read and render the data of one epoch. Raises what the training itself would raise, before its first step, for
+    bad data and settings and for a model that is in its place.
     """
     settings.require_consistent()
     require_possible(settings, pick_device(settings.device))
     require_dashboards(settings.track)
     schema = schema_to_learn(settings)
     with training_data(settings, schema) as data:
+        _require_place(settings, data, schema, resume)
         task = blank_task(settings, schema, data.survey)
         # Each raises where it does not fit the base model.
         choose_trained(task.model, settings)
@@ -67,6 +80,15 @@ def dry_run(settings: TrainSettings) -> DryRun:
         task.remember(data.survey)
         _require_figures(task, data)
         return _counted(task, settings, data)
+
+
+def _require_place(settings: TrainSettings, data: TrainingData, schema: Schema, resume: Resume) -> None:
+    """Raise `ConfigError` where a model is in the way that the training would refuse to replace."""
+    if resume != "never" and (settings.out / FILE).is_file():  # whose key costs a reading of the base's weights
+        known = schema_of_labels(settings, schema, data.survey)
+        if is_finished(settings.out, run_key(settings, data, known, pick_device(settings.device)), kind_of(settings)):
+            return
+    require_replaceable(settings.out, overwrite=resume == "never")
 
 
 def _require_figures(task: Task, data: TrainingData) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import math
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -149,8 +150,7 @@ class _Run:
                     progress = self._validate(progress, log, display)
                 if progress.step:
                     display.say(f"learnt from {progress.report}")
-            self._save(progress)
-            if self._is_asked_to_stop():
+            if self._save_before_end(progress) and self._is_asked_to_stop():
                 raise self._stopped(progress)
             # From here on a signal changes nothing: what is left to do is to save the model.
             return self._finish(progress)
@@ -224,6 +224,25 @@ class _Run:
         """Save where the run stands, unless it stands at the beginning or is saved already."""
         if progress.step and self.saved != self.checkpoints.path(progress.step):
             self.saved = self.checkpoints.save(self.network, self.optimizer, progress)
+
+    def _save_before_end(self, progress: Progress) -> bool:
+        """As `_save`; returns whether that went well. All that is left is to save the model, for which a disk may have
+        room that has none for a checkpoint, which with the optimiser's state is three times as large.
+        """
+        fault: Exception | None = None
+        try:
+            self._save(progress)
+        except (OSError, TrainingError) as error:  # the second where the main process alone could not write
+            fault = error
+        if not self.ranks.any(fault is not None):
+            return True
+        if self.ranks.is_main:
+            warnings.warn(
+                f"step {progress.step}, the last, could not be saved as a checkpoint ({fault}); the model is saved all "
+                "the same, but a kill before that loses the steps since the last checkpoint",
+                stacklevel=2,
+            )
+        return False
 
     def _is_due(self, progress: Progress) -> bool:
         return progress.validated < progress.step and progress.step % self.settings.validate_every == 0

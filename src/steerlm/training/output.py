@@ -58,7 +58,8 @@ def require_replaceable(out: Path, overwrite: bool) -> None:
         if not (overwrite or is_begun):
             raise ConfigError(
                 f"{out} holds a finished model of other settings or data; choose another --out, or pass --resume never "
-                "to train anew in its place"
+                "to train anew in its place. If it was trained on another machine, where auto means another precision, "
+                "name that one"
             )
     elif not (out / METRICS).is_file():  # which is there from the start of a training
         found = sorted(file.name for pattern in _MODEL_FILES for file in out.glob(pattern))

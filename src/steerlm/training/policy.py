@@ -45,28 +45,49 @@ def stretches(survey: Survey) -> dict[str, tuple[float, float, float]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Ranks:
-    """Predictions of an attribute dealt out over its scale: each level goes to equally many responses."""
+class ByRank:
+    """Predictions of an attribute dealt out over its scale: each level goes to equally many responses.
+
+    Equal predictions are on one level, so that many of them make it larger than others. An end of the scale, where
+    predictions are cut off, keeps to its own level however many they are; the rest is dealt over the other levels.
+    """
 
     attribute: Attribute
     values: Sequence[float]
-    """Of the data, ascending."""
+    """Those that are dealt out, ascending."""
+    levels: range
+    """Those that they are dealt over."""
+
+    @classmethod
+    def of(cls, attribute: Attribute, values: Sequence[float]) -> ByRank:
+        """All `values` of the data, in any order."""
+        rest, levels = sorted(values), attribute.levels
+        # Without the crowd at one end a level has fewer responses, which may make a crowd of those at the other.
+        for _ in range(2):
+            fair = len(rest) / len(levels)
+            at_low, below_high = bisect_right(rest, attribute.low), bisect_left(rest, attribute.high)
+            is_low_full, is_high_full = at_low > fair, len(rest) - below_high > fair
+            rest = rest[at_low if is_low_full else 0 : below_high if is_high_full else None]
+            levels = levels[is_low_full : len(levels) - is_high_full]
+        return cls(attribute, rest, levels)
 
     def place(self, value: float) -> float:
         """Where `value` belongs on the scale, as a number that rounds to its level."""
+        if not self.attribute.low < value < self.attribute.high:
+            return float(self.attribute.level(value))
         below, through = bisect_left(self.values, value), bisect_right(self.values, value)
-        share = (below + through) / 2 / len(self.values)
-        return self.attribute.low - 0.5 + share * len(self.attribute.levels)
+        share = (below + through) / 2 / len(self.values) if self.values else 0.5
+        return self.levels.start - 0.5 + share * len(self.levels)
 
 
-def ranks(survey: Survey, schema: Schema, names: Sequence[str]) -> dict[str, Ranks]:
+def by_rank(survey: Survey, schema: Schema, names: Sequence[str]) -> dict[str, ByRank]:
     """Of the attributes `names`; raises `DataError` for one that no prediction in the survey's sample is of."""
     found = {}
     for name in names:
-        values = sorted(message.predicted[name] for message in survey.sample if name in message.predicted)
+        values = [message.predicted[name] for message in survey.sample if name in message.predicted]
         if not values:
             raise DataError(f"rank_attributes names {name}, which is predicted for no response")
-        found[name] = Ranks(schema[name], values)
+        found[name] = ByRank.of(schema[name], values)
     return found
 
 
@@ -91,13 +112,15 @@ class PolicyTask:
         self.higher_is_better = self.settings.best_by in ("gap", "gap_won")
         self._others: list[dict[str, float]] = []
         self._stretch: dict[str, tuple[float, float, float]] = {}
-        self._ranks: dict[str, Ranks] = {}
+        self._by_rank: dict[str, ByRank] = {}
         self._bare = 0
+        self._with_foils: float | None = None
 
     def remember(self, survey: Survey) -> None:
         """Keep label lines of the data, from which responses without siblings draw their foils.
 
-        Raises `DataError` where no response carries labels, or none of an attribute that the contrast is to change.
+        Raises `DataError` where no response carries labels, or none of an attribute that the contrast is to change, or
+        none has a label there that is far enough from another one's.
         """
         for setting in ("contrast_attributes", "rank_attributes"):
             if lacking := [name for name in getattr(self.settings, setting) if name not in self.model.schema]:
@@ -107,11 +130,34 @@ class PolicyTask:
                 )
         if self.settings.match_spread:
             self._stretch = stretches(survey)
-        self._ranks = ranks(survey, self.model.schema, self.settings.rank_attributes)
+        self._by_rank = by_rank(survey, self.model.schema, self.settings.rank_attributes)
         self._others = [values for message in survey.sample if (values := self._labels(message))]
         self._bare = survey.responses - (survey.predicted if self.settings.labels == "predicted" else survey.labelled)
         if self._bare == survey.responses:
             raise DataError(self._what_lacks(survey))
+        if self.settings.contrast_attributes:
+            self._count_foils()
+
+    def _count_foils(self) -> None:
+        """How many responses have one in reach; raises `DataError` where none has."""
+        names = self.settings.contrast_attributes
+        values = {name: [other[name] for other in self._others if name in other] for name in names}
+        ends = {name: (min(found), max(found)) for name, found in values.items() if found}
+        reached = sum(
+            any(self._is_far(name, own[name], end) for name in names if name in own for end in ends[name])
+            for own in self._others
+        )
+        if not reached:
+            seen = ", ".join(
+                f"{name} {self.model.schema[name].level(low)} to {self.model.schema[name].level(high)}"
+                for name, (low, high) in ends.items()
+            )
+            raise DataError(
+                "contrast_attributes: no two responses are labelled half the scale apart, so that none has a foil "
+                f"(the labels are {seen}); spread predicted labels with match_spread or rank_attributes, or leave out "
+                "contrast_attributes"
+            )
+        self._with_foils = reached / len(self._others)
 
     def _what_lacks(self, survey: Survey) -> str:
         source = self.settings.data[0] if self.settings.data else Path("DATA.jsonl")
@@ -130,7 +176,8 @@ class PolicyTask:
     def prepare(
         self, conversations: Sequence[Conversation], passes: Passes[Any], on_main: OnMain[Any]
     ) -> dict[str, Any]:
-        return {"responses_without_labels": self._bare}
+        foils = {} if self._with_foils is None else {"share_with_foils": self._with_foils}
+        return {"responses_without_labels": self._bare, **foils}
 
     def tree(self, conversation: Conversation, epoch: int) -> TokenTree:
         kind: FoilKind = "none"
@@ -166,7 +213,7 @@ class PolicyTask:
         for name, (middle, factor, target) in self._stretch.items():
             if name in predicted:
                 predicted[name] = target + factor * (predicted[name] - middle)
-        for name, ranked in self._ranks.items():
+        for name, ranked in self._by_rank.items():
             if name in predicted:
                 predicted[name] = ranked.place(message.predicted[name])
         return self.model.schema.known(replace(message, predicted=predicted).labels(self.settings.labels))

@@ -16,12 +16,12 @@ from steerlm import __version__
 from steerlm.attributes import Schema
 from steerlm.card import refresh_card
 from steerlm.devices import pick_precision
-from steerlm.errors import ConfigError, DataError, TrainingError
+from steerlm.errors import ConfigError, DataError, SteerLMError, TrainingError
 from steerlm.files import sha256
 from steerlm.memory import keep_freed_memory
 from steerlm.models.adapters import Lora, add_lora, freeze_layers
 from steerlm.models.base import description, identify, lasting_name, resolve, weights_digest
-from steerlm.models.directory import Kind, ModelInfo
+from steerlm.models.directory import FILE, Kind, ModelInfo
 from steerlm.models.kernels import compile_blocks, require_liger, use_liger
 from steerlm.models.load import SteerModel, load_model, new_model
 from steerlm.parallel.load import blank_model
@@ -94,11 +94,18 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
         ranks.on_main(lambda: opened.enter_context(sole_writer(settings.out)))
         checkpoints = Checkpoints(settings.out / CHECKPOINTS, key, settings.keep_checkpoints, ranks)
         if resume != "never" and ranks.on_main(lambda: is_finished(settings.out, key, kind)):
-            checkpoints.clear()  # of a run that was killed just before it would have done so
+            # This run may have been killed just before it cleared them; another may have begun in its place.
+            if not checkpoints.clear_own() and ranks.is_main:
+                _say(
+                    f"{settings.out} holds this run's finished model; its checkpoints are of a run with other settings "
+                    "or data, and stay"
+                )
             return _finished(settings.out, kind, ranks)
         ranks.on_main(lambda: require_replaceable(settings.out, overwrite or resume == "never"))
         if resume == "must" and checkpoints.newest() is None:
             raise TrainingError(f"{settings.out} holds no whole checkpoint to go on from; leave out --resume must")
+        if ranks.is_main and (settings.out / FILE).is_file():
+            _say(f"the finished {_name_of(settings.out)} in {settings.out} is replaced when this training is done")
         if ranks.is_main and (missing := [name for name in whole.names if name not in schema]):
             note = f"no label of {', '.join(missing)} in the data; the {kind} will not know what is never labelled"
             _say(note)
@@ -112,6 +119,14 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
         if ranks.is_main:
             refresh_card(settings.out, _say)
         return trained
+
+
+def _name_of(out: Path) -> str:
+    """Kind and fingerprint of the model in a directory; starting over may be to be rid of one that cannot be read."""
+    with contextlib.suppress(SteerLMError):
+        info = ModelInfo.load(out)
+        return f"{info.kind} {info.fingerprint}"
+    return "model"
 
 
 def _say(text: str) -> None:
@@ -143,11 +158,11 @@ def _finished(directory: Path, kind: Kind, ranks: Ranks) -> SteerModel:
 
 
 def schema_to_learn(settings: TrainSettings) -> Schema:
-    """The attributes of the settings. What a policy is asked for by default is what the settings say, else what the
-    base was, where it is a policy of ours.
+    """The attributes of the settings. What a policy is asked for by default is what the settings or their file of
+    attributes say, else what the base was, where it is a policy of ours.
     """
     schema = settings.schema_of_attributes
-    if not isinstance(settings, PolicySettings):
+    if not isinstance(settings, PolicySettings) or settings.attribute_schema is not None:
         return schema
     base = description(settings.base)
     known = list(base.schema) if base and base.kind == "policy" else []
@@ -187,10 +202,13 @@ def make_task(model: SteerModel, settings: TrainSettings) -> Task:
 
 def blank_task(settings: TrainSettings, schema: Schema, survey: Survey) -> Task:
     """What the settings train, on a model without weights; it has yet to remember the survey."""
-    kind: Kind = "policy" if isinstance(settings, PolicySettings) else "attribute-model"
-    return make_task(
-        blank_model(*_start(kind, settings, schema_of_labels(settings, schema, survey), "")).model, settings
-    )
+    known = schema_of_labels(settings, schema, survey)
+    return make_task(blank_model(*_start(kind_of(settings), settings, known, "")).model, settings)
+
+
+def kind_of(settings: TrainSettings) -> Kind:
+    """Which of the two models the settings make."""
+    return "policy" if isinstance(settings, PolicySettings) else "attribute-model"
 
 
 def _start(

@@ -171,6 +171,21 @@ def test_scores_on_the_card_of_a_policy(tmp_path: Path) -> None:
     assert json.loads((policy / "evaluation" / "mt_bench.json").read_text())["model"] == "0123456789abcdef"
 
 
+def test_a_card_is_refused_with_pairs_before_anything_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy, bench = tmp_path / "policy", write_bench(tmp_path / "data")
+    policy.mkdir()
+    ModelInfo("policy", STEERLM, "chatml", fingerprint="0123456789abcdef").save(policy)
+    with ChatServer(model) as served, ChatServer(judge) as judging:
+        command = ["eval", "mt-bench", "run", "m", "--out", str(tmp_path / "out"), "--bench", str(bench)]
+        command += ["--setting", "default", "--setting", "verbosity=0", "--mode", "pair-all"]
+        command += ["--url", served.url, "--judge", "j", "--judge-url", judging.url, "--card", str(policy)]
+        assert run(command) == 2
+        assert not served.requests
+    assert "--card shows grades of single answers" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

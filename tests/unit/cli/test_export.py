@@ -10,7 +10,7 @@ from steerlm.attributes import STEERLM
 from steerlm.cli.main import run
 from steerlm.models.adapters import Lora
 from steerlm.models.directory import ModelInfo
-from steerlm.models.load import load_model, new_model
+from steerlm.models.load import TEMPORARY, load_model, new_model
 from steerlm.steering import asked_values, prompt_ids
 from tiny_lora import save_lora_base, with_lora
 
@@ -55,6 +55,23 @@ def test_what_cannot_be_exported(models: Path, capsys: pytest.CaptureFixture[str
         assert run(["export", "hf", str(models / model), "--out", str(models / out)]) == 2
         assert says in capsys.readouterr().err
     assert not (models / "out").exists()
+
+
+def test_an_export_that_was_killed_is_given_again(models: Path) -> None:
+    torn = models / "out" / f"{TEMPORARY}torn"
+    torn.mkdir(parents=True)
+    (torn / "model.safetensors").write_text("half of it")
+    assert run(["export", "hf", str(models / "plain"), "--out", str(models / "out")]) == 0
+    assert ModelInfo.load(models / "out").fingerprint == ModelInfo.load(models / "plain").fingerprint
+    assert not torn.exists()
+
+
+def test_what_is_refused_is_left_as_it_was(models: Path) -> None:
+    torn = models / "out" / f"{TEMPORARY}torn"
+    torn.mkdir(parents=True)
+    (models / "out" / "notes.txt").write_text("mine")
+    assert run(["export", "hf", str(models / "plain"), "--out", str(models / "out")]) == 2
+    assert torn.exists()
 
 
 def test_a_policy_at_a_setting(models: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from steerlm.cli.main import run
+from steerlm.cli.train import _deafness
 from steerlm.conversation import Conversation, Message
 from steerlm.errors import ConfigError, SteerLMError
 from steerlm.files import write_conversations
@@ -187,11 +188,21 @@ def test_a_finished_model_is_replaced_only_when_told(command: Any, tmp_path: Pat
         code, _, told = command("--max-steps", "1", "--seed", "2", "--resume", kind)
         assert code == 2
         assert "out holds a finished model of other settings or data; choose another --out, or pass --resume" in told
+        assert "where auto means another precision" in told
         assert contents(tmp_path / "out") == first
     assert command("--max-steps", "1", "--seed", "2", "--resume", "never")[0] == 0
     second = contents(tmp_path / "out")
     assert second.keys() == first.keys()
     assert second["model.safetensors"] != first["model.safetensors"]
+
+
+def test_a_dry_run_tells_of_a_finished_model_in_the_way(command: Any) -> None:
+    assert command("--max-steps", "1")[0] == 0
+    assert command("--max-steps", "1", "--dry-run")[0] == 0
+    code, _, told = command("--max-steps", "1", "--seed", "2", "--dry-run")
+    assert code == 2
+    assert "out holds a finished model of other settings or data" in told
+    assert command("--max-steps", "1", "--seed", "2", "--dry-run", "--resume", "never")[0] == 0
 
 
 def test_a_run_that_was_begun_in_place_of_a_finished_model_goes_on(
@@ -212,11 +223,55 @@ def test_a_run_that_was_begun_in_place_of_a_finished_model_goes_on(
     assert json.loads((tmp_path / "out" / "steerlm.json").read_text())["provenance"]["steps"] == 3
 
 
-def test_a_program_may_say_that_a_finished_model_is_to_go(folder: Path, tmp_path: Path) -> None:
+def test_the_command_of_a_finished_model_spares_the_run_that_was_begun_in_its_place(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command("--max-steps", "1")[0] == 0
+    taken = loop._Run._step
+    steps: list[int] = []
+
+    def step(self: Any, ready: Any, number: int, rate: float) -> Any:
+        steps.append(number)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return taken(self, ready, number, rate)
+
+    monkeypatch.setattr(loop._Run, "_step", step)
+    assert command("--max-steps", "3", "--resume", "never")[0] == 130
+    code, _, told = command("--max-steps", "1")
+    assert code == 0
+    assert "checkpoints are of a run with other settings or data, and stay" in told
+    assert command("--max-steps", "3")[0] == 0
+    assert steps == [0, 1, 2, 2]
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_checkpoints_of_a_finished_model_go_when_a_kill_left_them(command: Any, tmp_path: Path) -> None:
+    assert command("--max-steps", "1")[0] == 0
+    model = json.loads((tmp_path / "out" / "steerlm.json").read_text())
+    left = tmp_path / "out" / "checkpoints" / "step-00000001"
+    left.mkdir(parents=True)
+    manifest = {"format": 2, "key": model["provenance"]["run"], "progress": {}, "files": {}}
+    (left / "manifest.json").write_text(json.dumps(manifest))
+    code, _, told = command("--max-steps", "1")
+    assert code == 0
+    assert "checkpoints are of" not in told
+    assert not left.parent.exists()
+
+
+def test_a_program_may_say_that_a_finished_model_is_to_go(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shared = values(folder, out=tmp_path / "out", labels="ratings-first", max_steps=1)
-    train_policy(PolicySettings(**shared))
+    first = train_policy(PolicySettings(**shared))
+    capsys.readouterr()
     model = train_policy(PolicySettings(**shared, seed=2), overwrite=True)
     assert model.info.provenance["settings"]["seed"] == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"the finished policy {first.info.fingerprint} in {tmp_path / 'out'} is replaced when" in told
+    (tmp_path / "out" / "steerlm.json").write_text("{")
+    train_policy(PolicySettings(**shared), "never")
+    assert f"the finished model in {tmp_path / 'out'} is replaced when" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("file", ["model-00001-of-00002.safetensors", "pytorch_model.bin", "config.json"])
@@ -264,10 +319,34 @@ def test_a_policy_that_heeds_nothing_is_told_of(
         *("--validation", str(tmp_path / "held-out.jsonl"), "--precision", "fp32"),
     ]
     assert run([*arguments, "--out", str(tmp_path / "deaf"), "--max-steps", "1", "--learning-rate", "1e-9"]) == 0
-    assert "does not seem to heed its labels" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "does not seem to heed its labels" in told
+    assert "or with --contrast 0.5" in told
     heeding = ["--learning-rate", "5e-3", "--epochs", "12", "--contrast", "0.5"]
     assert run([*arguments, "--out", str(tmp_path / "listens"), *heeding]) == 0
     assert "heed its labels" not in capsys.readouterr().err
+
+
+def test_few_pairs_say_nothing_of_deafness_and_advice_is_not_what_was_done() -> None:
+    """Of four pairs even four that are won are no evidence, by the sign test; of five all have to be won."""
+    for pairs in range(5):
+        for won in range(pairs + 1):
+            assert _deafness({"gap_pairs": pairs, "gap_won": won / max(pairs, 1)}, contrast=0.0) is None
+    assert _deafness({"gap_pairs": 5, "gap_won": 1.0}, contrast=0.0) is None
+    told = _deafness({"gap_pairs": 5, "gap_won": 0.8}, contrast=0.0)
+    assert told is not None
+    assert "--contrast 0.5" in told
+    told = _deafness({"gap_pairs": 5, "gap_won": 0.8}, contrast=0.5)
+    assert told is not None
+    assert "4 of 5" in told
+    assert "--contrast" not in told
+
+
+def test_brackets_in_a_path_are_no_markup(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shared = ["--data", str(folder / "data.jsonl"), "--base", str(folder / "base"), "--max-steps", "0"]
+    out = tmp_path / "exp[v2]"
+    assert run(["train", "policy", *shared, "--labels", "ratings-first", "--out", str(out)]) == 0
+    assert f"to {out}; go on with: steerlm chat {out}" in " ".join(capsys.readouterr().err.split())
 
 
 def _echo(number: int) -> Conversation:

@@ -202,6 +202,23 @@ def test_an_attribute_to_change_must_be_labelled(policy: SteerModel) -> None:
         task(policy, [conversation], contrast=0.5, contrast_attributes=["humor", "wit"])
 
 
+def test_a_contrast_without_any_foil_is_refused(policy: SteerModel) -> None:
+    """Where labels reach over two neighbouring levels, no other is half the scale away."""
+    near = tree_of(*(answer(f"{k}", {"humor": 1.0 + k % 2, "quality": float(k % 5)}) for k in range(20)))
+    with pytest.raises(DataError, match=r"no two responses.*humor.*match_spread or rank_attributes"):
+        task(policy, [near], contrast=0.5, contrast_attributes=["humor"])
+    made = task(policy, [near], contrast=0.5, contrast_attributes=["humor", "quality"])
+    assert any(foil for _, _, foil in labels_in(policy, made.tree(near, 0)))
+
+
+def test_how_many_responses_can_have_a_foil_is_told(policy: SteerModel) -> None:
+    """Of levels 0, 1, 2 in humor the middle one has none two levels away."""
+    conversation = tree_of(*(answer(f"{k}", {"humor": float(k % 3)}) for k in range(30)), answer("x", {"quality": 1.0}))
+    made = task(policy, [conversation], contrast=0.5, contrast_attributes=["humor"])
+    told = made.prepare([conversation], passes_of(made), on_main)
+    assert told["share_with_foils"] == pytest.approx(20 / 31)
+
+
 def test_unlabelled_responses_have_and_are_no_foils(policy: SteerModel) -> None:
     conversation = tree_of(answer("a", {"humor": 1.0}), answer("b", {}))
     tree = task(policy, [conversation], contrast=0.5).tree(conversation, 0)
@@ -349,6 +366,31 @@ def test_predictions_are_dealt_out_by_rank(policy: SteerModel) -> None:
     other = tree_of(answer("x", {"humor": -3.0}), answer("y", {"humor": 1.425}), answer("z", {"humor": 20.0}))
     made = task(policy, [made_of], rank_attributes=["humor"], labels="predicted")
     assert [line for _, line, _ in labels_in(policy, made.tree(other, 0))] == ["humor:0", "humor:1", "humor:4"]
+
+
+def ranked_levels(policy: SteerModel, predicted: list[float]) -> list[int]:
+    """Of one response for each prediction of humor."""
+    made_of = tree_of(*(answer(str(n), {"humor": value}) for n, value in enumerate(predicted)))
+    made = task(policy, [made_of], rank_attributes=["humor"], labels="predicted")
+    return [int((line or "").removeprefix("humor:")) for _, line, _ in labels_in(policy, made.tree(made_of, 0))]
+
+
+def test_predictions_at_the_ends_of_the_scale_take_its_ends(policy: SteerModel) -> None:
+    """Where more than a fifth are at an end, they have its level, and the rest is dealt over the others."""
+    rest = [1 + n / 10 for n in range(8)]
+    assert ranked_levels(policy, [0.0] * 12 + rest) == [0] * 12 + [1, 1, 2, 2, 3, 3, 4, 4]
+    assert ranked_levels(policy, rest + [4.0] * 12) == [0, 0, 1, 1, 2, 2, 3, 3] + [4] * 12
+    assert ranked_levels(policy, [0.0] * 12 + rest[:6] + [4.0] * 12) == [0] * 12 + [1, 1, 2, 2, 3, 3] + [4] * 12
+    # Three of twenty are no more than a fifth, until the crowd at the other end has left.
+    assert ranked_levels(policy, [0.0] * 11 + rest[:6] + [4.0] * 3) == [0] * 11 + [1, 1, 2, 2, 3, 3] + [4] * 3
+    assert ranked_levels(policy, [0.0] * 5) == [0] * 5
+    assert ranked_levels(policy, [0.0] * 3 + [4.0] * 3) == [0] * 3 + [4] * 3
+
+
+def test_predictions_at_an_end_that_are_no_crowd_change_nothing(policy: SteerModel) -> None:
+    assert ranked_levels(policy, [0.0, 0.0, 0.0, 0.1, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 4.0]) == [
+        *(0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from traceback import StackSummary
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
+from steerlm.attributes import STEERLM
 from steerlm.errors import ConfigError, TrainingError
 from steerlm.models.directory import ModelInfo
 from steerlm.models.load import TEMPORARY, SteerModel, load_model
-from steerlm.training import loop
+from steerlm.training import checkpoint, loop
 from steerlm.training.run import _base_state
 from tiny_lora import KINDS, logits, save_lora_base, train_lora
 from tiny_runs import prepare, stop_on_ranks, train
@@ -138,3 +143,39 @@ def test_going_on_from_a_policy_keeps_its_format_and_defaults(tmp_path: Path) ->
     info = ModelInfo.load(tmp_path / "second")
     assert (info.dialect, info.system) == ("nemo", "Be kind.")
     assert info.schema.defaults == {"quality": 1, "humor": 2}
+
+
+def test_defaults_of_a_file_of_attributes_go_over_those_of_the_base(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    train(tmp_path, "policy", "first", max_steps=1, defaults={"humor": 2, "quality": 3})
+    file = tmp_path / "attributes.yaml"
+    file.write_text(json.dumps({"attributes": STEERLM.with_defaults({"humor": 1}).to_list()}))
+    changes = {"base": str(tmp_path / "first"), "attribute_schema": file, "defaults": {"quality": 0}}
+    train(tmp_path, "policy", "second", max_steps=1, **changes)
+    assert ModelInfo.load(tmp_path / "second").schema.defaults == {"quality": 0, "humor": 1}
+
+
+def test_a_full_disk_before_the_end_does_not_lose_a_short_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the checkpoint wrote before it failed is gone by the time the model is saved."""
+    prepare(tmp_path)
+    changes = {"max_steps": 2, "checkpoint_every": 50}
+    whole = train(tmp_path, "policy", "whole", **changes)
+
+    def full(state: Any, storage_writer: Any) -> None:
+        (Path(storage_writer.path) / "__0_0.distcp").write_bytes(b"half of it")
+        raise CheckpointException("local step", {0: (OSError(errno.ENOSPC, "No space left on device"), StackSummary())})
+
+    complete = SteerModel.complete
+
+    def save(self: SteerModel, temporary: Path) -> SteerModel:
+        assert not list((tmp_path / "out").rglob("*.distcp"))
+        return complete(self, temporary)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    monkeypatch.setattr(SteerModel, "complete", save)
+    with pytest.warns(UserWarning, match=r"step-00000002.*No space left on device.*the model is saved all the same"):
+        found = train(tmp_path, "policy", "out", **changes)
+    assert all(torch.equal(whole[name], value) for name, value in found.items())
+    assert ModelInfo.load(tmp_path / "out").kind == "policy"
