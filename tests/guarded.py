@@ -181,11 +181,21 @@ def serve_process(ready: Path, log: Path, pause: float, settings: dict[str, Any]
 
 
 class LengthScorer:
-    """An attribute model that finds in an answer as much of everything as it has characters, each a token."""
+    """An attribute model that finds in an answer as much of everything as it has characters, each a token.
+
+    `scoring` counts how often it was asked.
+    """
 
     model = SimpleNamespace(schema=STEERLM)
 
+    def __init__(self) -> None:
+        self.hold = threading.Event()
+        """While it is set nothing is found."""
+        self.scoring = 0
+
     def score(self, conversations: Sequence[Conversation]) -> Any:
+        self.scoring += 1
+        eventually(lambda: not self.hold.is_set(), "leave to score")
         values = [
             {number: dict.fromkeys(STEERLM.names, len(tree.messages[number].text)) for number in tree.responses}
             for tree in conversations
@@ -196,12 +206,12 @@ class LengthScorer:
 
 @contextmanager
 def guarded(
-    engine: Engine, limits: ServerLimits | None = None, judged: bool = False, **settings: Any
+    engine: Engine, limits: ServerLimits | None = None, scorer: LengthScorer | None = None, **settings: Any
 ) -> Iterator[Guarded]:
     """A server on a port of this machine, ready unless its engine is broken; at the end nothing of it is left."""
     stream = io.StringIO()
     guard = make_guard(stream, **settings)
-    judge = Judge(cast(Scorer, LengthScorer()), "judge") if judged else None
+    judge = Judge(cast(Scorer, scorer), "judge") if scorer else None
     app = guarded_app(engine, guard, limits=limits or ServerLimits(), judge=judge)
     with listen("127.0.0.1", 0) as listener:
         # Connections have the buffer of their listener: a small one fills soon.

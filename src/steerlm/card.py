@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from steerlm.dialects import DIALECTS, Dialect
-from steerlm.errors import ModelError
+from steerlm.errors import ConfigError, ModelError
 from steerlm.evaluation.records import FIGURES, REPORT, evaluation_folder, read_record
 from steerlm.files import write_text
 from steerlm.models.directory import ModelInfo
@@ -23,14 +23,19 @@ MARK = "<!-- Made by `steerlm card` from steerlm.json and the evaluation results
 _MARK_LINE = re.compile(
     re.escape(MARK) + r"(?:; licence given: (?P<license>.+))?; digest: (?P<digest>[0-9a-f]{16}) -->"
 )
+_OLD_MARK = f"{MARK}. -->"
+"""The whole mark of earlier versions."""
 _HUB_NAMES = {"smollm2": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
 
 
 def write_card(model: str | Path, overwrite: bool = False, license_: str | None = None) -> Path:
     """Write the card of a model directory; returns its path. A licence that was given for the card that is there stays.
 
-    Raises `ModelError` where there is a README.md that somebody has written or edited, unless it may be overwritten.
+    Raises `ModelError` where there is a README.md that somebody has written or edited, unless it may be overwritten,
+    `ConfigError` for a licence of several lines.
     """
+    if license_ and license_.splitlines() != [license_]:
+        raise ConfigError(f"--license {license_!r}: a licence is one line; give its name, such as apache-2.0")
     path = Path(model) / FILE
     if not overwrite and (fault := _not_ours(path)):
         raise ModelError(f"{path} {fault}; move it away, or pass --overwrite")
@@ -52,17 +57,24 @@ def _not_ours(path: Path) -> str | None:
     """Why the card is not ours to write over; None where it is, or there is none."""
     if not path.is_file():
         return None
-    text = path.read_text(encoding="utf-8")
+    text = _read(path)
     if MARK not in text:
         return "was not made by steerlm"
+    if _OLD_MARK in text:
+        return "was made by an earlier version, which did not note by what to tell whether it was edited since,"
     found = _MARK_LINE.search(text)
     same = found and _digest(text.replace(found[0], MARK, 1)) == found["digest"]
     return None if same else "was edited after steerlm made it"
 
 
 def _given_license(path: Path) -> str | None:
-    found = _MARK_LINE.search(path.read_text(encoding="utf-8")) if path.is_file() else None
+    found = _MARK_LINE.search(_read(path)) if path.is_file() else None
     return found["license"] if found else None
+
+
+def _read(path: Path) -> str:
+    # What somebody has written may be in any encoding; a card of ours is in this one.
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def _marked(text: str, given: str | None) -> str:
@@ -112,6 +124,8 @@ def card_text(model: str | Path, license_: str | None = None) -> str:
         agreement=(attributes or {}).get("attributes"),
         attributes_record=attributes,
         mt_bench=mt_bench,
+        # A name before @ is that of a model, whatever its settings.
+        judged={score["model"].partition("@")[0] for score in mt_bench["scores"]} if mt_bench else {},
         validation=_plain(info.metrics),
         per_attribute=info.metrics.get("attributes", {}),
         settings=_shown_settings(info),

@@ -10,12 +10,15 @@ from typing import Any
 from steerlm import __version__
 
 
-def environment() -> dict[str, Any]:
-    """Versions of the code and its libraries, and the kind of machine (nothing that identifies it)."""
+def environment(*also: str) -> dict[str, Any]:
+    """Versions of the code and its libraries, and the kind of machine (nothing that identifies it).
+
+    `also` are libraries beside those that are always used.
+    """
     return {
         "steerlm": __version__,
         "python": platform.python_version(),
-        "libraries": {name: _version(name) for name in ("torch", "transformers", "tokenizers", "numpy")},
+        "libraries": {name: _version(name) for name in ("torch", "transformers", "tokenizers", "numpy", *also)},
         "machine": {"system": platform.system(), "architecture": platform.machine(), "cores": os.cpu_count()},
     }
 

@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from guarded import Guarded, ScriptedEngine, eventually, guarded
+from guarded import Guarded, LengthScorer, ScriptedEngine, eventually, guarded
 from steerlm.server.limits import ServerLimits
 from strategies import EXPLORE
 
@@ -27,7 +27,7 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 @pytest.fixture(scope="module")
 def server() -> Iterator[Guarded]:
     limits = ServerLimits(answers=4, answer_tokens=16, default_tokens=4)
-    with guarded(ScriptedEngine(), limits, judged=True) as running:
+    with guarded(ScriptedEngine(), limits, scorer=LengthScorer()) as running:
         yield running
 
 

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from steerlm.attributes import STEERLM
 from steerlm.card import FILE, MARK, prompt_text, refresh_card, write_card
 from steerlm.dialects import DIALECTS
-from steerlm.errors import ModelError
+from steerlm.errors import ConfigError, ModelError
 from steerlm.evaluation.records import evaluation_folder, write_record
 from steerlm.models.directory import ModelInfo
 from tiny import renderer
@@ -137,6 +137,30 @@ def test_a_card_of_somebody_else_stays(model: Path) -> None:
     assert MARK in write_card(model, overwrite=True).read_text()
 
 
+def test_a_card_in_another_encoding_stays(model: Path) -> None:
+    theirs = "Für mich".encode("latin-1")
+    (model / FILE).write_bytes(theirs)
+    said: list[str] = []
+    refresh_card(model, said.append)
+    assert (model / FILE).read_bytes() == theirs
+    assert "was not made by steerlm and stays as it is" in said[0]
+    assert MARK in write_card(model, overwrite=True).read_text()
+
+
+def test_a_card_without_a_digest_stays(model: Path) -> None:
+    """Earlier versions wrote none, so that nobody knows whether it was edited."""
+    (model / FILE).write_text(f"{MARK}. -->\n\n# my-policy\n")
+    with pytest.raises(ModelError, match=r"was made by an earlier version, .*; move it away, or pass --overwrite"):
+        write_card(model)
+
+
+@pytest.mark.parametrize("name", ["mit\nor apache-2.0", "mit\r", "mit\n"])
+def test_a_licence_is_one_line(model: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="a licence is one line"):
+        write_card(model, license_=name)
+    assert not (model / FILE).exists()
+
+
 def test_an_edited_card_stays(model: Path) -> None:
     write_card(model)
     refresh_card(model, silent)
@@ -178,10 +202,16 @@ def test_scores_of_mt_bench(model: Path) -> None:
         "judge": "j",
         "total": {"value": 6.5, "low": 6.0, "high": 7.0},
         "turns": {"1": {"value": 7.0, "low": 6.0, "high": 8.0}, "2": {"value": None, "low": None, "high": None}},
-        "counts": {"rated": 80},
+        "counts": {"rated": 9, "missing": 151, "questions": 5},
     }
     write_record(evaluation_folder(model), "mt_bench", {"model": INFO.fingerprint, "scores": [score]})
-    assert "| m@humor=4 | j | 6.50 [6.00, 7.00] | 7.00 [6.00, 8.00] | – | 80 |" in write_card(model).read_text()
+    text = write_card(model).read_text()
+    assert "| m@humor=4 | j | 6.50 [6.00, 7.00] | 7.00 [6.00, 8.00] | – | 5 | 9 | 151 |" in text
+    assert "80 questions" not in text
+    assert "for comparison" not in text
+    others = [score, {**score, "model": "m"}, {**score, "model": "gpt-4"}]
+    write_record(evaluation_folder(model), "mt_bench", {"model": INFO.fingerprint, "scores": others})
+    assert "Other models are there for comparison." in " ".join(write_card(model).read_text().split())
     write_record(evaluation_folder(model), "mt_bench", {"model": "another", "scores": [score]})
     assert "MT-Bench" not in write_card(model).read_text()
 

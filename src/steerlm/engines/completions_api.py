@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +17,15 @@ from steerlm.errors import ConfigError, EngineError, SteerLMError
 OPTIONAL_FIELDS = ("return_token_ids", "return_tokens_as_token_ids", "stop_token_ids", "stream_options")
 _TOKEN_ID = "token_id:"
 _UNKNOWN = re.compile(
-    r"extra_forbidden|extra inputs|unknown|unrecogni[sz]ed|unexpected|unsupported|not (supported|permitted|allowed)",
+    r"extra_forbidden|extra inputs|unknown|unrecogni[sz]ed|unexpected|unsupported|not (supported|permitted|allowed)"
+    r"|not a valid (parameter|field|argument)|invalid (parameter|field|argument)|leave it out|no_token_ids",
     re.IGNORECASE,
 )
+_INPUT = re.compile(r"""['"]input['"]:.*?(?=\{['"]type['"]:|$)""", re.DOTALL)
+"""What a validator was given, up to the next fault that it found."""
+_NEAR = 60  # characters within which a field stands beside the words about it
+_LONGEST_WAIT_S = 3600.0
+_FAILED = "the server that generates failed"
 _FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length"}
 
 
@@ -120,9 +125,10 @@ def read_chunk(data: str, likeliest: int | None) -> Chunk:
     try:
         event = _Event.model_validate_json(data)
     except ValidationError as error:
-        raise EngineError(f"the server sent what is no chunk of a completion: {data[:200]!r}") from error
+        public = "the server that generates sent what is no chunk of a completion"
+        raise EngineError(f"the server sent what is no chunk of a completion: {data[:200]!r}", public) from error
     if event.error is not None:
-        raise EngineError(f"the server failed: {_message(event.error)}")
+        raise EngineError(f"the server failed: {_message(event.error)}", _FAILED)
     details = event.usage.prompt_tokens_details if event.usage else None
     cached = (details.cached_tokens if details else None) or 0
     if not event.choices:
@@ -148,38 +154,61 @@ def read_models(data: bytes) -> list[ServedModel]:
 def refusal(status: int, data: bytes, url: str, retry_after: str | None = None) -> SteerLMError:
     """What an answer with a status other than 200 means: `ConfigError` where the request is at fault.
 
-    `url` is the server's, `retry_after` its header of that name.
+    `url` is the server's, `retry_after` its header of that name. Its words may hold accounts, keys and addresses; they
+    are for its operator, unless they are about the request.
     """
     message = _message(data.decode("utf-8", "replace")) or "it gave no reason"
-    if status in (401, 403):
+    if status in (401, 402, 403):
         public = "the server that generates refuses this one"
         return EngineError(f"{url} refuses the API key ({status}): {message}", public)
     if status == 404:
         public = "the server that generates does not have the model"
         return EngineError(f"{url} does not have the model or the path ({status}): {message}", public)
     if status in (408, 429):
-        seconds = float(retry_after) if retry_after and retry_after.isdecimal() else 1.0
-        told = f"the server is too busy ({status}): {message}; try again later"
-        return EngineError(told, retry_after=seconds)
+        seconds = min(float(retry_after), _LONGEST_WAIT_S) if retry_after and retry_after.isdecimal() else 1.0
+        public = "the server that generates is too busy; try again later"
+        return EngineError(f"{url} is too busy ({status}): {message}; try again later", public, seconds)
     if 400 <= status < 500:
         return ConfigError(f"the server refuses the request ({status}): {message}")
-    return EngineError(f"the server failed ({status}): {message}")
+    return EngineError(f"{url} failed ({status}): {message}", _FAILED)
 
 
 def unknown_fields(status: int, data: bytes) -> set[str]:
     """Which of the optional fields a refusal calls unknown. That of another fault may repeat the whole request."""
-    text = data.decode("utf-8", "replace")
-    with suppress(ValueError, RecursionError):
-        text = json.dumps(_without_input(json.loads(text)))
-    if status not in (400, 422) or not _UNKNOWN.search(text):
+    if status not in (400, 422):
         return set()
-    return {name for name in OPTIONAL_FIELDS if name in text}
+    text = data.decode("utf-8", "replace")
+    try:
+        return _unknown(json.loads(text))
+    except (ValueError, RecursionError):
+        return _unknown(text)
 
 
-def _without_input(said: Any) -> Any:
-    if isinstance(said, dict):
-        return {key: _without_input(value) for key, value in said.items() if key != "input"}
-    return [_without_input(item) for item in said] if isinstance(said, list) else said
+def _unknown(said: Any) -> set[str]:
+    if isinstance(said, str):
+        return _unknown_in_words(said)
+    if isinstance(said, list):
+        return set().union(*map(_unknown, said))
+    if not isinstance(said, dict):
+        return set()
+    told = {key: value for key, value in said.items() if key != "input"}
+    found: set[str] = set().union(*map(_unknown, told.values()))
+    if any(isinstance(value, str) and _UNKNOWN.search(value) for value in told.values()):
+        place = told.get("loc")
+        found |= {*OPTIONAL_FIELDS} & {str(part) for part in (place if isinstance(place, list) else [])}
+        found |= {*OPTIONAL_FIELDS} & {str(told.get("param"))}
+    return found
+
+
+def _unknown_in_words(text: str) -> set[str]:
+    """Fields named near the words that call one unknown, but not within a request that is repeated beside them."""
+    text = _INPUT.sub("{", text)
+    found = set()
+    for words in _UNKNOWN.finditer(text):
+        before = re.split(r"[{}]", text[max(0, words.start() - _NEAR) : words.start()])[-1]
+        after = re.split(r"[{};\n]", text[words.end() : words.end() + _NEAR])[0]
+        found |= {name for name in OPTIONAL_FIELDS if re.search(rf"\b{name}\b", f"{before} {after}")}
+    return found
 
 
 def _message(said: Any) -> str:
@@ -199,7 +228,8 @@ def _message(said: Any) -> str:
 
 def _finish(reason: str | None) -> Finish | None:
     if reason and reason not in _FINISHES:
-        raise EngineError(f"the server ended an answer for the reason {reason!r}")
+        public = "the server that generates ended an answer for an unknown reason"
+        raise EngineError(f"the server ended an answer for the reason {reason!r}", public)
     return _FINISHES[reason] if reason else None
 
 

@@ -55,10 +55,7 @@ def make_engine(
     Raises `ConfigError` for an engine that is not installed or does not go with device, precision or cache,
     `ModelError` for a model that it cannot use.
     """
-    if precision != "f32" and name in ("torch", "upstream"):
-        raise ConfigError(f"precision {precision} is for engine openvino, not {name}; leave one of them out")
-    if cache_bytes is not None and name in ("torch", "upstream"):
-        raise ConfigError(f"the size of the cache is for engine openvino, not {name}; leave one of them out")
+    _check_for_openvino(name, precision, cache_bytes)
     if name == "upstream":
         if upstream is None:
             raise ConfigError("engine upstream needs the address of a server")
@@ -69,8 +66,7 @@ def make_engine(
 
     chosen = pick_device(device)
     if _is_for_openvino(name, chosen):
-        size = CACHE_BYTES if cache_bytes is None else cache_bytes
-        made = _openvino(Path(directory), prompting, name, precision, say, size)
+        made = _openvino(Path(directory), prompting, name, precision, say, cache_bytes)
         if made is not None:
             return made
     from steerlm.engines.torch import TorchEngine
@@ -86,6 +82,7 @@ def engine_for(
     name: LocalEngine = "auto",
     say: Say = lambda _: None,
     precision: Precision = "f32",
+    cache_bytes: int | None = None,
 ) -> Iterator[Engine]:
     """As `make_engine`, for a model that is loaded, on its device; closed at the end.
 
@@ -94,18 +91,24 @@ def engine_for(
     """
     from steerlm.engines.torch import TorchEngine
 
-    if precision != "f32" and name == "torch":
-        raise ConfigError(f"precision {precision} is for engine openvino, not torch; leave one of them out")
+    _check_for_openvino(name, precision, cache_bytes)
     with ExitStack() as stack:
         engine: Engine | None = None
         if _is_for_openvino(name, model.device):
             if directory is None:
                 directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="steerlm."))) / "model"
                 model.save(directory)
-            engine = _openvino(Path(directory), model, name, precision, say)
+            engine = _openvino(Path(directory), model, name, precision, say, cache_bytes)
         engine = engine or TorchEngine(model)
         stack.callback(engine.close)
         yield engine
+
+
+def _check_for_openvino(name: EngineName, precision: Precision, cache_bytes: int | None) -> None:
+    if precision != "f32" and name in ("torch", "upstream"):
+        raise ConfigError(f"precision {precision} is for engine openvino, not {name}; leave one of them out")
+    if cache_bytes is not None and name in ("torch", "upstream"):
+        raise ConfigError(f"the size of the cache is for engine openvino, not {name}; leave one of them out")
 
 
 def _is_for_openvino(name: EngineName, device: torch.device) -> bool:
@@ -126,7 +129,7 @@ def _openvino(
     name: EngineName,
     precision: Precision,
     say: Say,
-    cache_bytes: int = CACHE_BYTES,
+    cache_bytes: int | None,
 ) -> Engine | None:
     """None where it is not asked for by name and cannot read the model."""
     from steerlm.engines.openvino import OpenVinoEngine
@@ -137,7 +140,7 @@ def _openvino(
             directory,
             prompting,
             precision=precision,
-            cache_bytes=cache_bytes,
+            cache_bytes=CACHE_BYTES if cache_bytes is None else cache_bytes,
             progress=conversion_progress(say, size > _LARGE),
         )
     except ModelError as error:
@@ -148,7 +151,7 @@ def _openvino(
     if engine.context < engine.model_context:
         say(
             f"the cache has room for {engine.context} tokens of prompt and answer, of the {engine.model_context} that "
-            "the model could take; steerlm serve has --cache-gb"
+            "the model could take; steerlm serve and steerlm eval steering have --cache-gb for more"
         )
     return engine
 

@@ -51,6 +51,7 @@ class OpenVinoCore:
             )
         # One block more than tokens fill is what `_need` counts.
         self.context = min(network.context, (network.blocks - 1) * BLOCK)
+        self.guided_context = min(network.context, (network.blocks // 2 - 1) * BLOCK)
         self.vocabulary = network.vocabulary
         self._network = network
         self._stop_ids = stop_ids
@@ -217,6 +218,8 @@ class OpenVinoEngine(Runner):
     chunk         most tokens of a step, of which answers under way take one each and prompts the rest; by default what
                   takes about a third of a second with a small model
     precision     f32 for answers that do not depend on the load, bf16 for more of them at a time
+
+    `guided_context` is the context of requests with guidance, which are computed twice.
     """
 
     def __init__(
@@ -234,4 +237,6 @@ class OpenVinoEngine(Runner):
         network = PagedNetwork(prepared(directory, precision, progress), cache_bytes, precision)
         self.model_context = network.context
         size = chunk or (256 if precision == "f32" else 512)
-        super().__init__(OpenVinoCore(network, renderer.stop_ids, max_batch, size), renderer)
+        core = OpenVinoCore(network, renderer.stop_ids, max_batch, size)
+        self.guided_context = core.guided_context
+        super().__init__(core, renderer)

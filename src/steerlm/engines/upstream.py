@@ -157,7 +157,7 @@ class UpstreamEngine:
         except SteerLMError as error:
             submission.fail(error)
         except Exception as error:  # whatever it was, those who wait must be told
-            submission.fail(EngineError(f"generation failed: {error!r}"))
+            submission.fail(EngineError(f"generation failed: {error!r}", "generation failed"))
 
     async def _answer(self, submission: _Submission, number: int) -> None:
         request = submission.requests[number]
@@ -382,7 +382,8 @@ async def _whole(response: httpx2.Response) -> bytes:
             if len(said) > _ERROR_BYTES:
                 break
     except httpx2.HTTPError as error:
-        raise EngineError(f"the connection broke: {_words(error)}") from error
+        public = "the server that generates broke the connection"
+        raise EngineError(f"the connection broke: {_words(error)}", public) from error
     finally:
         await response.aclose()
     return said

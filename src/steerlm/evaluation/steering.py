@@ -11,7 +11,7 @@ from typing import Any
 
 from steerlm import __version__
 from steerlm.annotation import Scorer
-from steerlm.engines import Engine, Sampling, engine_for
+from steerlm.engines import Engine, LocalEngine, Precision, Sampling, TorchEngine, engine_for
 from steerlm.errors import ConfigError, DataError
 from steerlm.evaluation.answers import Answer, Measured
 from steerlm.evaluation.answers_file import AnswersFile, digest_of
@@ -33,8 +33,8 @@ from steerlm.evaluation.text_measures import text_measures
 from steerlm.models.load import SteerModel
 from steerlm.provenance import environment
 
-_OF_ANSWERS = ("engine", "precision", "max_tokens", "temperature", "repetition_penalty", "seed")
-"""The settings that every answer depends on."""
+_OF_ANSWERS = ("max_tokens", "temperature", "repetition_penalty", "seed")
+"""The settings that every answer depends on, beside the engine that was taken."""
 _OF_CONDITION: dict[ConditionName, str] = {"guidance": "guidance", "verified": "draws"}
 """The setting that only the answers of one condition depend on."""
 NAME = "steering"
@@ -53,6 +53,29 @@ class Judges:
 
     judge: SteerModel | None = None
     second: SteerModel | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Answering:
+    """The engine that is taken, by the name of its class where it was given, and the most tokens of prompt and answer
+    that it has room for: `guided_context` where they are computed twice.
+    """
+
+    name: str
+    precision: Precision | None
+    context: int
+    guided_context: int
+
+    @classmethod
+    def of(cls, engine: Engine, settings: SteeringSettings) -> _Answering:
+        if isinstance(engine, TorchEngine):
+            return cls("torch", None, engine.context, engine.context)
+        return cls("openvino", settings.precision, engine.context, getattr(engine, "guided_context", engine.context))
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What answers depend on."""
+        return {"name": self.name, **({"precision": self.precision} if self.precision else {})}
 
 
 def evaluate_steering(
@@ -103,6 +126,7 @@ class _Evaluation:
             repetition_penalty=settings.repetition_penalty,
             seed=settings.seed,
         )
+        self.answering = self._answering()
         self.conditions: dict[ConditionName, Measured] = {}
         self.prompts = prompts
 
@@ -115,6 +139,19 @@ class _Evaluation:
         base.network.train(mode=False)
         return base
 
+    def _answering(self) -> _Answering:
+        """What answers, known only once it has been made: not every model goes with every engine."""
+        if (given := self.given_engine) is not None:
+            return _Answering(type(given).__name__, None, given.context, given.context)
+        settings = self.settings
+        with engine_for(
+            self.policy, self.directory, settings.engine, self.say, settings.precision, self._cache_bytes()
+        ) as engine:
+            return _Answering.of(engine, settings)
+
+    def _cache_bytes(self) -> int | None:
+        return None if self.settings.cache_gb is None else int(self.settings.cache_gb * (1 << 30))
+
     def run(self) -> dict[str, Any]:
         settings, schema = self.settings, self.policy.schema
         key = self._key()
@@ -124,7 +161,10 @@ class _Evaluation:
         self.base = self._base()
         left_out = self._choose_prompts()
         if not self.prompts:
-            raise DataError("no prompt is short enough for the model; give shorter ones or lower max_tokens")
+            raise DataError(
+                "no prompt is short enough for the model or its memory; give shorter ones, lower max_tokens, or raise "
+                "cache_gb where it is set"
+            )
         count = len(self.prompts)
         asks = [
             *sweep(schema, settings.attributes, count),
@@ -156,25 +196,37 @@ class _Evaluation:
         info = self.policy.info
         # What can be measured depends on what is installed.
         measures = [item.name for item in text_measures()]
-        known = [info.fingerprint, info.system, info.schema.to_list(), *models, self.prompts, measures]
+        known = [
+            info.fingerprint,
+            info.system,
+            info.schema.to_list(),
+            *models,
+            self.prompts,
+            measures,
+            self.answering.identity,
+        ]
         return digest_of(known, self.settings.model_dump(mode="json"), __version__)
 
     def _choose_prompts(self) -> int:
         """Keep the first prompts that are short enough under every condition; how many longer ones stood before."""
-        context = getattr(self.policy.network.config, "max_position_embeddings", 1 << 30)
-        room = context - self.settings.max_tokens - _FRAME_TOKENS
-        conditions = [self._condition(name) for name in self.settings.conditions]
+        conditions = [(self._condition(name), self._room(name)) for name in self.settings.conditions]
         fitting = (
             number
             for number, text in enumerate(self.prompts)
-            if all(condition.longest(text) <= room for condition in conditions)
+            if all(condition.longest(text) <= room for condition, room in conditions)
         )
         chosen = list(islice(fitting, self.settings.max_prompts))
         seen = chosen[-1] + 1 if len(chosen) == self.settings.max_prompts else len(self.prompts)
         self.prompts = [self.prompts[number] for number in chosen]
         if left_out := seen - len(chosen):
-            self.say(f"{left_out} prompts are too long for the model and left out")
+            self.say(f"{left_out} prompts are too long for the model or its memory and left out")
         return left_out
+
+    def _room(self, name: ConditionName) -> int:
+        """Most tokens of a prompt under a condition."""
+        context = getattr(self.policy.network.config, "max_position_embeddings", 1 << 30)
+        memory = self.answering.guided_context if name == "guidance" else self.answering.context
+        return min(context, memory) - self.settings.max_tokens - _FRAME_TOKENS
 
     def _condition(self, name: ConditionName) -> Condition:
         if name == "words":
@@ -197,7 +249,11 @@ class _Evaluation:
             return nullcontext(self.given_engine)
         else:
             model, directory = self.policy, self.directory
-        return engine_for(model, directory, self.settings.engine, self.say, self.settings.precision)
+        if (taken := self.answering).name == "torch":
+            return engine_for(model, directory, "torch", self.say)
+        # Of an engine that was given nothing is known that could answer for the base.
+        engine: LocalEngine = "openvino" if taken.name == "openvino" else self.settings.engine
+        return engine_for(model, directory, engine, self.say, self.settings.precision, self._cache_bytes())
 
     def _answers(
         self, name: ConditionName, condition: Condition, asks: Sequence[Ask], kept: AnswersFile
@@ -205,6 +261,7 @@ class _Evaluation:
         own = {_OF_CONDITION[name]} if name in _OF_CONDITION else set()
         made = digest_of(
             name,
+            self.answering.identity,
             self.policy.info.fingerprint,
             self.policy.info.system,
             self.policy.schema.to_list(),
@@ -245,12 +302,13 @@ class _Evaluation:
             "base": self.policy.info.provenance.get("base"),
             "judge": self.judge.model.info.fingerprint if self.judge else None,
             "second_judge": self.second.model.info.fingerprint if self.second else None,
+            "engine": self.answering.identity,
             "rule": RULE,
             "prompts": {"used": len(self.prompts), "left_out": left_out, "digest": digest_of(self.prompts)},
             "schema": schema.to_list(),
             "conditions": conditions,
             "settings": settings.model_dump(mode="json"),
-            **environment(),
+            **environment(*(["openvino"] if self.answering.name == "openvino" else [])),
         }
 
 

@@ -64,11 +64,12 @@ class KeyDesk:
 
     async def settle(self, key: Key, taken: Usage, entry: Entry) -> None:
         """Charge what a request used; one that was refused or broke is taken out of the quota again, and out of the
-        rate unless it was the client's own mistake.
+        rate unless it was the client's own mistake. The tokens of an answer that broke off were delivered and count.
         """
         ours = entry.broken or entry.status == 429
         free = ours or (entry.status >= 400 and entry.status != CLIENT_CLOSED)
-        tokens = 0 if free else entry.prompt_tokens + entry.completion_tokens + entry.scored_tokens
+        charged = 200 <= entry.status < 400 or entry.status == CLIENT_CLOSED
+        tokens = entry.prompt_tokens + entry.completion_tokens + entry.scored_tokens if charged else 0
         await self._do(lambda: self._quotas.settle(key, taken, tokens, free, ours))
 
     def close(self) -> None:

@@ -37,6 +37,7 @@ class _Waiter:
     key: str
     sequences: int
     since: float
+    bounded: bool
     turn: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -64,10 +65,11 @@ class Admission:
     @property
     def waiting(self) -> int:
         """Sequences that wait."""
-        return sum(self._waiting_of(key) for key in self._queues)
+        return sum(waiter.sequences for queue in self._queues.values() for waiter in queue)
 
-    async def enter(self, key: str, sequences: int) -> Ticket:
-        """Wait for the turn of a request.
+    async def enter(self, key: str, sequences: int, bounded: bool = True) -> Ticket:
+        """Wait for the turn of a request. One that is not `bounded` waits however many do, and takes no place in the
+        queue from others.
 
         Raises `RefusedError`: 400 where it has more sequences than may ever run at once, 429 where the queue is full.
         Whoever is cancelled while it waits leaves the queue.
@@ -82,8 +84,9 @@ class Admission:
         if not self._queues and self.running + sequences <= self.most_running:
             self._start(key, sequences)
             return Ticket(key, sequences, self)
-        waiter = _Waiter(key, sequences, self._clock())
-        self._make_room(waiter)
+        waiter = _Waiter(key, sequences, self._clock(), bounded)
+        if bounded:
+            self._make_room(waiter)
         self._queues.setdefault(key, deque()).append(waiter)
         self._advance()
         try:
@@ -117,8 +120,8 @@ class Admission:
         rate = ended / max(1.0, now - self._ended[0][0])
         return min(_LONGEST_WAIT_S, max(1.0, sequences / rate))
 
-    def _waiting_of(self, key: str) -> int:
-        return sum(waiter.sequences for waiter in self._queues.get(key, ()))
+    def _bounded(self, key: str) -> list[_Waiter]:
+        return [waiter for waiter in self._queues.get(key, ()) if waiter.bounded]
 
     def _start(self, key: str, sequences: int) -> None:
         self._running[key] = self._running.get(key, 0) + sequences
@@ -143,15 +146,15 @@ class Admission:
 
     def _make_room(self, newcomer: _Waiter) -> None:
         """Refuse the last in the queue of whoever has most in it, until the newcomer fits; else refuse the newcomer."""
-        over = self.waiting + newcomer.sequences - self.most_waiting
-        mine = self._waiting_of(newcomer.key) + newcomer.sequences
+        held = {key: sum(waiter.sequences for waiter in self._bounded(key)) for key in self._queues}
+        over = sum(held.values()) + newcomer.sequences - self.most_waiting
+        mine = held.get(newcomer.key, 0) + newcomer.sequences
         leaving: list[_Waiter] = []
-        held = {key: self._waiting_of(key) for key in self._queues}
         while over > 0:
             most = max(held, key=lambda key: held[key], default=None)
             if most is None or most == newcomer.key or held[most] <= mine:
                 raise self._full(newcomer.sequences)
-            queue = self._queues[most]
+            queue = self._bounded(most)
             last = queue[len(queue) - 1 - sum(waiter.key == most for waiter in leaving)]
             leaving.append(last)
             held[most] -= last.sequences

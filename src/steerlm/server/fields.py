@@ -78,16 +78,23 @@ class TextPart(ApiModel):
     logprobs: Annotated[Any, Only([])] = None
 
 
-def _kind(value: object) -> str:
+def text_or_parts(value: object) -> str:
+    """The tag of a value that is text, or a list."""
     return "<parts>" if isinstance(value, list) else "<text>"
 
 
 # Names in angle brackets tell alternatives apart, and are left out of the names of fields in errors.
 Content = Annotated[
     Annotated[Text, Tag("<text>")] | Annotated[Items[TextPart], Tag("<parts>")],
-    Discriminator(_kind),
+    Discriminator(text_or_parts),
 ]
 """The text of a message, whole or in parts, which are joined by newlines."""
+
+
+Texts = Annotated[
+    Annotated[Text, Tag("<text>")] | Annotated[Items[Text], Tag("<parts>")],
+    Discriminator(text_or_parts),
+]
 
 
 def joined(content: str | list[TextPart] | None) -> str:
@@ -134,7 +141,7 @@ class GenerationFields(SamplingFields):
     """Fewest tokens before the answer may end."""
     n: Annotated[int, Field(ge=1)] | None = None
     """Answers to each prompt; the k-th draws with seed + k."""
-    stop: Text | Items[Text] | None = None
+    stop: Texts | None = None
     """Text before which to stop; it never shows."""
 
 

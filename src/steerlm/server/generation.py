@@ -162,10 +162,12 @@ def _check_ids(piece: Piece, needs: list[bool], field: str) -> None:
 def new_answers(state: ServerState, requests: Sequence[Request], ids: bool = False) -> list[Answer]:
     """An answer for each request, still empty; `ids` says that token ids are told too."""
     tokenizer = state.prompting.renderer.tokenizer
-    wanted = [item.sampling.logprobs is not None for item in requests]
-    return [
-        Answer(ends=TokenEnds(tokenizer) if scores and not ids else None, every=scores and ids) for scores in wanted
-    ]
+    found = []
+    for request in requests:
+        scores = request.sampling.logprobs is not None
+        ends = TokenEnds(tokenizer, request.trim) if scores and not ids else None
+        found.append(Answer(ends=ends, every=scores and ids))
+    return found
 
 
 def add(state: ServerState, answer: Answer, piece: Piece) -> tuple[list[int], list[TokenLogprob | None]]:

@@ -22,7 +22,7 @@ class GuardSettings(Settings):
     waiting: Annotated[int, Field(ge=0)] = 256
     """Most answers that wait for their turn; beyond them requests are refused with 429."""
     scoring: Annotated[int, Field(ge=1)] = 16
-    """Most requests whose answers are scored or measured at a time; four times as many may wait."""
+    """Most requests whose answers are scored or measured at a time; four times as many requests for scores may wait."""
     body_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
     """Largest body of a request."""
     body_seconds: Annotated[float, Field(gt=0)] = 30.0

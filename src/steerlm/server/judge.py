@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,13 +43,15 @@ class Judge:
     def schema(self) -> Schema:
         return self._scorer.model.schema
 
-    async def score(self, conversations: Sequence[Conversation]) -> Judged:
-        """Scores on each attribute's scale of every response, for each conversation."""
+    def submit(self, conversations: Sequence[Conversation]) -> Future[Judged]:
+        """Scores on each attribute's scale of every response, for each conversation. Once they are being computed they
+        cannot be cancelled.
+        """
         item = _Waiting(conversations, Future())
         with self._lock:
             self._waiting.append(item)
         self._thread.submit(self._work)
-        return await asyncio.wrap_future(item.result)
+        return item.result
 
     def close(self) -> None:
         """End the thread, once what waits is done."""

@@ -85,10 +85,14 @@ def completion_logprobs(
 
 
 class TokenEnds:
-    """Where the tokens of an answer end in its text, and with that which of them an excerpt of the text has shown."""
+    """Where the tokens of an answer end in its text, and with that which of them an excerpt of the text has shown.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    With `trim` the text leaves out the white space that the tokens begin with.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, trim: bool = True) -> None:
         self._tokenizer = tokenizer
+        self._trim = trim
         self._ids: list[int] = []
         self._from = 0  # first token of the window that is decoded again with each new one
         self._before = 0  # characters before that window
@@ -114,8 +118,10 @@ class TokenEnds:
 
     def show(self, text: str) -> int:
         """How many more tokens stand wholly in the text of the answer as far as it is shown."""
-        words = len(text.lstrip())
-        shown = self._lead + words if words else 0
+        shown = len(text)
+        if self._trim:
+            words = len(text.lstrip())
+            shown = self._lead + words if words else 0
         before = len(self._ends)
         while self._ends and self._ends[0] <= shown:
             self._ends.popleft()

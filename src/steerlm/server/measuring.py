@@ -17,12 +17,15 @@ Measured = dict[str, float] | None
 
 
 async def measure(state: ServerState, dialogue: Dialogue, texts: Sequence[str]) -> list[Measured]:
-    """Scores of answers to one conversation, which is read once; None where it was too long to be read."""
+    """Scores of answers to one conversation, which is read once; None where it was too long to be read.
+
+    The answers were generated, and are not thrown away because many wait to be measured.
+    """
     assert state.judge is not None
     asked = dialogue.conversation
     answers = tuple(Message("assistant", text, len(asked.messages) - 1) for text in texts)
     tree = Conversation(asked.id, (*asked.messages, *answers), asked.system)
-    [scores] = await scored(state.judge, state.scoring, [tree])
+    [scores] = await scored(state.judge, state.scoring, [tree], bounded=False)
     return [scores.get(len(asked.messages) + number) for number in range(len(texts))]
 
 

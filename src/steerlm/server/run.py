@@ -17,6 +17,8 @@ from steerlm.server.guard import Guard
 from steerlm.server.health import warm_up
 from steerlm.server.protocol import BoundedProtocol
 
+_HIGHEST_PORT = 65535
+
 
 class Server(uvicorn.Server):
     """uvicorn's server, which goes on answering while it stops: not ready, no new work, until all is done.
@@ -56,9 +58,13 @@ class Server(uvicorn.Server):
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that takes connections; port 0 is any that is free. Raises `ConfigError` where none can be had."""
+    if not 0 <= port <= _HIGHEST_PORT:
+        raise ConfigError(f"--port {port}: must be from 0 (any that is free) to {_HIGHEST_PORT}")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=1024)
+    except UnicodeError as error:  # what cannot be written as a name of the network
+        raise ConfigError(f"--host {host}: {error}; choose another --host") from error
     except OSError as error:
         todo = (
             "stop what listens there, or choose another --port (0 is any that is free)"

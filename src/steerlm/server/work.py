@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass
+
+from anyio import CancelScope
 
 from steerlm.conversation import Conversation
 from steerlm.engines.base import Deliver, Engine, Piece, Request, stream_async
 from steerlm.errors import SteerLMError
 from steerlm.server.admission import Admission, Ticket
-from steerlm.server.judge import Judge, Scores
+from steerlm.server.judge import Judge, Judged, Scores
 from steerlm.server.logs import Entry, current
 
 
@@ -82,20 +85,35 @@ async def admitted(
         _note(entry, ticket.waited, begun, requests, watched.seen)
 
 
-async def scored(judge: Judge, scoring: Admission | None, conversations: Sequence[Conversation]) -> list[Scores]:
+async def scored(
+    judge: Judge, scoring: Admission | None, conversations: Sequence[Conversation], bounded: bool = True
+) -> list[Scores]:
     """Scores of the answers of conversations, once there is room for one more request for scores; notes what was read.
 
-    Raises `RefusedError` where there is no room even to wait.
+    Raises `RefusedError` where there is no room even to wait; what is not `bounded` waits all the same.
     """
     entry = current()
-    ticket = await scoring.enter(entry.key or "", 1) if scoring else None
+    ticket = await scoring.enter(entry.key or "", 1, bounded) if scoring else None
     try:
-        judged = await judge.score(conversations)
+        judged = await _judged(judge.submit(conversations), entry)
     finally:
         if ticket:
             ticket.leave()
-    entry.scored_tokens += judged.tokens
     return judged.scores
+
+
+async def _judged(found: Future[Judged], entry: Entry) -> Judged:
+    """What an attribute model found, once it has; notes what it read, for clients too that have left meanwhile."""
+    try:
+        judged = await asyncio.wrap_future(found)
+    except asyncio.CancelledError:
+        # What is being read is read to its end: until then the place is taken, and what it costs not known.
+        if not found.cancel():
+            with CancelScope(shield=True):
+                entry.scored_tokens += (await asyncio.wrap_future(found)).tokens
+        raise
+    entry.scored_tokens += judged.tokens
+    return judged
 
 
 def _note(entry: Entry, waited: float, begun: float, requests: Sequence[Request], seen: Sequence[_Seen]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -166,7 +167,7 @@ def test_scores_on_the_card_of_a_policy(tmp_path: Path) -> None:
     ModelInfo("policy", STEERLM, "chatml", fingerprint="0123456789abcdef").save(policy)
     grades = write_rows(tmp_path / "one.jsonl", [judgment_row(81, "m", 1, 8), judgment_row(81, "m", 2, 4)])
     assert run(["eval", "mt-bench", "score", str(grades), "--card", str(policy)]) == 0
-    assert "| m | " in (policy / "README.md").read_text()
+    assert re.search(r"\| m \| .* \| 1 \| 2 \| 158 \|\n", (policy / "README.md").read_text())
     assert "6.00" in (policy / "README.md").read_text()
     assert json.loads((policy / "evaluation" / "mt_bench.json").read_text())["model"] == "0123456789abcdef"
 

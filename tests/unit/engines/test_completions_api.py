@@ -126,7 +126,9 @@ def test_refusals(status: int, said: bytes, kind: type[Exception], says: str) ->
         raise error
 
 
-@pytest.mark.parametrize(("header", "seconds"), [("7", 7.0), (None, 1.0), ("Fri, 31 Dec 1999 23:59:59 GMT", 1.0)])
+@pytest.mark.parametrize(
+    ("header", "seconds"), [("7", 7.0), (None, 1.0), ("Fri, 31 Dec 1999 23:59:59 GMT", 1.0), ("9" * 400, 3600.0)]
+)
 def test_busy_servers_say_when_to_come_back(header: str | None, seconds: float) -> None:
     error = refusal(429, b"", "http://up/v1", header)
     assert isinstance(error, EngineError)
@@ -135,6 +137,7 @@ def test_busy_servers_say_when_to_come_back(header: str | None, seconds: float) 
 
 FORBIDDEN = {"type": "extra_forbidden", "loc": ["body", "return_token_ids"], "msg": "Extra inputs are not permitted"}
 BODY = {"prompt": [1], "return_token_ids": True, "stop_token_ids": [2]}
+OTHER_FAULT = {"type": "value_error", "loc": ["body"], "msg": "logprobs is not supported", "input": BODY}
 
 
 @pytest.mark.parametrize(
@@ -147,6 +150,16 @@ BODY = {"prompt": [1], "return_token_ids": True, "stop_token_ids": [2]}
         # Another fault, with the request as it came.
         (400, {"message": [{"type": "value_error", "msg": "top_k must not be 7", "input": BODY}]}, set()),
         (422, {"detail": [{"type": "value_error", "msg": "top_k is not supported", "input": BODY}]}, set()),
+        (400, {"message": f"1 validation error: {[OTHER_FAULT]}"}, set()),
+        (400, {"message": f"1 validation error: {[OTHER_FAULT, FORBIDDEN]}"}, {"return_token_ids"}),
+        (400, f"{BODY}: top_k is not supported; the request was {BODY}", set()),
+        (400, {"message": "top_k is not supported", "param": "top_k", "request": BODY}, set()),
+        (400, {"error": {"message": "return_token_ids is not a valid parameter"}}, {"return_token_ids"}),
+        (400, {"error": {"message": "Invalid parameter: stop_token_ids"}}, {"stop_token_ids"}),
+        (400, {"error": {"message": "it is of no use; leave it out", "param": "stream_options"}}, {"stream_options"}),
+        # What a server of ours says where it gets no ids itself.
+        (400, {"error": {"message": "no", "param": "return_token_ids", "code": "no_token_ids"}}, {"return_token_ids"}),
+        (400, {"error": {"message": "no", "param": "logprobs", "code": "no_token_ids"}}, set()),
         (500, {"detail": [FORBIDDEN]}, set()),
         (400, "stop_token_ids must be short", set()),
     ],

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import gguf
 import pytest
@@ -204,6 +206,19 @@ def test_models_that_it_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"steerlm\[serve\]"):
         make_engine(tmp_path / "policy", prompting, "openvino", "cpu")
+
+
+@pytest.mark.parametrize("blocks", range(4, 9))
+def test_the_context_of_guidance_is_what_two_rows_have_room_for(blocks: int) -> None:
+    core = OpenVinoCore(cast(PagedNetwork, SimpleNamespace(context=10_000, blocks=blocks, vocabulary=9)), [0], 4, 16)
+
+    def check(tokens: int) -> None:
+        prompt = (1,) * (tokens - 1)
+        core.check(Request(prompt, Sampling(max_tokens=1), Guidance(prompt, 1.5)))
+
+    check(core.guided_context)
+    with pytest.raises(ConfigError, match="computed twice for guidance"):
+        check(core.guided_context + 1)
 
 
 def test_for_a_model_that_is_loaded(directory: Path) -> None:

@@ -23,9 +23,10 @@ from steerlm.errors import ConfigError, DataError, SchemaError
 from steerlm.evaluation import measuring
 from steerlm.evaluation.prompts import read_prompts
 from steerlm.evaluation.steering import Judges, evaluate_steering
-from steerlm.evaluation.steering_settings import SteeringSettings
+from steerlm.evaluation.steering_settings import ConditionName, SteeringSettings
 from steerlm.models.load import SteerModel, load_model, new_model
 from steerlm.steering import distance, nearest
+from tiny import TOKENIZERS, save_base
 from tiny_judge import save_tiny_judge
 
 PROMPTS = ["Why is the sea salty?", "Is it?", "What is rock?", "How do rivers carry it?", "And then?", "Why me?"]
@@ -139,6 +140,56 @@ def test_long_prompts_make_room_for_later_ones(policy: SteerModel, tmp_path: Pat
     assert (record["prompts"]["used"], record["prompts"]["left_out"]) == (6, 1)
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert {row["prompt_text"] for row in rows} == set(PROMPTS)
+
+
+@pytest.fixture(scope="module")
+def readable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy on disk that OpenVINO can read."""
+    folder = tmp_path_factory.mktemp("readable")
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 1}
+    save_base(folder / "base", TOKENIZERS["chatml"](), "llama", **shape)
+    new_model("policy", folder / "base", STEERLM).save(folder / "policy")
+    return folder / "policy"
+
+
+def test_answers_of_two_engines_are_not_mixed(readable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO is installed after a first evaluation, and is what `auto` takes from then on."""
+    model, said = load_model(readable, "policy"), list[str]()
+    settings = QUICK.model_copy(update={"max_tokens": 3, "max_prompts": 1})
+
+    def evaluate(**changes: Any) -> dict[str, Any]:
+        said.clear()
+        chosen = settings.model_copy(update=changes)
+        return evaluate_steering(model, PROMPTS, chosen, tmp_path, directory=readable, say=said.append)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("steerlm.engines.make._has_openvino", lambda: False)
+        first = evaluate()
+    assert first["engine"] == {"name": "torch"}
+    assert "openvino" not in first["libraries"]
+    second = evaluate()
+    assert any("answering" in line for line in said)
+    assert second["engine"] == {"name": "openvino", "precision": "f32"}
+    assert second["libraries"]["openvino"]
+    # The same engine by its name is the same.
+    evaluate(engine="openvino")
+    assert not any("answering" in line for line in said)
+
+
+@pytest.mark.parametrize("condition", ["policy", "guidance"])
+def test_prompts_that_the_memory_of_the_engine_has_no_room_for_are_left_out(
+    readable: Path, tmp_path: Path, condition: ConditionName
+) -> None:
+    """The first prompt would fit into the model's context, or for guidance once into the memory, but not twice."""
+    prompts = ["salt " * {"policy": 800, "guidance": 300}[condition], "Is it?"]
+    changes = {"conditions": [condition], "max_tokens": 3, "engine": "openvino"}
+    model = load_model(readable, "policy")
+    whole = QUICK.model_copy(update=changes)
+    record = evaluate_steering(model, prompts, whole, tmp_path / "a", directory=readable)
+    assert (record["prompts"]["used"], record["prompts"]["left_out"]) == (2, 0)
+    bounded = QUICK.model_copy(update={**changes, "cache_gb": 2**-11})
+    record = evaluate_steering(model, prompts, bounded, tmp_path / "b", directory=readable)
+    assert (record["prompts"]["used"], record["prompts"]["left_out"]) == (1, 1)
 
 
 def test_every_condition_and_measure(policy: SteerModel, judge_directory: Path, tmp_path: Path) -> None:

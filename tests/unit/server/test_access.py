@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from guarded import HELLO, ScriptedEngine, code_of, eventually, guarded
+from guarded import HELLO, LengthScorer, ScriptedEngine, code_of, eventually, guarded
 from steerlm.errors import ConfigError
 from steerlm.server.access import check_binding, is_loopback
 from steerlm.server.database import open_database
@@ -111,7 +111,7 @@ def test_a_quota_of_tokens_counts_what_the_attribute_model_reads(tmp_path: Path,
     """To the attribute model of this test each character is a token."""
     key, mine = new_key("mine", Limits(quota_tokens=10_000))
     scored = {"messages": [*HELLO["messages"], {"role": "assistant", "content": "Hi"}]}
-    with guarded(ScriptedEngine(), judged=True, keys=tmp_path / "keys.sqlite") as server:
+    with guarded(ScriptedEngine(), scorer=LengthScorer(), keys=tmp_path / "keys.sqlite") as server:
         quotas = Quotas(open_database(tmp_path / "keys.sqlite"))
         assert server.ask("/v1/score", scored, mine)[0] == 200
         eventually(lambda: quotas.usage(key).tokens == len("HelloHi"))
@@ -126,6 +126,55 @@ def test_a_quota_of_tokens_counts_what_the_attribute_model_reads(tmp_path: Path,
         assert [line["scored_tokens"] for line in server.requests()] == [len("HelloHi"), len("HelloHi"), read]
         told = server.ask("/metrics", None, mine)[2].decode()
         assert f"steerlm_scored_tokens_total {2 * len('HelloHi') + read}.0" in told
+
+
+def test_what_was_delivered_of_an_answer_that_broke_counts(tmp_path: Path, new_key: NewKey) -> None:
+    """Its tokens do; as a request it does not."""
+    key, mine = new_key("mine", Limits(quota_requests=3, quota_tokens=10_000))
+    engine = ScriptedEngine(pause=0.002)
+    with guarded(engine, keys=tmp_path / "keys.sqlite") as server, ThreadPoolExecutor(1) as client:
+        asked = client.submit(server.ask, CHAT, {**HELLO, "max_tokens": 1900, "stream": True}, mine)
+        eventually(lambda: engine.tokens > 10)
+        engine.broken = True
+        status, _, answer = asked.result()
+        assert (status, b"the engine broke" in answer) == (200, True)
+        eventually(lambda: len(server.requests()) == 1)
+        [line] = server.requests()
+        assert line["failed"] is True
+        used = Quotas(open_database(tmp_path / "keys.sqlite")).usage(key)
+        assert (used.requests, used.tokens) == (0, line["prompt_tokens"] + line["completion_tokens"])
+        assert line["completion_tokens"] > 9
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_scores_that_nobody_waits_for_count_and_hold_their_place(tmp_path: Path, new_key: NewKey, stream: bool) -> None:
+    """The attribute model cannot be stopped once it reads."""
+    key, mine = new_key("mine", Limits(quota_tokens=10_000))
+    scorer = LengthScorer()
+    scorer.hold.set()
+    with guarded(ScriptedEngine(), scorer=scorer, keys=tmp_path / "keys.sqlite", scoring=1) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
+        body = json.dumps({**HELLO, "max_tokens": 2, "measure": True, "stream": stream})
+        connection.request("POST", CHAT, body, {"content-type": "application/json", **mine})
+        eventually(lambda: scorer.scoring == 1)
+        connection.close()
+        waiting = http.client.HTTPConnection("127.0.0.1", server.port)
+        waiting.request("POST", CHAT, body, {"content-type": "application/json", **mine})
+        eventually(lambda: server.guard.scoring.waiting == 1)
+        assert server.guard.scoring.running == 1
+        assert not server.requests()
+        waiting.close()
+        eventually(lambda: len(server.requests()) == 1)
+        assert "scored_tokens" not in server.requests()[0]
+        scorer.hold.clear()
+        eventually(lambda: len(server.requests()) == 2)
+        line = server.requests()[1]
+        assert line["client_left"] is True
+        assert line["scored_tokens"] == len("Hello") + len("a a ")
+        assert server.guard.scoring.running == 0
+        used = Quotas(open_database(tmp_path / "keys.sqlite")).usage(key)
+        generated = sum(line["prompt_tokens"] + line["completion_tokens"] for line in server.requests())
+        assert used.tokens == generated + line["scored_tokens"]
 
 
 def test_concurrent_requests_get_exactly_what_their_keys_allow(tmp_path: Path, new_key: NewKey) -> None:

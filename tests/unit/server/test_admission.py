@@ -202,3 +202,23 @@ def test_whatever_happens_nothing_is_lost() -> None:
         assert len(served) == ends.count(None)
 
     asyncio.run(scene())
+
+
+def test_who_waits_without_a_bound_takes_nobodys_place_in_the_queue_and_gives_way_to_nobody() -> None:
+    async def scene() -> None:
+        admission = Admission(running=1, waiting=1)
+        first = await admission.enter("a", 1)
+        unbounded = [asyncio.ensure_future(admission.enter("a", 1, bounded=False)) for _ in range(3)]
+        await settle()
+        waiting = enter(admission, "b")
+        await settle()
+        assert not any(task.done() for task in (*unbounded, waiting))
+        with pytest.raises(RefusedError):
+            await admission.enter("b", 1)
+        assert admission.waiting == 4
+        first.leave()
+        for task in (*unbounded, waiting):
+            (await task).leave()
+        assert_free(admission)
+
+    asyncio.run(scene())

@@ -46,7 +46,7 @@ def plain(call: Call) -> None:
     call.done()
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 500])
 def test_what_the_operator_must_see_to(status: int, caplog: pytest.LogCaptureFixture) -> None:
     """It is no fault of the request, and its details are for the log."""
     with in_front(lambda call: call.refuse(status, {"error": "not with sk-12"})) as (server, url):
@@ -57,9 +57,25 @@ def test_what_the_operator_must_see_to(status: int, caplog: pytest.LogCaptureFix
 
 
 def test_a_busy_server() -> None:
-    with in_front(lambda call: call.refuse(429, {"error": {"message": "slow down"}})) as (server, _):
+    refused = {"error": {"message": "org-12 is too fast"}}
+    with in_front(lambda call: call.refuse(429, refused)) as (server, _):
         answered, headers, body = server.ask(CHAT, HELLO)
     assert (answered, headers["retry-after"], code_of(body)) == (503, "1", "engine_busy")
+    assert b"org-12" not in body
+
+
+def test_an_error_within_an_answer(caplog: pytest.LogCaptureFixture) -> None:
+    def script(call: Call) -> None:
+        call.begin()
+        call.send("Because")
+        call.event({"error": {"message": "lost 10.1.2.3"}})
+        call.done()
+
+    with in_front(script) as (server, _):
+        _, _, body = server.ask(CHAT, {**HELLO, "stream": True})
+    assert b"the server that generates failed" in body
+    assert b"10.1.2.3" not in body
+    assert any("lost 10.1.2.3" in message for message in caplog.messages)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -100,6 +116,19 @@ def test_token_ids_that_are_not_told_cannot_be_asked_for(stream: bool) -> None:
             assert (status, code_of(answer), json.loads(answer)["error"]["param"]) == (400, "no_token_ids", field)
         status, _, answer = server.ask(COMPLETIONS, {"prompt": "Hi"})
         assert (status, json.loads(answer)["choices"][0]["text"]) == (200, "Because")
+
+
+def test_a_server_of_ours_that_gets_no_token_ids() -> None:
+    """It refuses to tell them, and is asked again without."""
+    with in_front(plain) as (middle, _):
+        settings = UpstreamSettings(url=f"http://localhost:{middle.port}")
+        engine = UpstreamEngine(settings, RENDERER, RENDERER.stop_ids)
+        try:
+            with guarded(engine) as server:
+                status, _, answer = server.ask(COMPLETIONS, {"prompt": "Hi"})
+        finally:
+            engine.close()
+    assert (status, json.loads(answer)["choices"][0]["text"]) == (200, "Because")
 
 
 @pytest.mark.parametrize("stream", [False, True])

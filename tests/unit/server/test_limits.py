@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,10 @@ Serve = Callable[..., ServerState]
         (CHAT, {"stop": "x" * 10_000}, "1 to 256 characters"),
         (CHAT, {"stop": ""}, "1 to 256 characters"),
         (CHAT, {"stop": [""]}, "1 to 256 characters"),
+        (CHAT, {"stop": 5}, "stop: Input should be a valid string"),
+        (CHAT, {"stop": ["a", 5]}, "stop.1: Input should be a valid string"),
+        (RESPONSES, {"input": 5}, "input: Input should be a valid string"),
+        (RESPONSES, {"input": [5]}, "input.0: Input should be a valid dictionary"),
         (CHAT, {"messages": [{"role": "user", "content": ""}] * 20_000}, "20000 messages are more than the 1024"),
         (CHAT, {"messages": [{"role": "user", "content": "x" * 2_000_000}]}, "2000000 characters are more than"),
         (CHAT, {"messages": [{"role": "user", "content": "salt " * 3000}]}, "more than the model's context of 2048"),
@@ -63,7 +68,7 @@ def test_too_much_is_refused_before_anything_is_computed(
     error = answer.json()["error"]
     assert complaint in error["message"]
     assert error["type"] == "invalid_request_error"
-    assert error["param"]
+    assert re.fullmatch(r"[a-z_0-9.]+", error["param"])
     assert not engine.requests
 
 

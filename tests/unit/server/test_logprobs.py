@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 
+from steerlm.engines.base import Piece, Request, Sampling
+from steerlm.engines.text import TextStream
+from steerlm.server.generation import add, new_answers
 from steerlm.server.logprobs import TokenEnds, token_bytes, token_text
+from steerlm.server.state import ServerState
 from tiny import TOKENIZERS
 
 TEXT = "Why is the sea salty?\n\nÜber 12 – naïve 🌊  def f(x):\n    return 1"
@@ -43,3 +50,19 @@ def test_tokens_are_shown_once_all_of_their_text_is(name: str) -> None:
         # Half a character may read as several.
         assert ends.show(text[:shown]) == sum(min(lengths[at:]) <= shown for at in range(len(ids)))
         assert ends.show(text) == len(ids) - sum(min(lengths[at:]) <= shown for at in range(len(ids)))
+
+
+@pytest.mark.parametrize(("trim", "shown"), [(False, 2), (True, 0)])
+def test_white_space_before_a_stop_string_is_listed_where_it_is_shown(trim: bool, shown: int) -> None:
+    """Two line breaks, and then what the answer is to end before."""
+    tokenizer = TOKENIZERS["chatml"]()
+    renderer = SimpleNamespace(tokenizer=tokenizer, stop_ids=frozenset())
+    state = cast(ServerState, SimpleNamespace(prompting=SimpleNamespace(renderer=renderer)))
+    [answer] = new_answers(state, [Request((1,), Sampling(logprobs=0), trim=trim)])
+    text = TextStream(tokenizer, ("H",), trim)
+    for part in ("\n", "\n", "H"):
+        [token] = tokenizer.encode(part, add_special_tokens=False)
+        made = text.push(token)
+        add(state, answer, Piece(0, token, made, "stop" if text.stopped else None))
+    assert answer.text == "\n\n"[:shown]
+    assert len(answer.listed()[0]) == shown

@@ -141,17 +141,17 @@ def test_what_arrives_meanwhile_is_scored_together(served_judge: SteerModel) -> 
     judge = Judge(scorer)
 
     async def go() -> None:
-        first = asyncio.create_task(judge.score([_conversation("a")]))
+        first = asyncio.wrap_future(judge.submit([_conversation("a")]))
         with ThreadPoolExecutor() as threads:
             await asyncio.get_running_loop().run_in_executor(threads, scorer.begun.wait)
-        later = [asyncio.create_task(judge.score([_conversation(text)])) for text in ("b", "c", "d")]
+        later = [asyncio.wrap_future(judge.submit([_conversation(text)])) for text in ("b", "c", "d")]
         await asyncio.sleep(0)
         later[1].cancel()
         await asyncio.sleep(0)
         scorer.go.set()
         await asyncio.gather(first, later[0], later[2])
         assert later[1].cancelled()
-        alone = await judge.score([_conversation("d")])
+        alone = await asyncio.wrap_future(judge.submit([_conversation("d")]))
         together = later[2].result()
         assert alone.scores[0][1] == pytest.approx(together.scores[0][1], abs=2e-3)
         assert alone.tokens == together.tokens == tokens_of(served_judge, "d", "d!")
@@ -166,7 +166,7 @@ def test_one_that_fails_does_not_spoil_the_others(served_judge: SteerModel) -> N
     judge = Judge(scorer)
 
     async def go() -> list[Any]:
-        tasks = [asyncio.create_task(judge.score([_conversation(text)])) for text in ("a", "poison", "b")]
+        tasks = [asyncio.wrap_future(judge.submit([_conversation(text)])) for text in ("a", "poison", "b")]
         await asyncio.sleep(0)
         scorer.go.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
@@ -180,7 +180,6 @@ def test_one_that_fails_does_not_spoil_the_others(served_judge: SteerModel) -> N
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        ("/v1/score", {"messages": TALK}),
         ("/v1/chat/completions", {"messages": HELLO, "measure": True}),
         ("/v1/chat/completions", {"messages": HELLO, "verified": 2}),
         ("/v1/completions", {"prompt": "Hello", "measure": True}),
@@ -188,19 +187,37 @@ def test_one_that_fails_does_not_spoil_the_others(served_judge: SteerModel) -> N
         ("/v1/steer/sweep", {"messages": HELLO, "settings": [{}], "measure": True}),
     ],
 )
-def test_whatever_asks_for_scores_waits_for_its_turn(
+def test_answers_are_not_thrown_away_where_scoring_is_full(
     serve: Callable[..., ServerState], path: str, body: dict[str, Any]
 ) -> None:
+    """Generated answers wait to be measured, however many do."""
     scoring = Admission(running=1, waiting=0)
     state = serve(scoring=scoring)
-    short = {} if path == "/v1/score" else {"max_output_tokens" if "input" in body else "max_tokens": 2}
+    short = {"max_output_tokens" if "input" in body else "max_tokens": 2}
 
     async def go() -> list[httpx2.Response]:
         async with client_of(state) as client:
             ticket = await scoring.enter("another", 1)
-            refused = await client.post(path, json={**body, **short})
+            tasks = [asyncio.create_task(client.post(path, json={**body, **short})) for _ in range(2)]
+            while scoring.waiting < 2 and not any(task.done() for task in tasks):
+                await asyncio.sleep(0.01)
             ticket.leave()
-            return [refused, await client.post(path, json={**body, **short})]
+            return await asyncio.gather(*tasks)
+
+    assert [answer.status_code for answer in asyncio.run(go())] == [200, 200]
+    assert scoring.running == 0
+
+
+def test_requests_for_scores_are_refused_where_scoring_is_full(serve: Callable[..., ServerState]) -> None:
+    scoring = Admission(running=1, waiting=0)
+    state = serve(scoring=scoring)
+
+    async def go() -> list[httpx2.Response]:
+        async with client_of(state) as client:
+            ticket = await scoring.enter("another", 1)
+            refused = await client.post("/v1/score", json={"messages": TALK})
+            ticket.leave()
+            return [refused, await client.post("/v1/score", json={"messages": TALK})]
 
     refused, answered = asyncio.run(go())
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "server_busy")

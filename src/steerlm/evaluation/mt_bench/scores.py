@@ -30,6 +30,7 @@ class Counts:
     rated       rows that count
     unrated     rows in which the judge gave no rating
     missing     turns of the benchmark without a rated row
+    questions   questions of which at least one turn counts
     duplicates  further rated rows of a turn that has one already
     differing   rows whose recorded score is not what their text says
     doubtful    rated rows that were judged against a reference answer that is known to be wrong
@@ -38,6 +39,7 @@ class Counts:
     rated: int
     unrated: int
     missing: int
+    questions: int
     duplicates: int
     differing: int
     doubtful: int
@@ -132,6 +134,7 @@ def _score(
             rated=len(rated),
             unrated=unrated,
             missing=len({(number, turn) for number in categories for turn in TURNS} - set(places)),
+            questions=len({number for number, _ in places}),
             duplicates=sum(places.values()) - len(places),
             differing=differing,
             doubtful=sum(row.doubtful for row in rated),

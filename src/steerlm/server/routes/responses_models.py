@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Discriminator, Field, Tag
 
 from steerlm.server.fields import (
     ApiModel,
@@ -17,6 +17,7 @@ from steerlm.server.fields import (
     SamplingFields,
     Text,
     VerifiedFields,
+    text_or_parts,
 )
 from steerlm.server.rules import Verbosity
 from steerlm.server.steering import SteeringReport
@@ -47,7 +48,10 @@ class TextOptions(ApiModel):
 class ResponsesRequest(VerifiedFields, SamplingFields, IgnoredFields):
     """Text or messages to answer."""
 
-    input: Text | Items[InputItem]
+    input: Annotated[
+        Annotated[Text, Tag("<text>")] | Annotated[Items[InputItem], Tag("<parts>")],
+        Discriminator(text_or_parts),
+    ]
     """A prompt, or a conversation."""
     instructions: Text | None = None
     """System text."""

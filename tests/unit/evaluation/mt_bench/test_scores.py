@@ -59,7 +59,7 @@ def test_missing_unrated_duplicate_and_differing_rows() -> None:
     found = {name: estimate.value for name, estimate in score.categories.items() if not math.isnan(estimate.value)}
     assert found == {"writing": 22 / 3, "reasoning": 4, "math": 10, "extraction": 7}
     assert score.sound.value == 7.25
-    assert score.counts == Counts(rated=8, unrated=1, missing=153, duplicates=1, differing=2, doubtful=4)
+    assert score.counts == Counts(rated=8, unrated=1, missing=153, questions=5, duplicates=1, differing=2, doubtful=4)
 
 
 def test_the_last_of_duplicates() -> None:
