@@ -59,5 +59,5 @@ def test_not_a_steerlm_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such directory"):
         load_model(tmp_path / "nowhere", "policy")
     new_model("policy", base, STEERLM).save(tmp_path / "policy")
-    with pytest.raises(ModelError, match="is a policy, where a attribute-model is needed"):
+    with pytest.raises(ModelError, match="is a policy, where an attribute-model is needed"):
         load_model(tmp_path / "policy", "attribute-model")

@@ -17,6 +17,7 @@ FILE = "steerlm.json"
 ADAPTER_CONFIG = "adapter_config.json"
 Kind = Literal["attribute-model", "policy"]
 _FORMAT = 1
+_ARTICLES: dict[str, str] = {"policy": "a policy", "attribute-model": "an attribute-model"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class ModelInfo:
         if info.dialect not in tuple(DIALECTS):
             raise ModelError(f"{path}: unknown dialect {info.dialect!r}; this version knows {', '.join(DIALECTS)}")
         if kind is not None and info.kind != kind:
-            raise ModelError(f"{directory} is a {info.kind}, where a {kind} is needed")
+            raise ModelError(f"{directory} is {_ARTICLES.get(info.kind, info.kind)}, where {_ARTICLES[kind]} is needed")
         return info
 
 

@@ -31,7 +31,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_a_model_of_another_kind(tmp_path: Path) -> None:
     INFO.save(tmp_path)
-    with pytest.raises(ModelError, match=f"{tmp_path} is a policy, where a attribute-model is needed"):
+    with pytest.raises(ModelError, match=f"{tmp_path} is a policy, where an attribute-model is needed"):
         ModelInfo.load(tmp_path, "attribute-model")
 
 

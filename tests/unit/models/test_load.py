@@ -201,9 +201,9 @@ def test_a_directory_that_has_the_description_is_complete(
 def test_a_model_of_the_other_kind_is_refused(policy: SteerModel, attribute_model: SteerModel, tmp_path: Path) -> None:
     policy.save(tmp_path / "policy")
     attribute_model.save(tmp_path / "judge")
-    with pytest.raises(ModelError, match="is a policy, where a attribute-model is needed"):
+    with pytest.raises(ModelError, match="is a policy, where an attribute-model is needed"):
         load_model(tmp_path / "policy", "attribute-model")
-    with pytest.raises(ModelError, match="is a attribute-model, where a policy is needed"):
+    with pytest.raises(ModelError, match="is an attribute-model, where a policy is needed"):
         load_model(tmp_path / "judge", "policy")
 
 
