@@ -19,9 +19,9 @@ from steerlm.packing import Pack, Run
 from steerlm.parallel.local import local_part
 from steerlm.parallel.ranks import Ranks
 from steerlm.parallel.shard import Root, clip_grad_norm, shard
-from steerlm.planning.architecture import build, kind_of
+from steerlm.planning.architecture import build
 from steerlm.planning.rehearsal import one_run
-from steerlm.training.config import TrainSettings
+from steerlm.training.config import TrainSettings, kind_of
 from steerlm.training.loop import make_optimizer
 from steerlm.training.run import make_task
 from steerlm.training.task import Batch

@@ -11,11 +11,10 @@ from rich.table import Table
 
 from steerlm.cli.data_views import stdout
 from steerlm.errors import ConfigError
-from steerlm.planning.architecture import kind_of
 from steerlm.planning.changes import Change
 from steerlm.planning.hardware import GIB, GPUS, Gpu, Hardware
 from steerlm.planning.plan import Plan, make_plan
-from steerlm.training.config import AttributeSettings, PolicySettings, load_settings, read_recipe
+from steerlm.training.config import AttributeSettings, PolicySettings, kind_of, load_settings, read_recipe
 
 
 class _Flags(PolicySettings, AttributeSettings):

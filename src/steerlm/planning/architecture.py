@@ -20,7 +20,6 @@ from transformers import (
 
 from steerlm.errors import ModelError
 from steerlm.models.base import decoder_layers, embedding_weight, loading, quiet, resolve
-from steerlm.models.directory import Kind
 from steerlm.models.load import head_of, head_settings
 from steerlm.training.config import PolicySettings, TrainSettings
 
@@ -73,11 +72,6 @@ def find_config(base: str | Path) -> PretrainedConfig:
     with loading(base):
         config: PretrainedConfig = AutoConfig.from_pretrained(resolve(base))
     return config
-
-
-def kind_of(settings: TrainSettings) -> Kind:
-    """What a training with these settings makes."""
-    return "policy" if isinstance(settings, PolicySettings) else "attribute-model"
 
 
 def build(config: PretrainedConfig, settings: TrainSettings) -> PreTrainedModel:

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 
 from steerlm.planning.adapted import adapt
-from steerlm.planning.architecture import Parameters, build, count_parameters, find_config, kind_of
+from steerlm.planning.architecture import Parameters, build, count_parameters, find_config
 from steerlm.planning.changes import Change, ways_to_fit
 from steerlm.planning.footprint import Footprint, footprint
 from steerlm.planning.hardware import GIB, Hardware
 from steerlm.planning.rehearsal import one_run
 from steerlm.planning.speed import Speed, find_speed
 from steerlm.planning.workload import Workload, find_workload
-from steerlm.training.config import PolicySettings, TrainSettings
-from steerlm.training.loop import require_positions
+from steerlm.training.config import PolicySettings, TrainSettings, kind_of
+from steerlm.training.steps import require_positions
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from steerlm.parallel.load import allocate
 from steerlm.parallel.ranks import Ranks
 from steerlm.parallel.shard import Root, shard
 from steerlm.planning.adapted import adapt
-from steerlm.planning.architecture import build, kind_of
+from steerlm.planning.architecture import build
 from steerlm.planning.tracker import LiveBytes
-from steerlm.training.config import TrainSettings
+from steerlm.training.config import TrainSettings, kind_of
 from steerlm.training.run import make_task
 from steerlm.training.task import Batch
 

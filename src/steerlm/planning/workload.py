@@ -13,9 +13,8 @@ from steerlm.errors import DataError, ModelError
 from steerlm.models.base import load_tokenizer
 from steerlm.models.directory import Kind
 from steerlm.packing import fit, lay_out
-from steerlm.planning.architecture import kind_of
 from steerlm.tokens import TokenTree
-from steerlm.training.config import PolicySettings, TrainSettings
+from steerlm.training.config import PolicySettings, TrainSettings, kind_of
 from steerlm.training.corpus import training_data
 from steerlm.training.run import blank_task
 

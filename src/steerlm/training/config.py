@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator
 from steerlm.attributes import STEERLM, Schema
 from steerlm.errors import ConfigError
 from steerlm.models.adapters import ALL_LINEAR, Variant
+from steerlm.models.directory import Kind
 from steerlm.recipes import find_recipe
 from steerlm.settings import Settings
 from steerlm.training.wording import faults
@@ -289,6 +290,11 @@ class PolicySettings(TrainSettings):
 
     def _adds_tokens(self) -> bool:
         return self.marker_tokens or self.level_tokens
+
+
+def kind_of(settings: TrainSettings) -> Kind:
+    """What a training with these settings makes."""
+    return "policy" if isinstance(settings, PolicySettings) else "attribute-model"
 
 
 S = TypeVar("S", bound=Settings)

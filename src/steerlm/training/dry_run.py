@@ -15,21 +15,20 @@ from steerlm.parallel.balance import share_packs
 from steerlm.parallel.ranks import Ranks
 from steerlm.planning.footprint import Footprint, footprint
 from steerlm.tokens import TokenTree
-from steerlm.training.config import PolicySettings, TrainSettings
+from steerlm.training.config import PolicySettings, TrainSettings, kind_of
 from steerlm.training.corpus import TrainingData, training_data
-from steerlm.training.loop import require_positions, steps_of
 from steerlm.training.output import is_finished, require_replaceable
 from steerlm.training.policy import weights_of_own
 from steerlm.training.run import (
     Resume,
     blank_task,
     choose_trained,
-    kind_of,
     require_possible,
     run_key,
     schema_of_labels,
     schema_to_learn,
 )
+from steerlm.training.steps import require_positions, steps_of
 from steerlm.training.task import Task
 from steerlm.training.trackers import require_dashboards
 

@@ -8,14 +8,13 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from steerlm.attention import default_form, use_plain_attention, use_tree_attention
 from steerlm.devices import pick_precision
@@ -24,7 +23,7 @@ from steerlm.losses import LossSum
 from steerlm.memory import memory_mb
 from steerlm.models.kernels import interpret_blocks
 from steerlm.models.load import SteerModel
-from steerlm.packing import Pack, Report, fit
+from steerlm.packing import Pack, fit
 from steerlm.parallel.balance import is_blank, share_packs
 from steerlm.parallel.export import save_sharded
 from steerlm.parallel.ranks import Ranks
@@ -36,31 +35,15 @@ from steerlm.training.corpus import TrainingData
 from steerlm.training.log import Display, MetricsLog
 from steerlm.training.new_tokens import NewTokens
 from steerlm.training.output import METRICS
-from steerlm.training.plan import Position, Step, fraction_done, learning_rate, plan_steps, random_for
+from steerlm.training.plan import fraction_done, learning_rate, random_for
 from steerlm.training.prefetch import Prefetch
+from steerlm.training.steps import Ready, require_positions, steps_of
 from steerlm.training.stopping import StopRequest
 from steerlm.training.task import Batch, Task, Term
 
 T = TypeVar("T")
 # Conversations that are rendered together where nothing is trained.
 _WINDOW = 64
-
-
-Fitted = tuple[list[TokenTree], Report]
-"""What a conversation was rendered and cut to, and what that did to it."""
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A step whose packs are made: those of this rank."""
-
-    step: Step[Fitted]
-    packs: list[Pack]
-
-    @classmethod
-    def of(cls, step: Step[Fitted], pack_tokens: int, ranks: Ranks) -> Ready:
-        trees = [tree for fitted, _ in step.items for tree in fitted]
-        return cls(step, share_packs(trees, pack_tokens, ranks))
 
 
 def train(
@@ -73,28 +56,6 @@ def train(
     another run, and `StoppedError` after SIGTERM or SIGINT, with a checkpoint saved.
     """
     return _Run(task, root, settings, data, checkpoints, ranks).run()
-
-
-def require_positions(network: PreTrainedModel, settings: TrainSettings) -> None:
-    """Raise `ConfigError` where the base model has fewer positions than the context."""
-    positions = getattr(network.config, "max_position_embeddings", settings.context)
-    if settings.context > positions:
-        raise ConfigError(f"context={settings.context} is beyond the base model's {positions} positions; lower it")
-
-
-def steps_of(
-    task: Task, settings: TrainSettings, data: TrainingData, epochs: float, start: Position | None = None
-) -> Iterator[Step[Fitted]]:
-    """The steps of a training from `start` on, rendered as they are asked for."""
-
-    def render(index: int, epoch: int) -> tuple[int, Fitted]:
-        tree = task.tree(data.train[index], epoch)
-        fitted, report = fit([tree], settings.context, settings.pack_tokens)
-        # Whether a conversation is used depends on the context alone, and so does its size: never on the packs.
-        return (tree.size if fitted else 0), (fitted, report)
-
-    batch = (settings.batch_tokens, settings.batch_conversations)
-    return plan_steps(len(data.train), render, epochs, settings.seed, *batch, start or Position())
 
 
 class _StopAskedError(Exception):

@@ -30,7 +30,7 @@ from steerlm.parallel.shard import Root, shard
 from steerlm.provenance import environment
 from steerlm.training.attribute_model import AttributeTask
 from steerlm.training.checkpoint import Checkpoints
-from steerlm.training.config import AttributeSettings, PolicySettings, TrainSettings
+from steerlm.training.config import AttributeSettings, PolicySettings, TrainSettings, kind_of
 from steerlm.training.corpus import TrainingData, training_data
 from steerlm.training.loop import train
 from steerlm.training.output import CHECKPOINTS, is_finished, require_replaceable, sole_writer
@@ -204,11 +204,6 @@ def blank_task(settings: TrainSettings, schema: Schema, survey: Survey) -> Task:
     """What the settings train, on a model without weights; it has yet to remember the survey."""
     known = schema_of_labels(settings, schema, survey)
     return make_task(blank_model(*_start(kind_of(settings), settings, known, "")).model, settings)
-
-
-def kind_of(settings: TrainSettings) -> Kind:
-    """Which of the two models the settings make."""
-    return "policy" if isinstance(settings, PolicySettings) else "attribute-model"
 
 
 def _start(
