@@ -13,12 +13,10 @@ Shapes: T tokens, H heads, K key-value heads, D head size, R runs, L tokens of a
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,8 +24,9 @@ from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from steerlm.block_masks import BLOCK, block_mask
+from steerlm.cpu_attention import attend, is_for_float32_gradients
 from steerlm.errors import ModelError
-from steerlm.packing import Pack, Run
+from steerlm.packing import Pack, padded
 
 Form = Literal["dense", "segments", "flex"]
 _NAMES: dict[Form, str] = {form: f"steerlm_tree_{form}" for form in ("dense", "segments", "flex")}
@@ -106,14 +105,7 @@ class TreeLayout:
         compiled anew, and those for less than a block of queries are of another kind, which fails for trees.
         """
         size = max(2, self.size // BLOCK + 1) * BLOCK
-        padding = np.arange(size - self.size)
-        pack = replace(
-            self._pack,
-            ids_T=np.pad(self._pack.ids_T, (0, len(padding))),
-            positions_T=np.concatenate([self._pack.positions_T, padding]),
-            runs=(*self.runs, Run(self.size, size, ())),
-        )
-        return TreeLayout(pack, self.device)
+        return TreeLayout(padded(self._pack, size), self.device)
 
     def dense_mask(self, window: int | None = None) -> Tensor:
         """[T, T], true where the row's token sees the column's; `window` as in sliding-window attention."""
@@ -281,6 +273,7 @@ def _segments(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     tree = _checked(tree, query, kwargs)
+    query, key, value = _as_computed(query, key, value)
     # Splitting once into pieces that every range is made of keeps the backward pass linear: the gradient of a
     # slice would be a full-sized tensor of zeros for each run.
     keys, values = torch.split(key, tree.pieces, dim=2), torch.split(value, tree.pieces, dim=2)
@@ -295,6 +288,9 @@ def _segments(
             visible_LP = _causal(query_1HLD) if mask is None else mask
             outputs.append(_written_out(query_1HLD, key_1KPD, value_1KPD, visible_LP, scaling, softcap, dropout))
             continue
+        if not dropout and is_for_float32_gradients(query_1HLD):
+            outputs.append(attend(query_1HLD, key_1KPD, value_1KPD, mask, scaling))
+            continue
         outputs.append(
             functional.scaled_dot_product_attention(
                 query_1HLD,
@@ -308,6 +304,14 @@ def _segments(
             )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _as_computed(*states: Tensor) -> list[Tensor]:
+    """In the type that autocast would give them for each run anew."""
+    device = states[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return list(states)
+    return [tensor.to(torch.get_autocast_dtype(device)) for tensor in states]
 
 
 def _causal(query_1HLD: Tensor) -> Tensor:

@@ -354,3 +354,16 @@ def _joined(path: tuple[tuple[int, int], ...], start: int, stop: int) -> tuple[t
     if path and path[-1][1] == start:
         return (*path[:-1], (path[-1][0], stop))
     return (*path, (start, stop))
+
+
+def padded(pack: Pack, size: int) -> Pack:
+    """`pack` with a last run of tokens up to `size`, which no other run sees and which nothing counts of."""
+    padding = np.arange(size - pack.size)
+    if not len(padding):
+        return pack
+    return replace(
+        pack,
+        ids_T=np.pad(pack.ids_T, (0, len(padding))),
+        positions_T=np.concatenate([pack.positions_T, padding]),
+        runs=(*pack.runs, Run(pack.size, size, ())),
+    )

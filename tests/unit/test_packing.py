@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from steerlm.errors import ConfigError
-from steerlm.packing import Run, fit, lay_out, pack
+from steerlm.packing import Run, fit, lay_out, pack, padded
 from steerlm.tokens import Segment, Span, TokenTree
 
 
@@ -81,6 +81,18 @@ def test_foils_point_to_their_response_in_the_pack() -> None:
     # Depth first: response 1, its later turn with response 3 and foil, and only then the foil of 1.
     assert [(item.message, item.foil_of) for item in made.responses[:4]] == [(1, -1), (3, -1), (3, 1), (1, 0)]
     assert [(item.message, item.foil_of) for item in made.responses[4:]] == [(1, -1), (3, -1), (3, 5), (1, 4)]
+
+
+def test_padding_is_seen_by_nothing_and_counts_for_nothing() -> None:
+    made = lay_out([TREE])
+    longer = padded(made, made.size + 3)
+    assert longer.ids_T.tolist() == [*made.ids_T, 0, 0, 0]
+    assert longer.positions_T.tolist() == [*made.positions_T, 0, 1, 2]
+    assert longer.runs == (*made.runs, Run(made.size, made.size + 3, ()))
+    assert longer.responses == made.responses
+    for name in ("rows_N", "targets_N", "weights_N", "owner_N"):
+        assert getattr(longer, name) is getattr(made, name)
+    assert padded(made, made.size) is made
 
 
 def test_an_empty_pack() -> None:

@@ -76,7 +76,7 @@ class Scorer:
         device = self.model.device
         with tree_attention(self.model.network, self.form, self.context), self._computing():
             for item in packs:
-                scores.append(predict(self.model, Batch.of(item, device)))
+                scores.append(predict(self.model, Batch.of(item, device, self.dtype)))
                 if watch:
                     watch(item)
         values: list[dict[int, dict[str, float]]] = [{} for _ in conversations]

@@ -36,7 +36,7 @@ def perplexities(base: SteerModel, conversations: Sequence[Conversation], contex
         torch.autocast(base.device.type, dtype, enabled=dtype != torch.float32),
     ):
         for item in pack(fitted, context):
-            nll_N = response_nll(base, Batch.of(item, base.device), _CHUNK).double().cpu()
+            nll_N = response_nll(base, Batch.of(item, base.device, dtype), _CHUNK).double().cpu()
             for number, response in enumerate(item.responses):
                 own_N = torch.from_numpy(item.owner_N == number)
                 found[int(response.conversation)][response.message] = math.exp(min(nll_N[own_N].mean().item(), 50.0))

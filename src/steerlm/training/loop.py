@@ -267,7 +267,7 @@ class _Run:
 
     def _losses(self, pack: Pack) -> Mapping[str, LossSum]:
         with self._computing():
-            return self.root(self.task.losses, Batch.of(pack, self.device))  # type: ignore[no-any-return]
+            return self.root(self.task.losses, Batch.of(pack, self.device, self.dtype))  # type: ignore[no-any-return]
 
     def _global(self, terms: Mapping[str, Term]) -> dict[str, Term]:
         """The terms with their counts over all ranks."""
@@ -297,7 +297,7 @@ class _Run:
             fitted, _ = fit(window, self.settings.context, budget)
             for item in share_packs(fitted, budget, self.ranks):
                 with torch.no_grad(), self._computing():
-                    result = self.root(work, Batch.of(item, self.device))
+                    result = self.root(work, Batch.of(item, self.device, self.dtype))
                 if not is_blank(item):
                     found.append(result)
                 if self._is_asked_to_stop():

@@ -13,11 +13,12 @@ from steerlm.attention import TreeLayout
 from steerlm.conversation import Conversation
 from steerlm.losses import LossSum
 from steerlm.models.load import SteerModel
-from steerlm.packing import Pack
+from steerlm.packing import Pack, padded
 from steerlm.tokens import TokenTree
 from steerlm.training.survey import Survey
 
 T = TypeVar("T")
+_LENGTHS = 64
 Passes = Callable[[Iterable[TokenTree], Callable[["Batch"], T]], list[T]]
 """Runs a function over all packs of some trees, without gradients, and gives its results."""
 OnMain = Callable[[Callable[[], T]], T]
@@ -33,7 +34,14 @@ class Batch:
     device: torch.device
 
     @classmethod
-    def of(cls, pack: Pack, device: torch.device) -> Batch:
+    def of(cls, pack: Pack, device: torch.device, dtype: torch.dtype = torch.float32) -> Batch:
+        """For a network that computes in `dtype`.
+
+        On CPUs products in bfloat16 are built for each length of a pack that is new, and kept, at the price of several
+        products and a megabyte each; packs are therefore padded to one of few lengths.
+        """
+        if device.type == "cpu" and dtype == torch.bfloat16:
+            pack = padded(pack, -(-pack.size // _LENGTHS) * _LENGTHS)
         return cls(pack, TreeLayout(pack, device), device)
 
     def inputs(self) -> dict[str, Any]:

@@ -81,6 +81,23 @@ def test_losses_by_hand(packed: tuple[PolicyTask, list[Pack]], policy: SteerMode
         assert [pack.responses[k].message for k in own] == [pack.responses[k].message for k in other]
 
 
+def test_packs_in_bfloat16_are_of_few_lengths_on_a_cpu(
+    packed: tuple[PolicyTask, list[Pack]], policy: SteerModel
+) -> None:
+    task_, packs = packed
+    for pack in packs:
+        plain = Batch.of(pack, policy.device)
+        longer = Batch.of(pack, policy.device, torch.bfloat16)
+        assert plain.pack is pack
+        assert longer.pack.size % 64 == 0
+        assert 0 <= longer.pack.size - pack.size < 64
+        with torch.no_grad():
+            expected, found = task_.losses(plain), task_.losses(longer)
+        for name, loss in expected.items():
+            assert found[name].total.item() == pytest.approx(loss.total.item(), rel=1e-5)
+            assert found[name].count == loss.count
+
+
 def test_response_nll_is_that_of_all_logits(packed: tuple[PolicyTask, list[Pack]], policy: SteerModel) -> None:
     """Logits are made for the rows before trained tokens only; they are those of the whole."""
     batch = Batch.of(packed[1][0], policy.device)
