@@ -113,7 +113,8 @@ def serve_command(
     standing = Guard(settings)
     logging.basicConfig(level=logging.WARNING, handlers=[LogHandler(standing.log)], force=True)
     told = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    generator = make_engine(model, steered, engine, device, behind, told.print, precision, _bytes(cache_gb))
+    rows = 2 * settings.running  # an answer with guidance takes two
+    generator = make_engine(model, steered, engine, device, behind, told.print, precision, _bytes(cache_gb), rows)
     judge = _judge(attribute_model, device) if attribute_model else None
     state = ServerState(
         steered,

@@ -32,6 +32,8 @@ on CPUs that multiply bfloat16 natively, prompts take a quarter of the time and 
 """
 CACHE_BYTES = 2 << 30
 """Memory that OpenVINO's keys and values take at most, unless told otherwise."""
+MAX_BATCH = 64
+"""Rows that are computed together unless told otherwise."""
 Say = Callable[[str], None]
 _LARGE = 1 << 30
 """Bytes of weights whose conversion is worth more than one line."""
@@ -46,12 +48,14 @@ def make_engine(
     say: Say = lambda _: None,
     precision: Precision = "f32",
     cache_bytes: int | None = None,
+    max_batch: int = MAX_BATCH,
 ) -> Engine:
     """The engine called `name` for the policy in a directory, of which `prompting` was loaded.
 
     `auto` is OpenVINO where it is installed, the device is the CPU and the model of a kind that it reads; else torch.
     `say` is told what takes its time, and why it is not OpenVINO that was taken.
-    `cache_bytes` is the memory for OpenVINO's keys and values, `CACHE_BYTES` where it is left open.
+    `cache_bytes` is the memory for OpenVINO's keys and values, `CACHE_BYTES` where it is left open; `max_batch` is how
+    many rows are computed together here, of which a request has one, with guidance two.
     Raises `ConfigError` for an engine that is not installed or does not go with device, precision or cache,
     `ModelError` for a model that it cannot use.
     """
@@ -66,13 +70,13 @@ def make_engine(
 
     chosen = pick_device(device)
     if _is_for_openvino(name, chosen):
-        made = _openvino(Path(directory), prompting, name, precision, say, cache_bytes)
+        made = _openvino(Path(directory), prompting, name, precision, say, cache_bytes, max_batch)
         if made is not None:
             return made
     from steerlm.engines.torch import TorchEngine
     from steerlm.models.load import load_model
 
-    return TorchEngine(load_model(directory, "policy", chosen))
+    return TorchEngine(load_model(directory, "policy", chosen), max_batch)
 
 
 @contextmanager
@@ -130,6 +134,7 @@ def _openvino(
     precision: Precision,
     say: Say,
     cache_bytes: int | None,
+    max_batch: int = MAX_BATCH,
 ) -> Engine | None:
     """None where it is not asked for by name and cannot read the model."""
     from steerlm.engines.openvino import OpenVinoEngine
@@ -139,6 +144,7 @@ def _openvino(
         engine = OpenVinoEngine(
             directory,
             prompting,
+            max_batch,
             precision=precision,
             cache_bytes=CACHE_BYTES if cache_bytes is None else cache_bytes,
             progress=conversion_progress(say, size > _LARGE),

@@ -13,7 +13,7 @@ from pathlib import Path
 from steerlm.engines.base import Request
 from steerlm.engines.blocks import BLOCK, Pool, Table, blocks_for
 from steerlm.engines.choosing import Chooser, Scores
-from steerlm.engines.make import CACHE_BYTES, Precision
+from steerlm.engines.make import CACHE_BYTES, MAX_BATCH, Precision
 from steerlm.engines.openvino_network import PagedNetwork, Progress, Row, prepared
 from steerlm.engines.prefixes import Known, Part, share
 from steerlm.engines.runner import Runner, Token
@@ -226,7 +226,7 @@ class OpenVinoEngine(Runner):
         self,
         directory: str | Path,
         prompting: Prompting | None = None,
-        max_batch: int = 64,
+        max_batch: int = MAX_BATCH,
         cache_bytes: int = CACHE_BYTES,
         chunk: int | None = None,
         precision: Precision = "f32",

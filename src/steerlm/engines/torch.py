@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionCacheLa
 
 from steerlm.engines.base import Request
 from steerlm.engines.choosing import Chooser, choose
+from steerlm.engines.make import MAX_BATCH
 from steerlm.engines.prefixes import Known, Part, share
 from steerlm.engines.runner import Runner, Token
 from steerlm.engines.states import States, beginning, copied, row_states, stack
@@ -249,7 +250,7 @@ class TorchEngine(Runner):
     """
 
     def __init__(
-        self, model: SteerModel, max_batch: int = 64, kept_tokens: int = 8192, chunk: int | None = None
+        self, model: SteerModel, max_batch: int = MAX_BATCH, kept_tokens: int = 8192, chunk: int | None = None
     ) -> None:
         size = chunk or (512 if model.device.type == "cpu" else 4096)
         super().__init__(TorchCore(model, max_batch, kept_tokens, size), model.renderer)

@@ -7,9 +7,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, Literal, cast
 
 import gguf
 import pytest
@@ -21,7 +22,8 @@ from steerlm.engines.blocks import blocks_for
 from steerlm.engines.make import Precision, conversion_progress
 from steerlm.engines.openvino import OpenVinoCore, OpenVinoEngine
 from steerlm.engines.openvino_network import PagedNetwork, Row, prepared
-from steerlm.engines.runner import Runner
+from steerlm.engines.runner import Runner, Token
+from steerlm.engines.torch import TorchCore
 from steerlm.errors import ConfigError, ModelError
 from steerlm.files import load_conversations
 from steerlm.models.load import SteerModel, load_model, new_model
@@ -157,6 +159,29 @@ def test_the_cache_has_the_size_that_is_asked_for(directory: Path, rounded: Stee
         make_engine(directory, prompting, "openvino", "cpu", cache_bytes=1)
     with pytest.raises(ConfigError, match="size of the cache is for engine openvino, not torch"):
         make_engine(directory, prompting, "torch", "cpu", cache_bytes=1 << 20)
+
+
+@pytest.mark.parametrize(("name", "core"), [("openvino", OpenVinoCore), ("torch", TorchCore)])
+def test_as_many_rows_are_computed_together_as_asked_for(
+    name: Literal["openvino", "torch"], core: type, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    original = core.step  # type: ignore[attr-defined]
+
+    def step(self: Any) -> list[Token]:
+        tokens: list[Token] = original(self)
+        made.append(len(tokens))
+        return tokens
+
+    monkeypatch.setattr(core, "step", step)
+    prompting = load_prompting(directory)
+    requests = batch([[5, 6, 7], [8, 9], [10, 11]], Sampling(max_tokens=4, min_tokens=4))
+    for rows in (1, 2):
+        made.clear()
+        with closing(make_engine(directory, prompting, name, "cpu", max_batch=rows)) as engine:
+            complete(engine, requests)
+        assert max(made) == rows
+        assert sum(made) == 12
 
 
 def test_how_far_a_conversion_is() -> None:
