@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections import deque
 from collections.abc import Sequence
@@ -45,6 +46,18 @@ class CompletionLogprobs(BaseModel):
     text_offset: list[int]
 
 
+class TextPlace:
+    """A place in a text that is made of tokens, in whole characters before it."""
+
+    def __init__(self) -> None:
+        self.characters = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def move(self, raw: bytes) -> None:
+        """Behind these bytes; while they end within a character, to where that character begins."""
+        self.characters += len(self._decoder.decode(raw))
+
+
 def chat_logprobs(
     tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], scores: Sequence[TokenLogprob | None]
 ) -> ChatLogprobs:
@@ -61,10 +74,10 @@ def completion_logprobs(
     tokenizer: PreTrainedTokenizerBase,
     tokens: Sequence[int],
     scores: Sequence[TokenLogprob | None],
-    offset: int = 0,
+    place: TextPlace | None = None,
     as_ids: bool = False,
 ) -> CompletionLogprobs:
-    """As `chat_logprobs`; `offset` is the place in the text of the first token, in characters.
+    """As `chat_logprobs`; `place` is where in the text the first token stands, and is moved behind the last.
 
     With `as_ids` tokens are written as vLLM writes them, `token_id:123`, by which they can be told apart.
     """
@@ -72,6 +85,7 @@ def completion_logprobs(
     def name(token: int) -> str:
         return f"token_id:{token}" if as_ids else token_text(tokenizer, token)
 
+    place = place or TextPlace()
     found = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
     for token, score in zip(tokens, scores, strict=True):
         if score is not None:
@@ -79,8 +93,8 @@ def completion_logprobs(
             found.token_logprobs.append(score.logprob)
             # Several tokens may read alike; the likeliest comes first.
             found.top_logprobs.append({name(other): value for other, value in reversed(score.top)})
-            found.text_offset.append(offset)
-        offset += len(token_text(tokenizer, token))
+            found.text_offset.append(place.characters)
+        place.move(token_bytes(tokenizer, token))
     return found
 
 

@@ -7,10 +7,10 @@ from typing import cast
 
 import pytest
 
-from steerlm.engines.base import Piece, Request, Sampling
+from steerlm.engines.base import Piece, Request, Sampling, TokenLogprob
 from steerlm.engines.text import TextStream
 from steerlm.server.generation import add, new_answers
-from steerlm.server.logprobs import TokenEnds, token_bytes, token_text
+from steerlm.server.logprobs import TextPlace, TokenEnds, completion_logprobs, token_bytes, token_text
 from steerlm.server.state import ServerState
 from tiny import TOKENIZERS
 
@@ -35,6 +35,20 @@ def test_half_a_character_shows_as_a_replacement() -> None:
     first, *_ = tokenizer.encode("🌊", add_special_tokens=False)
     assert token_bytes(tokenizer, first) == "🌊".encode()[: len(token_bytes(tokenizer, first))]
     assert token_text(tokenizer, first) == "\ufffd"
+
+
+@pytest.mark.parametrize("name", list(TOKENIZERS))
+@pytest.mark.parametrize("pieces", [1, 100])
+def test_tokens_begin_where_their_character_does(name: str, pieces: int) -> None:
+    """Also those that go on with one, and in as many pieces as the answer may arrive in."""
+    tokenizer = TOKENIZERS[name]()
+    ids = tokenizer.encode(TEXT, add_special_tokens=False)
+    found, place = [], TextPlace()
+    for start in range(0, len(ids), pieces):
+        part = ids[start : start + pieces]
+        found += completion_logprobs(tokenizer, part, [TokenLogprob(-1.0, ())] * len(part), place).text_offset
+    raw = [token_bytes(tokenizer, token) for token in ids]
+    assert found == [len(b"".join(raw[:count]).decode(errors="ignore")) for count in range(len(ids))]
 
 
 @pytest.mark.parametrize("name", list(TOKENIZERS))

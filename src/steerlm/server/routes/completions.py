@@ -26,7 +26,7 @@ from steerlm.server.generation import (
     plan,
     read_sampling,
 )
-from steerlm.server.logprobs import CompletionLogprobs, completion_logprobs, token_text
+from steerlm.server.logprobs import CompletionLogprobs, TextPlace, completion_logprobs
 from steerlm.server.measuring import measure
 from steerlm.server.routes import State
 from steerlm.server.rules import forbidden
@@ -242,16 +242,15 @@ async def _events(
     tokenizer = state.prompting.renderer.tokenizer
     top = head(state, "cmpl", body.model)
     answers = new_answers(state, work.requests, bool(body.return_token_ids))
-    offsets = [0] * len(answers)
+    places = [TextPlace() for _ in answers]
     said = report(work.steering) if work.steering else None
     async with aclosing(arriving):
         async for piece in arriving:
             tokens, logprobs = add(state, answers[piece.request], piece)
             scores = None
             if tokens:
-                at, as_ids = offsets[piece.request], bool(body.return_tokens_as_token_ids)
-                scores = completion_logprobs(tokenizer, tokens, logprobs, at, as_ids)
-                offsets[piece.request] += sum(len(token_text(tokenizer, token)) for token in tokens)
+                place, as_ids = places[piece.request], bool(body.return_tokens_as_token_ids)
+                scores = completion_logprobs(tokenizer, tokens, logprobs, place, as_ids)
             if piece.text or scores or piece.finish or body.return_token_ids:
                 choice = CompletionChoice(
                     index=piece.request,
