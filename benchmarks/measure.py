@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
 import torch
+from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -85,6 +86,25 @@ class StepClock:
         if self.began is None or not self.ends:
             raise TrainingError("the training made no step; give it more conversations")
         return self.ends[-1] - self.began
+
+
+class ComputedTokens:
+    """Counts the tokens that networks are given while the block runs, with padding."""
+
+    count: int = 0
+
+    def __enter__(self) -> Self:
+        self._hook = register_module_forward_pre_hook(self._forward)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hook.remove()
+
+    def _forward(self, module: nn.Module, inputs: Any) -> None:
+        if isinstance(module, nn.Embedding):
+            self.count += inputs[0].numel()
 
 
 class PeakWhereComputed:

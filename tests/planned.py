@@ -101,7 +101,7 @@ def _train(
     model = SteerModel(info, None, network)  # type: ignore[arg-type]
     task = make_task(model, settings)
     optimizer = make_optimizer(network, settings)
-    batch = Batch.of(pack, ranks.device)
+    batch = Batch.of(pack, ranks.device, dtype)
     for packs in (1, 2):
         optimizer.zero_grad(set_to_none=True)
         for _ in range(packs):

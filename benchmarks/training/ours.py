@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.measure import PeakWhereComputed, StepClock, resident_mb
+from benchmarks.measure import ComputedTokens, PeakWhereComputed, StepClock, resident_mb
 from benchmarks.training.options import Contender, Options, Prepared
 from benchmarks.training.results import Run
 from steerlm.files import read_records
@@ -30,19 +30,18 @@ def train(options: Options, prepared: Prepared, contender: Contender, folder: Pa
     out = folder / "ours"
     resident = resident_mb()
     began = time.perf_counter()
-    with PeakWhereComputed() as memory, StepClock() as clock:
+    with PeakWhereComputed() as memory, StepClock() as clock, ComputedTokens() as computed:
         run(options, prepared, contender, out)
     seconds = time.perf_counter() - began
     steps = [record for _, record in read_records(out / "metrics.jsonl") if record["kind"] == "train"]
     shutil.rmtree(out)
-    tokens = sum(step["tokens"] for step in steps)
     return Run(
         seconds=seconds,
         epoch_seconds=clock.epoch_seconds,
         steps=len(clock.ends),
         passes=sum(step["packs"] for step in steps),
-        tokens=tokens,
-        computed_tokens=tokens,
+        tokens=sum(step["tokens"] for step in steps),
+        computed_tokens=computed.count,
         loss=fmean(step["loss"] for step in steps),
         peak_mb=memory.peak_mb,
         resident_before_mb=resident,

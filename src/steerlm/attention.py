@@ -288,7 +288,7 @@ def _segments(
             visible_LP = _causal(query_1HLD) if mask is None else mask
             outputs.append(_written_out(query_1HLD, key_1KPD, value_1KPD, visible_LP, scaling, softcap, dropout))
             continue
-        if not dropout and is_for_float32_gradients(query_1HLD):
+        if not dropout and is_for_float32_gradients(query_1HLD, key_1KPD, value_1KPD):
             outputs.append(attend(query_1HLD, key_1KPD, value_1KPD, mask, scaling))
             continue
         outputs.append(
@@ -309,7 +309,7 @@ def _segments(
 def _as_computed(*states: Tensor) -> list[Tensor]:
     """In the type that autocast would give them for each run anew."""
     device = states[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return list(states)
     return [tensor.to(torch.get_autocast_dtype(device)) for tensor in states]
 

@@ -2,7 +2,7 @@
 
 PyTorch's backward pass for CPUs takes short queries in blocks of 32 or 64 rows. In bfloat16 each block's products go
 through oneDNN, which makes, looks up and keeps a kernel for each length: for queries of a few hundred tokens that is
-slower than float32, of which these blocks are no more work to fill, and takes a gigabyte.
+slower than float32, and takes memory for every new length.
 
 Shapes: H heads, K key-value heads, L queries, P keys, D head size.
 """
@@ -14,15 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_NAME = "_scaled_dot_product_flash_attention_for_cpu"  # not of PyTorch's public interface
+_forward: Any = getattr(torch.ops.aten, _NAME, None)
+_backward: Any = getattr(torch.ops.aten, f"{_NAME}_backward", None)
 # PyTorch takes longer queries in blocks of 256 rows, which bfloat16 is the faster for.
 _LONG = 768
 
 
-def is_for_float32_gradients(query_1HLD: Tensor) -> bool:
-    """Whether `attend` is the faster way to attend from these queries."""
-    return query_1HLD.device.type == "cpu" and query_1HLD.dtype == torch.bfloat16 and query_1HLD.shape[2] < _LONG
+def is_for_float32_gradients(query_1HLD: Tensor, key_1KPD: Tensor, value_1KPD: Tensor) -> bool:
+    """Whether `attend` can attend from these queries, and is the faster way."""
+    states = (query_1HLD, key_1KPD, value_1KPD)
+    return (
+        query_1HLD.device.type == "cpu"
+        and query_1HLD.shape[2] < _LONG
+        and all(tensor.dtype == torch.bfloat16 and tensor.stride(3) == 1 for tensor in states)
+        and query_1HLD.shape[3] == key_1KPD.shape[3] == value_1KPD.shape[3]
+        and None not in (_forward, _backward)
+    )
 
 
 def attend(

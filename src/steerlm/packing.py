@@ -358,12 +358,12 @@ def _joined(path: tuple[tuple[int, int], ...], start: int, stop: int) -> tuple[t
 
 def padded(pack: Pack, size: int) -> Pack:
     """`pack` with a last run of tokens up to `size`, which no other run sees and which nothing counts of."""
-    padding = np.arange(size - pack.size)
-    if not len(padding):
+    if size == pack.size:
         return pack
+    ends = (0, size - pack.size)
     return replace(
         pack,
-        ids_T=np.pad(pack.ids_T, (0, len(padding))),
-        positions_T=np.concatenate([pack.positions_T, padding]),
+        ids_T=np.pad(pack.ids_T, ends),
+        positions_T=np.pad(pack.positions_T, ends),  # all at the first, which every model has
         runs=(*pack.runs, Run(pack.size, size, ())),
     )

@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
 from steerlm.attention import TreeLayout, use_tree_attention
 from steerlm.cpu_attention import attend, is_for_float32_gradients
 from steerlm.packing import lay_out
 from steerlm.tokens import Segment, Span, TokenTree
-from tiny import llama
+from tiny import llama, spread
 
 HEADS, KV_HEADS, SIZE = 6, 2, 16
+LEAVES = [Segment((4, 5 + k, 6), (Span("response", 3),), 0, 1 + k, 3, weight=1.0) for k in range(2)]
+PACK = lay_out([TokenTree("t", (Segment((1, 2, 3), (Span("user", 3),), -1, 0, 3), *LEAVES))])
 
 
 def states(length: int, before: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,13 +56,19 @@ def test_values_of_bfloat16_and_gradients_of_float32(length: int, before: int) -
     for gradient, rough, right in zip(gradients, of_bfloat16, exact, strict=True):
         assert gradient.dtype == torch.bfloat16
         torch.testing.assert_close(gradient.float(), right, rtol=0.02, atol=0.02)
-        assert (gradient - right).norm() <= 1.05 * (rough - right).norm()
+        if length + before > 20:
+            assert (gradient - right).norm() < 0.95 * (rough - right).norm()
 
 
 def test_what_bfloat16_is_the_faster_for() -> None:
-    assert is_for_float32_gradients(torch.zeros(1, 1, 300, 8, dtype=torch.bfloat16))
-    assert not is_for_float32_gradients(torch.zeros(1, 1, 800, 8, dtype=torch.bfloat16))
-    assert not is_for_float32_gradients(torch.zeros(1, 1, 300, 8))
+    short, long = (torch.zeros(1, 1, length, 8, dtype=torch.bfloat16) for length in (300, 800))
+    assert is_for_float32_gradients(short, long, long)
+    assert not is_for_float32_gradients(long, long, long)
+    assert not is_for_float32_gradients(short.float(), long, long)
+    other_size = torch.zeros(1, 1, 800, 4, dtype=torch.bfloat16)
+    assert not is_for_float32_gradients(short, long, other_size)
+    across = torch.zeros(1, 1, 8, 300, dtype=torch.bfloat16).transpose(2, 3)
+    assert not is_for_float32_gradients(across, long, long)
 
 
 class AttentionTypes(TorchDispatchMode):
@@ -78,14 +87,39 @@ class AttentionTypes(TorchDispatchMode):
 
 def test_trainings_in_bfloat16_attend_so() -> None:
     """Rotary embeddings are in float32, also in a network whose products are not."""
-    leaves = [Segment((4, 5 + k, 6), (Span("response", 3),), 0, 1 + k, 3, weight=1.0) for k in range(2)]
-    pack = lay_out([TokenTree("t", (Segment((1, 2, 3), (Span("user", 3),), -1, 0, 3), *leaves))])
     network = llama(16).train()
     use_tree_attention(network, "segments")
-    ids, positions = torch.as_tensor(pack.ids_T)[None], torch.as_tensor(pack.positions_T)[None]
+    ids, positions = torch.as_tensor(PACK.ids_T)[None], torch.as_tensor(PACK.positions_T)[None]
     with AttentionTypes() as seen:
         with torch.autocast("cpu", torch.bfloat16):
-            logits = network(input_ids=ids, position_ids=positions, tree=TreeLayout(pack)).logits
+            logits = network(input_ids=ids, position_ids=positions, tree=TreeLayout(PACK)).logits
         logits.float().sum().backward()
     name = "_scaled_dot_product_flash_attention_for_cpu"
     assert seen.found == {f"{name}.default": {torch.bfloat16}, f"{name}_backward.default": {torch.float32}}
+
+
+SMALL = {"vocab_size": 16, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16}
+
+
+def test_values_of_another_size_than_keys() -> None:
+    """Latent attention (arXiv 2405.04434), in bfloat16 as in float32."""
+    config = DeepseekV3Config(**SMALL, **LATENT, num_key_value_heads=2, first_k_dense_replace=2, pad_token_id=0)
+    network = spread(DeepseekV3ForCausalLM(config))
+    use_tree_attention(network, "segments")
+    ids = torch.as_tensor(PACK.ids_T)[None]
+    inputs = {"input_ids": ids, "position_ids": torch.as_tensor(PACK.positions_T)[None], "tree": TreeLayout(PACK)}
+    with torch.no_grad():
+        expected = network(**inputs).logits
+        with torch.autocast("cpu", torch.bfloat16):
+            found = network(**inputs).logits
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
+
+
+def test_dropout_is_not_forgotten() -> None:
+    network = llama(16, attention_dropout=0.5).train()
+    use_tree_attention(network, "segments")
+    ids, positions = torch.as_tensor(PACK.ids_T)[None], torch.as_tensor(PACK.positions_T)[None]
+    with torch.autocast("cpu", torch.bfloat16):
+        first, second = (network(input_ids=ids, position_ids=positions, tree=TreeLayout(PACK)).logits for _ in range(2))
+    assert not torch.equal(first, second)

@@ -87,7 +87,7 @@ def test_padding_is_seen_by_nothing_and_counts_for_nothing() -> None:
     made = lay_out([TREE])
     longer = padded(made, made.size + 3)
     assert longer.ids_T.tolist() == [*made.ids_T, 0, 0, 0]
-    assert longer.positions_T.tolist() == [*made.positions_T, 0, 1, 2]
+    assert longer.positions_T.tolist() == [*made.positions_T, 0, 0, 0]
     assert longer.runs == (*made.runs, Run(made.size, made.size + 3, ()))
     assert longer.responses == made.responses
     for name in ("rows_N", "targets_N", "weights_N", "owner_N"):

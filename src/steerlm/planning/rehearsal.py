@@ -89,7 +89,8 @@ def rehearse(
             parameter.grad = torch.empty_like(parameter)
         weights = [_held(parameter) for parameter in network.parameters()]
         gradients = [_held(parameter.grad) for parameter in trained if parameter.grad is not None]
-        batch = Batch.of(pack, ranks.device)
+        # A plan for GPUs runs on fake CPUs, with the attention of GPUs.
+        batch = Batch.of(pack, ranks.device, torch.float32 if attention == "fused" else dtype)
         with LiveBytes([*weights, *gradients, *network.buffers()]) as live:
             marks = _phases(root, settings, batch, live, dtype, sharded=ranks.mesh is not None)
     bytes_of_gradients = sum(gradient.nbytes for gradient in gradients)

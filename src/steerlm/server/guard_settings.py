@@ -18,7 +18,7 @@ class GuardSettings(Settings):
     insecure: bool = False
     """Let anybody in who can reach the server, where there are no keys; otherwise it answers to localhost only."""
     running: Annotated[int, Field(ge=1)] = 32
-    """Most answers computed at a time."""
+    """Most answers computed at a time; the memory that they take grows with it."""
     waiting: Annotated[int, Field(ge=0)] = 256
     """Most answers that wait for their turn; beyond them requests are refused with 429."""
     scoring: Annotated[int, Field(ge=1)] = 16

@@ -49,7 +49,8 @@ class TrainSettings(Settings):
     context: Annotated[int, Field(ge=16)] = 1024
     """Longest path in tokens; older turns beyond it are cut off."""
     pack_tokens: Annotated[int, Field(ge=16)] = 2048
-    """Tokens in one forward pass; memory grows with it, results do not depend on it."""
+    """Tokens in one forward pass; memory grows with it, results do not depend on it. In bfloat16 on a CPU passes are
+    padded to multiples of 64."""
     batch_tokens: Annotated[int, Field(ge=1)] = 4096
     """Tree tokens in one optimiser step (accumulated over packs)."""
     batch_conversations: Annotated[int, Field(ge=1)] | None = None

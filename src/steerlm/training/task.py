@@ -25,6 +25,12 @@ OnMain = Callable[[Callable[[], T]], T]
 """Runs a function on one of the processes of a training, and gives its (picklable) result to all."""
 
 
+def computed_tokens(tokens: int, device: torch.device, dtype: torch.dtype) -> int:
+    """The length of a pack of `tokens` with its padding."""
+    step = _LENGTHS if device.type == "cpu" and dtype == torch.bfloat16 else 1
+    return -(-tokens // step) * step
+
+
 @dataclass(frozen=True)
 class Batch:
     """A pack on its device, ready for the network."""
@@ -37,11 +43,10 @@ class Batch:
     def of(cls, pack: Pack, device: torch.device, dtype: torch.dtype = torch.float32) -> Batch:
         """For a network that computes in `dtype`.
 
-        On CPUs products in bfloat16 are built for each length of a pack that is new, and kept, at the price of several
-        products and a megabyte each; packs are therefore padded to one of few lengths.
+        On CPUs products in bfloat16 are built for each length of a pack that is new, and kept: packs are therefore
+        padded to one of few lengths.
         """
-        if device.type == "cpu" and dtype == torch.bfloat16:
-            pack = padded(pack, -(-pack.size // _LENGTHS) * _LENGTHS)
+        pack = padded(pack, computed_tokens(pack.size, device, dtype))
         return cls(pack, TreeLayout(pack, device), device)
 
     def inputs(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
+from passes import lengths_of_passes
 from steerlm.annotation.scorer import Scorer, on_scale, trained_context
 from steerlm.annotation.settings import ScoreSettings
 from steerlm.attributes import STEERLM, Attribute, Schema
@@ -51,6 +52,14 @@ def test_scores_equal_flattened_threads(judge_directory: Path, judge: SteerModel
             expected = flattened(judge_directory, judge, conversation, message)
             assert list(scores.values()) == pytest.approx(expected, abs=1e-4)
     assert scored.report.responses == sum(len(c.responses) for c in conversations)
+
+
+def test_passes_in_bfloat16_are_of_few_lengths_on_a_cpu(judge: SteerModel) -> None:
+    conversations = random_trees(3, seed=5)
+    for precision, all_even in (("fp32", False), ("bf16", True)):
+        with lengths_of_passes() as lengths:
+            Scorer(judge, ScoreSettings(context=512, pack_tokens=512, precision=precision)).score(conversations)
+        assert all(length % 64 == 0 for length in lengths) is all_even
 
 
 def test_big_tree_is_split_without_changing_scores(judge: SteerModel) -> None:

@@ -131,6 +131,7 @@ def test_every_contender_trains_all_tokens(chatml_base: Path, tmp_path: Path) ->
     assert trees.tokens == figures["trees"]["tokens"]
     assert threads.tokens == others.tokens == figures["threads"]["tokens"]
     assert others.computed_tokens >= others.tokens
+    assert trees.computed_tokens == trees.tokens
     assert others.passes == -(-figures["threads"]["sequences"] // 2)
     assert others.steps == -(-others.passes // 2)
     assert all(run.loss > 0 and run.peak_mb > 0 for run in (trees, threads, others))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from served import make_policy
 from steerlm import engines
 from steerlm.cli.serve import serve_command
+from steerlm.engines import make_engine
 from steerlm.errors import ConfigError
+from steerlm.server.guard_settings import GuardSettings
 
 
 @pytest.fixture
@@ -20,6 +23,25 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr(engines, "make_engine", loaded)
+
+
+def test_as_many_rows_are_computed_as_answers_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With guidance each takes two."""
+
+    class _LoadedError(Exception):
+        pass
+
+    asked: list[Any] = []
+
+    def loaded(*arguments: Any) -> None:
+        asked.extend(signature(make_engine).bind(*arguments).arguments.items())
+        raise _LoadedError
+
+    make_policy(tmp_path)
+    monkeypatch.setattr(engines, "make_engine", loaded)
+    with pytest.raises(_LoadedError):
+        serve_command(tmp_path / "policy", port=0, guard=GuardSettings(running=48))
+    assert ("max_batch", 96) in asked
 
 
 @pytest.mark.usefixtures("nothing_is_loaded")

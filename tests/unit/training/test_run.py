@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
+from passes import lengths_of_passes
 from steerlm.attributes import STEERLM
 from steerlm.errors import ConfigError, TrainingError
 from steerlm.models.directory import ModelInfo
@@ -79,6 +80,16 @@ def test_a_run_keeps_the_precision_that_it_began_with(tmp_path: Path, monkeypatc
     with pytest.raises(TrainingError, match=r"other settings or data.*auto means another precision"):
         train(tmp_path, "policy", "out", precision="auto", device="cpu")
     train(tmp_path, "policy", "out", precision="fp32", device="cpu")
+
+
+@pytest.mark.parametrize("task", ["policy", "attributes"])
+def test_passes_in_bfloat16_are_of_few_lengths_on_a_cpu(tmp_path: Path, task: str) -> None:
+    """Those of validation too."""
+    prepare(tmp_path)
+    for precision, all_even in (("fp32", False), ("bf16", True)):
+        with lengths_of_passes() as lengths:
+            train(tmp_path, task, precision, precision=precision, device="cpu", max_steps=2, validation_fraction=0.2)
+        assert all(length % 64 == 0 for length in lengths) is all_even
 
 
 @pytest.fixture
