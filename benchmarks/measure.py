@@ -88,12 +88,11 @@ class StepClock:
         return self.ends[-1] - self.began
 
 
-class ComputedTokens:
-    """Counts the tokens that networks are given while the block runs, with padding."""
-
-    count: int = 0
+class PassLengths:
+    """Notes how many tokens, with padding, networks are given in each forward pass while the block runs."""
 
     def __enter__(self) -> Self:
+        self.lengths: list[int] = []
         self._hook = register_module_forward_pre_hook(self._forward)
         return self
 
@@ -104,7 +103,7 @@ class ComputedTokens:
 
     def _forward(self, module: nn.Module, inputs: Any) -> None:
         if isinstance(module, nn.Embedding):
-            self.count += inputs[0].numel()
+            self.lengths.append(inputs[0].numel())
 
 
 class PeakWhereComputed:

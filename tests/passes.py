@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from steerlm.conversation import Conversation
 from steerlm.packing import Pack, fit, pack
@@ -30,20 +27,6 @@ def passes_of(task: Any) -> Callable[[Iterable[TokenTree], Callable[[Batch], Any
             return [work(Batch.of(item, task.model.device)) for item in packs]
 
     return passes
-
-
-@contextmanager
-def lengths_of_passes() -> Iterator[list[int]]:
-    """The tokens of every forward pass within the block."""
-    found: list[int] = []
-
-    def note(module: nn.Module, inputs: Any) -> None:
-        if isinstance(module, nn.Embedding):
-            found.append(inputs[0].numel())
-
-    hook = register_module_forward_pre_hook(note)
-    yield found
-    hook.remove()
 
 
 def on_main(work: Callable[[], Any]) -> Any:

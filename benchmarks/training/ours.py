@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.measure import ComputedTokens, PeakWhereComputed, StepClock, resident_mb
+from benchmarks.measure import PassLengths, PeakWhereComputed, StepClock, resident_mb
 from benchmarks.training.options import Contender, Options, Prepared
 from benchmarks.training.results import Run
 from steerlm.files import read_records
@@ -30,7 +30,7 @@ def train(options: Options, prepared: Prepared, contender: Contender, folder: Pa
     out = folder / "ours"
     resident = resident_mb()
     began = time.perf_counter()
-    with PeakWhereComputed() as memory, StepClock() as clock, ComputedTokens() as computed:
+    with PeakWhereComputed() as memory, StepClock() as clock, PassLengths() as computed:
         run(options, prepared, contender, out)
     seconds = time.perf_counter() - began
     steps = [record for _, record in read_records(out / "metrics.jsonl") if record["kind"] == "train"]
@@ -41,7 +41,7 @@ def train(options: Options, prepared: Prepared, contender: Contender, folder: Pa
         steps=len(clock.ends),
         passes=sum(step["packs"] for step in steps),
         tokens=sum(step["tokens"] for step in steps),
-        computed_tokens=computed.count,
+        computed_tokens=sum(computed.lengths),
         loss=fmean(step["loss"] for step in steps),
         peak_mb=memory.peak_mb,
         resident_before_mb=resident,

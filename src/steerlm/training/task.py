@@ -18,17 +18,12 @@ from steerlm.tokens import TokenTree
 from steerlm.training.survey import Survey
 
 T = TypeVar("T")
-_LENGTHS = 64
+# Tokens, of which packs are padded to a multiple.
+_PADDED_TO = 64
 Passes = Callable[[Iterable[TokenTree], Callable[["Batch"], T]], list[T]]
 """Runs a function over all packs of some trees, without gradients, and gives its results."""
 OnMain = Callable[[Callable[[], T]], T]
 """Runs a function on one of the processes of a training, and gives its (picklable) result to all."""
-
-
-def computed_tokens(tokens: int, device: torch.device, dtype: torch.dtype) -> int:
-    """The length of a pack of `tokens` with its padding."""
-    step = _LENGTHS if device.type == "cpu" and dtype == torch.bfloat16 else 1
-    return -(-tokens // step) * step
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,8 @@ class Batch:
         On CPUs products in bfloat16 are built for each length of a pack that is new, and kept: packs are therefore
         padded to one of few lengths.
         """
-        pack = padded(pack, computed_tokens(pack.size, device, dtype))
+        if device.type == "cpu" and dtype == torch.bfloat16:
+            pack = padded(pack, -(-pack.size // _PADDED_TO) * _PADDED_TO)
         return cls(pack, TreeLayout(pack, device), device)
 
     def inputs(self) -> dict[str, Any]:

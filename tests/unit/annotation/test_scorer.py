@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
-from passes import lengths_of_passes
+from benchmarks.measure import PassLengths
 from steerlm.annotation.scorer import Scorer, on_scale, trained_context
 from steerlm.annotation.settings import ScoreSettings
 from steerlm.attributes import STEERLM, Attribute, Schema
@@ -57,9 +57,9 @@ def test_scores_equal_flattened_threads(judge_directory: Path, judge: SteerModel
 def test_passes_in_bfloat16_are_of_few_lengths_on_a_cpu(judge: SteerModel) -> None:
     conversations = random_trees(3, seed=5)
     for precision, all_even in (("fp32", False), ("bf16", True)):
-        with lengths_of_passes() as lengths:
+        with PassLengths() as passes:
             Scorer(judge, ScoreSettings(context=512, pack_tokens=512, precision=precision)).score(conversations)
-        assert all(length % 64 == 0 for length in lengths) is all_even
+        assert all(length % 64 == 0 for length in passes.lengths) is all_even
 
 
 def test_big_tree_is_split_without_changing_scores(judge: SteerModel) -> None:

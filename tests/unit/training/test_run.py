@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
-from passes import lengths_of_passes
+from benchmarks.measure import PassLengths
 from steerlm.attributes import STEERLM
 from steerlm.errors import ConfigError, TrainingError
 from steerlm.models.directory import ModelInfo
@@ -87,9 +87,9 @@ def test_passes_in_bfloat16_are_of_few_lengths_on_a_cpu(tmp_path: Path, task: st
     """Those of validation too."""
     prepare(tmp_path)
     for precision, all_even in (("fp32", False), ("bf16", True)):
-        with lengths_of_passes() as lengths:
+        with PassLengths() as passes:
             train(tmp_path, task, precision, precision=precision, device="cpu", max_steps=2, validation_fraction=0.2)
-        assert all(length % 64 == 0 for length in lengths) is all_even
+        assert all(length % 64 == 0 for length in passes.lengths) is all_even
 
 
 @pytest.fixture
