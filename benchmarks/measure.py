@@ -50,7 +50,8 @@ def apart(threads: int, function: Callable[P, R], *arguments: P.args, **keywords
 class StepClock:
     """Times the steps of any training loop through PyTorch's own hooks, so that all loops are timed alike.
 
-    An epoch lasts from the first forward pass of any network to the end of the last optimiser step.
+    An epoch lasts from the first forward pass of any network to the end of the last optimiser step, on a GPU until
+    it has computed that.
     """
 
     def __init__(self, on_step: Callable[[int], None] | None = None) -> None:
@@ -76,6 +77,8 @@ class StepClock:
         self._hooks[0].remove()
 
     def _step(self, *_: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
         if self._on_step:
             self._on_step(len(self.ends))
@@ -83,9 +86,17 @@ class StepClock:
     @property
     def epoch_seconds(self) -> float:
         """Seconds of all steps. Raises `TrainingError` where there was none."""
+        return self._until(-1)
+
+    @property
+    def first_step_seconds(self) -> float:
+        """Seconds of the first step. Raises `TrainingError` where there was none."""
+        return self._until(0)
+
+    def _until(self, step: int) -> float:
         if self.began is None or not self.ends:
             raise TrainingError("the training made no step; give it more conversations")
-        return self.ends[-1] - self.began
+        return self.ends[step] - self.began
 
 
 class PassLengths:

@@ -38,6 +38,7 @@ def train(options: Options, prepared: Prepared, contender: Contender, folder: Pa
     return Run(
         seconds=seconds,
         epoch_seconds=clock.epoch_seconds,
+        first_step_seconds=clock.first_step_seconds,
         steps=len(clock.ends),
         passes=sum(step["packs"] for step in steps),
         tokens=sum(step["tokens"] for step in steps),

@@ -44,6 +44,7 @@ def train(options: Options, prepared: Prepared, contender: Contender, folder: Pa
     return Run(
         seconds=time.perf_counter() - began,
         epoch_seconds=clock.epoch_seconds,
+        first_step_seconds=clock.first_step_seconds,
         steps=len(clock.ends),
         passes=counted.batches,
         tokens=counted.tokens,

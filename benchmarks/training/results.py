@@ -17,6 +17,7 @@ class Run:
 
     seconds             all of it: reading the data, loading and (ours) saving the model, training
     epoch_seconds       from the first forward pass to the end of the last optimiser step
+    first_step_seconds  those of the first step, in which kernels are compiled
     steps, passes       optimiser steps, and forward passes
     tokens              tokens of the data that went through the network, each repetition counted
     computed_tokens     the same with padding
@@ -27,6 +28,7 @@ class Run:
 
     seconds: float
     epoch_seconds: float
+    first_step_seconds: float
     steps: int
     passes: int
     tokens: int
