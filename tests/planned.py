@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -72,6 +73,7 @@ def real_peak(shape: str, settings: TrainSettings, pack: Pack, dtype: torch.dtyp
 def gpu_peak(config: PretrainedConfig, settings: TrainSettings, pack: Pack, dtype: torch.dtype) -> int:
     """The same on this machine's GPU, as its allocator counts it."""
     with closing(Ranks.alone("cuda")) as ranks:
+        gc.collect()  # what others left would be freed meanwhile
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

@@ -257,7 +257,8 @@ def _written_out(
     return functional.dropout(weights_1HLP, dropout) @ value_1HPD
 
 
-# Its loop over runs differs from pack to pack; compiled blocks leave it as it is.
+# Its loop over runs differs from pack to pack, as does the making of block masks in `_flex`: traced, blocks would be
+# compiled anew for each number of runs. FlexAttention itself is compiled on its own.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _segments(
     module: nn.Module,
@@ -319,6 +320,7 @@ def _causal(query_1HLD: Tensor) -> Tensor:
     return torch.ones(length, length, dtype=torch.bool, device=query_1HLD.device).tril()
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _flex(
     module: nn.Module,
     query: Tensor,

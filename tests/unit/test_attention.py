@@ -189,6 +189,36 @@ def test_a_soft_cap_can_be_compiled() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("form", ["dense", "segments", "flex"])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # within PyTorch's compiler
+def test_compiled_blocks_are_not_compiled_anew_for_other_trees(form: str) -> None:
+    network = llama(16)
+    use_tree_attention(network, form)  # type: ignore[arg-type]
+    compiled: list[torch.fx.GraphModule] = []
+
+    def interpret(graph: torch.fx.GraphModule, example: object) -> object:
+        compiled.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    for layer in network.model.layers:
+        layer.compile(dynamic=True, backend=interpret)
+    counts = []
+    for trees in range(1, 6):
+        made = lay_out([TREE] * trees)
+        with torch.no_grad():
+            network(
+                input_ids=torch.tensor(made.ids_T)[None],
+                position_ids=torch.tensor(made.positions_T)[None],
+                tree=TreeLayout(made),
+            )
+        counts.append(len(compiled))
+    torch._dynamo.reset()
+    assert counts[0] > 0
+    assert counts == counts[:1] * 5
+
+
 def test_attention_sinks_are_refused() -> None:
     config = GptOssConfig(**SMALL, head_dim=8, num_local_experts=2, num_experts_per_tok=1, pad_token_id=0)
     network = GptOssForCausalLM(config).eval()
