@@ -304,6 +304,52 @@ def test_the_best_weights_are_kept(run: Any) -> None:
     assert (metrics["loss"], metrics["step"]) == min(seen)
 
 
+@pytest.mark.parametrize("harmed", [1, 2])
+@pytest.mark.parametrize("when", ["before resuming", "at the end"])
+def test_damaged_best_weights_give_way_to_those_before_them(
+    run: Any, monkeypatch: pytest.MonkeyPatch, when: str, harmed: int
+) -> None:
+    """Or, where these are damaged too, to those of the validations to come, of which there is one at the end."""
+    changes = {"best_by": "loss", "validate_every": 1, "max_steps": 6}
+    folder, steps, seen = run.folder / "out" / "checkpoints", loop._Run._steps, {}
+
+    def damage() -> None:
+        for path in sorted(folder.glob("best-*"))[-harmed:]:
+            for file in path.glob("*.distcp"):
+                file.write_bytes(file.read_bytes()[:-1])
+
+    def train_then_damage(self: Any, *arguments: Any) -> Any:
+        progress = steps(self, *arguments)
+        if when == "at the end":
+            damage()
+        return progress
+
+    monkeypatch.setattr(loop._Run, "_steps", train_then_damage)
+    validate = loop._Run._validate
+
+    def note(self: Any, progress: Any, *arguments: Any) -> Any:
+        seen[progress.step] = {name: value.clone() for name, value in self.network.state_dict().items()}
+        if when == "before resuming" and progress.step == 4 and len(seen) == 5:
+            seen.clear()
+            raise KeyboardInterrupt
+        return validate(self, progress, *arguments)
+
+    monkeypatch.setattr(loop._Run, "_validate", note)
+    if when == "before resuming":  # from step 3, whose best are of steps 2 and 3
+        with pytest.raises(KeyboardInterrupt):
+            run("policy", "out", **changes)
+        damage()
+    with pytest.warns(UserWarning, match=r"is damaged|no best weights are left") as told:
+        logged_steps, weights = run("policy", "out", **changes)
+    assert len(told) == (1 if harmed == 1 else 3)
+    losses = {line["step"]: line["loss"] for line in logged_steps if line["kind"] == "validation"}
+    assert sorted(losses, key=losses.__getitem__) == [6, 5, 4, 3, 2, 1, 0]  # each is better than those before
+    wanted = 5 if (when, harmed) == ("at the end", 1) else 6
+    metrics = load_model(run.folder / "out", "policy").info.metrics
+    assert (metrics["step"], metrics["loss"]) == (wanted, losses[wanted])
+    assert all(torch.equal(weights[name], value) for name, value in seen[wanted].items())
+
+
 def test_a_disk_too_full_for_the_last_checkpoint_keeps_no_rank_from_saving_the_model(tmp_path: Path) -> None:
     """The main process alone meets it, and all go on together."""
     changes = {"max_steps": 2, "checkpoint_every": 50}

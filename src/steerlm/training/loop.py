@@ -97,8 +97,7 @@ class _Run:
         path = settings.out / METRICS if main else None
         log = MetricsLog(path, progress.step if progress else None, settings.track)
         with contextlib.closing(log), self.stop:
-            if progress is None:
-                progress = self._start(log)
+            progress = self._start(log) if progress is None else self._with_best(progress)
             title = f"train {self.task.model.info.kind}"
             total = math.ceil(len(self.data.train) * settings.epochs)
             with Display(title, total, settings.max_steps, quiet=not main) as display:
@@ -107,6 +106,7 @@ class _Run:
                     raise DataError(
                         "no response of the data can be trained on: none has labels or ratings, or all are too long"
                     )
+                progress = self._with_best(progress)
                 if progress.validated != progress.step:
                     progress = self._validate(progress, log, display)
                 if progress.step:
@@ -329,8 +329,25 @@ class _Run:
         is_better = progress.best is None or (value > progress.best) == self.task.higher_is_better
         if not (is_better and math.isfinite(value)):
             return progress
-        self.checkpoints.save_best(self.network)
-        return replace(progress, best=value, figures=kept)
+        progress = replace(progress, best=value, figures=kept)
+        self.checkpoints.save_best(self.network, progress)
+        return progress
+
+    def _with_best(self, progress: Progress) -> Progress:
+        """The same with the best weights that are whole: where the best are damaged, those before them, or where none
+        are left, those that are to be validated next.
+        """
+        if progress.best is None:
+            return progress
+        kept = self.checkpoints.best()
+        if kept is not None:
+            return replace(progress, best=kept.best, figures=kept.figures)
+        if self.ranks.is_main:
+            warnings.warn(
+                f"no best weights are left of the steps before; the best are chosen from step {progress.step} on",
+                stacklevel=2,
+            )
+        return replace(progress, validated=-1, best=None)
 
     def _finish(self, progress: Progress) -> SteerModel:
         if progress.best is not None:
