@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -250,30 +251,48 @@ def test_non_finite_loss_stops_with_its_conversations(run: Any) -> None:
         run("policy", "hot", learning_rate=1e12, min_learning_rate=1e12, clip=1e12, epochs=20)
 
 
+class OnlyGradientIsNaN(torch.autograd.Function):
+    """Of which the forward pass shows nothing."""
+
+    @staticmethod
+    def forward(context: Any, total: torch.Tensor) -> torch.Tensor:
+        return total.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * torch.nan
+
+
 @pytest.mark.parametrize(
     ("number", "last"), [(4, r"the last good checkpoint is .*step-00000003"), (1, "there is no checkpoint yet")]
 )
-def test_a_non_finite_gradient_stops_with_its_conversations_and_the_last_checkpoint(
-    run: Any, monkeypatch: pytest.MonkeyPatch, number: int, last: str
+@pytest.mark.parametrize("culprits", [1, 2])
+def test_a_non_finite_gradient_stops_with_the_conversations_of_its_packs_and_the_last_checkpoint(
+    run: Any, monkeypatch: pytest.MonkeyPatch, number: int, last: str, culprits: int
 ) -> None:
-    clip, taken = loop.clip_grad_norm, loop._Run._step
+    losses, taken = loop._Run._losses, loop._Run._step
     given: list[Any] = []
 
     def step(self: Any, ready: Any, *arguments: Any) -> Any:
-        given.append(ready)
+        given.append(ready.packs)
         return taken(self, ready, *arguments)
 
+    def poisoned(self: Any, pack: Any) -> Any:
+        found = losses(self, pack)
+        if len(given) <= number or not any(pack is item for item in given[-1][1 : 1 + culprits]):
+            return found
+        return {name: replace(loss, total=OnlyGradientIsNaN.apply(loss.total)) for name, loss in found.items()}
+
     monkeypatch.setattr(loop._Run, "_step", step)
-    monkeypatch.setattr(
-        loop, "clip_grad_norm", lambda *arguments: clip(*arguments) if len(given) <= number else float("inf")
-    )
+    monkeypatch.setattr(loop._Run, "_losses", poisoned)
     with pytest.raises(
-        TrainingError, match=rf"step {number + 1}: gradient norm inf.*; {last}\. Lower learning_"
+        TrainingError, match=rf"step {number + 1}: gradient norm nan.*; {last}\. Lower learning_"
     ) as caught:
-        run("policy", "hot")
-    names = {response.conversation for pack in given[-1].packs for response in pack.responses}
+        run("policy", "hot", pack_tokens=192, batch_tokens=900, epochs=4)
+    packs = given[-1]
+    assert len(packs) > culprits
+    names = {response.conversation for pack in packs[1 : 1 + culprits] for response in pack.responses}
     assert set(re.findall(r"tree-\d+", str(caught.value).split(";")[0])) == names
-    assert names
 
 
 def test_learning_reduces_the_loss_and_the_judge_beats_the_mean(run: Any) -> None:
