@@ -95,7 +95,7 @@ class _Run:
         self.saved = self.checkpoints.path(progress.step) if progress else None
         main = self.ranks.is_main
         path = settings.out / METRICS if main else None
-        log = MetricsLog(path, progress.step if progress else None, settings.track)
+        log = MetricsLog(path, progress.step if progress else None, settings.track, settings.model_dump(mode="json"))
         with contextlib.closing(log), self.stop:
             progress = self._start(log) if progress is None else self._with_best(progress)
             title = f"train {self.task.model.info.kind}"
