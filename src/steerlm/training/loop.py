@@ -253,6 +253,7 @@ class _Run:
             "gradient_norm": norm,
             "tokens": int(tokens),
             "packs": int(packs),
+            "fill": tokens / (packs * self.settings.pack_tokens),
         }
 
     def _seed(self, number: int) -> None:

@@ -50,6 +50,7 @@ def assert_told(found: DryRun, out: Path) -> None:
     assert found.packs == sum(step["packs"] for step in steps)
     assert found.report.tokens == sum(step["tokens"] for step in steps)
     assert found.fill == pytest.approx(found.report.tokens / (found.packs * 192))
+    assert all(step["fill"] == step["tokens"] / (step["packs"] * 192) for step in steps)
     assert found.conversations == lines(out, "start")[0]["conversations"]
     assert found.conversations + found.held_out == 40
 
