@@ -41,7 +41,9 @@ class Run:
 def compared(
     runs: Mapping[str, Sequence[Run]], figures: Mapping[str, Any], rates: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Every contender's runs with their medians, and how many times as long and as much memory as ours it took."""
+    """Every contender's runs with their medians, the share of the tokens computed that is not padding (`fill`), and how
+    many times as long and as much memory as ours it took.
+    """
     record: dict[str, dict[str, Any]] = {}
     for name, items in runs.items():
         seconds = median(item.epoch_seconds for item in items)
@@ -51,6 +53,7 @@ def compared(
             "seconds": median(item.seconds for item in items),
             "tokens_per_second": items[0].tokens / seconds,
             "thread_tokens_per_second": figures["threads"]["tokens"] / seconds,
+            "fill": items[0].tokens / items[0].computed_tokens,
             "peak_mb": max(item.peak_mb for item in items),
         }
     if ours := record.get("steerlm"):
@@ -67,7 +70,7 @@ def table(works: Mapping[str, Mapping[str, Any]]) -> None:
     """Print one line for each contender of each work item."""
     console = Console(width=140)
     lines = Table("work", "contender", title="One epoch of the same responses")
-    for heading in ("seconds", "ratio", "tokens", "padded", "tokens/s", "peak MB", "our share", "of product rate"):
+    for heading in ("seconds", "ratio", "tokens", "fill", "tokens/s", "peak MB", "our share", "of product rate"):
         lines.add_column(heading, justify="right")
     for work, record in works.items():
         for name, item in record["contenders"].items():
@@ -78,7 +81,7 @@ def table(works: Mapping[str, Mapping[str, Any]]) -> None:
                 f"{item['epoch_seconds']:.1f}",
                 f"{item['times_our_seconds']:.2f}" if "times_our_seconds" in item else "",
                 f"{run['tokens']:,}",
-                f"{run['computed_tokens']:,}",
+                f"{item['fill']:.1%}",
                 f"{item['tokens_per_second']:.0f}",
                 f"{item['peak_mb']:,}",
                 f"{item['our_share_of_its_memory']:.2f}" if "our_share_of_its_memory" in item else "",

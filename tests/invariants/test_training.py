@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -250,30 +251,48 @@ def test_non_finite_loss_stops_with_its_conversations(run: Any) -> None:
         run("policy", "hot", learning_rate=1e12, min_learning_rate=1e12, clip=1e12, epochs=20)
 
 
+class OnlyGradientIsNaN(torch.autograd.Function):
+    """Of which the forward pass shows nothing."""
+
+    @staticmethod
+    def forward(context: Any, total: torch.Tensor) -> torch.Tensor:
+        return total.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * torch.nan
+
+
 @pytest.mark.parametrize(
     ("number", "last"), [(4, r"the last good checkpoint is .*step-00000003"), (1, "there is no checkpoint yet")]
 )
-def test_a_non_finite_gradient_stops_with_its_conversations_and_the_last_checkpoint(
-    run: Any, monkeypatch: pytest.MonkeyPatch, number: int, last: str
+@pytest.mark.parametrize("culprits", [1, 2])
+def test_a_non_finite_gradient_stops_with_the_conversations_of_its_packs_and_the_last_checkpoint(
+    run: Any, monkeypatch: pytest.MonkeyPatch, number: int, last: str, culprits: int
 ) -> None:
-    clip, taken = loop.clip_grad_norm, loop._Run._step
+    losses, taken = loop._Run._losses, loop._Run._step
     given: list[Any] = []
 
     def step(self: Any, ready: Any, *arguments: Any) -> Any:
-        given.append(ready)
+        given.append(ready.packs)
         return taken(self, ready, *arguments)
 
+    def poisoned(self: Any, pack: Any) -> Any:
+        found = losses(self, pack)
+        if len(given) <= number or not any(pack is item for item in given[-1][1 : 1 + culprits]):
+            return found
+        return {name: replace(loss, total=OnlyGradientIsNaN.apply(loss.total)) for name, loss in found.items()}
+
     monkeypatch.setattr(loop._Run, "_step", step)
-    monkeypatch.setattr(
-        loop, "clip_grad_norm", lambda *arguments: clip(*arguments) if len(given) <= number else float("inf")
-    )
+    monkeypatch.setattr(loop._Run, "_losses", poisoned)
     with pytest.raises(
-        TrainingError, match=rf"step {number + 1}: gradient norm inf.*; {last}\. Lower learning_"
+        TrainingError, match=rf"step {number + 1}: gradient norm nan.*; {last}\. Lower learning_"
     ) as caught:
-        run("policy", "hot")
-    names = {response.conversation for pack in given[-1].packs for response in pack.responses}
+        run("policy", "hot", pack_tokens=192, batch_tokens=900, epochs=4)
+    packs = given[-1]
+    assert len(packs) > culprits
+    names = {response.conversation for pack in packs[1 : 1 + culprits] for response in pack.responses}
     assert set(re.findall(r"tree-\d+", str(caught.value).split(";")[0])) == names
-    assert names
 
 
 def test_learning_reduces_the_loss_and_the_judge_beats_the_mean(run: Any) -> None:
@@ -302,6 +321,52 @@ def test_the_best_weights_are_kept(run: Any) -> None:
     assert min(seen)[1] != seen[-1][1]
     metrics = load_model(run.folder / "out", "policy").info.metrics
     assert (metrics["loss"], metrics["step"]) == min(seen)
+
+
+@pytest.mark.parametrize("harmed", [1, 2])
+@pytest.mark.parametrize("when", ["before resuming", "at the end"])
+def test_damaged_best_weights_give_way_to_those_before_them(
+    run: Any, monkeypatch: pytest.MonkeyPatch, when: str, harmed: int
+) -> None:
+    """Or, where these are damaged too, to those of the validations to come, of which there is one at the end."""
+    changes = {"best_by": "loss", "validate_every": 1, "max_steps": 6}
+    folder, steps, seen = run.folder / "out" / "checkpoints", loop._Run._steps, {}
+
+    def damage() -> None:
+        for path in sorted(folder.glob("best-*"))[-harmed:]:
+            for file in path.glob("*.distcp"):
+                file.write_bytes(file.read_bytes()[:-1])
+
+    def train_then_damage(self: Any, *arguments: Any) -> Any:
+        progress = steps(self, *arguments)
+        if when == "at the end":
+            damage()
+        return progress
+
+    monkeypatch.setattr(loop._Run, "_steps", train_then_damage)
+    validate = loop._Run._validate
+
+    def note(self: Any, progress: Any, *arguments: Any) -> Any:
+        seen[progress.step] = {name: value.clone() for name, value in self.network.state_dict().items()}
+        if when == "before resuming" and progress.step == 4 and len(seen) == 5:
+            seen.clear()
+            raise KeyboardInterrupt
+        return validate(self, progress, *arguments)
+
+    monkeypatch.setattr(loop._Run, "_validate", note)
+    if when == "before resuming":  # from step 3, whose best are of steps 2 and 3
+        with pytest.raises(KeyboardInterrupt):
+            run("policy", "out", **changes)
+        damage()
+    with pytest.warns(UserWarning, match=r"is damaged|no best weights are left") as told:
+        logged_steps, weights = run("policy", "out", **changes)
+    assert len(told) == (1 if harmed == 1 else 3)
+    losses = {line["step"]: line["loss"] for line in logged_steps if line["kind"] == "validation"}
+    assert sorted(losses, key=losses.__getitem__) == [6, 5, 4, 3, 2, 1, 0]  # each is better than those before
+    wanted = 5 if (when, harmed) == ("at the end", 1) else 6
+    metrics = load_model(run.folder / "out", "policy").info.metrics
+    assert (metrics["step"], metrics["loss"]) == (wanted, losses[wanted])
+    assert all(torch.equal(weights[name], value) for name, value in seen[wanted].items())
 
 
 def test_a_disk_too_full_for_the_last_checkpoint_keeps_no_rank_from_saving_the_model(tmp_path: Path) -> None:

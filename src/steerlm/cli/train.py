@@ -11,6 +11,7 @@ from rich.table import Table
 
 from steerlm.cli.data_views import stdout, tree_view
 from steerlm.models.load import SteerModel
+from steerlm.parallel.ranks import launched
 from steerlm.planning.hardware import GIB
 from steerlm.training.config import AttributeSettings, PolicySettings, TrainSettings, load_settings
 from steerlm.training.dry_run import dry_run as count
@@ -119,7 +120,11 @@ def _deafness(metrics: Mapping[str, Any], contrast: float) -> str | None:
 
 
 def _show_dry_run(settings: TrainSettings, resume: Resume) -> None:
-    found = count(settings, resume)
+    rank, world = launched()
+    if rank:
+        return
+    found = count(settings, resume, world)
+    where = f"each of {world} processes" if world > 1 else "one process"
     policy, memory = isinstance(settings, PolicySettings), found.memory
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     rows = {
@@ -128,7 +133,7 @@ def _show_dry_run(settings: TrainSettings, resume: Resume) -> None:
         "with loss": f"{found.trained} {'tokens' if policy else 'responses'} an epoch",
         "packs": f"{found.packs} an epoch, {found.fill:.1%} full, the largest of {found.largest_pack} tokens",
         "steps": f"{found.steps}" if found.exact else f"about {found.steps}, as every epoch is cut into steps anew",
-        "memory": f"{memory.peak / GIB:.1f} GiB in one process, of them {memory.steady / GIB:.1f} for weights, "
+        "memory": f"{memory.peak / GIB:.1f} GiB in {where}, of them {memory.steady / GIB:.1f} for weights, "
         "gradients and AdamW, the rest for the largest pack",
     }
     for name, value in rows.items():

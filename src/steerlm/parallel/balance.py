@@ -33,6 +33,14 @@ def share_packs(trees: Sequence[TokenTree], budget: int, ranks: Ranks) -> list[P
     ]
 
 
+def all_packs(trees: Sequence[TokenTree], budget: int, world: int) -> list[Pack]:
+    """The packs of all of `world` data ranks together (see `share_packs`), without blank ones."""
+    sizes = [tree.size for tree in trees]
+    require_fitting(trees, sizes, budget)
+    shares = share(sizes, budget, world)
+    return [lay_out([trees[index] for index in members]) for packs in shares for members in packs if members]
+
+
 def share(sizes: Sequence[int], budget: int, world: int) -> list[list[list[int]]]:
     """Of each of `world` ranks the packs, of each pack the indices of what goes into it (perhaps nothing).
 

@@ -52,7 +52,7 @@ class Ranks:
         `device` is `auto`, `cpu`, `cuda` or, for a single process, any torch device. Raises `ConfigError` where the
         environment is incomplete, the device cannot be used, or the ranks cannot be divided by `tensor_parallel`.
         """
-        world = _whole_number(os.environ, "WORLD_SIZE", 1)
+        rank, world = launched()
         if world % tensor_parallel:
             raise ConfigError(
                 f"tensor_parallel={tensor_parallel} does not divide the {world} processes of this run; "
@@ -60,7 +60,7 @@ class Ranks:
             )
         if world == 1:
             return cls.alone(device)
-        rank, local_rank = _whole_number(os.environ, "RANK"), _whole_number(os.environ, "LOCAL_RANK")
+        local_rank = _whole_number(os.environ, "LOCAL_RANK")
         place = _device_of_rank(device, local_rank)
         from torch.distributed.device_mesh import init_device_mesh
 
@@ -156,6 +156,15 @@ class Ranks:
         """Leave the group of processes; nothing can be exchanged after it."""
         if self.mesh is not None and distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def launched() -> tuple[int, int]:
+    """Which process this is, of how many that `torchrun` started; the only one without it.
+
+    Raises `ConfigError` where the environment is incomplete.
+    """
+    world = _whole_number(os.environ, "WORLD_SIZE", 1)
+    return (_whole_number(os.environ, "RANK") if world > 1 else 0), world
 
 
 def is_first_to_tell(error: Exception) -> bool:

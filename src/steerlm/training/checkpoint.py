@@ -31,7 +31,9 @@ from steerlm.packing import Report
 from steerlm.parallel.ranks import Ranks
 from steerlm.training.plan import Position
 
-_NAME = re.compile(r"step-(\d+)\Z")
+_STEP, _BEST = "step", "best"
+# The best weights, and the best before them in case these are damaged.
+_KEEP_BEST = 2
 _MANIFEST = "manifest.json"
 _FORMAT = 2
 
@@ -75,14 +77,20 @@ class Checkpoints:
 
     def path(self, step: int) -> Path:
         """Where the state after `step` steps is kept."""
-        return self.directory / f"step-{step:08d}"
+        return self._path(_STEP, step)
+
+    def _path(self, kind: str, step: int) -> Path:
+        return self.directory / f"{kind}-{step:08d}"
 
     def newest(self) -> Path | None:
         """The newest checkpoint that is whole; a damaged one is passed over with a warning.
 
         Raises `TrainingError` for one of another version.
         """
-        for path in self.ranks.on_main(self._candidates):
+        return self._newest(_STEP)
+
+    def _newest(self, kind: str) -> Path | None:
+        for path in self.ranks.on_main(lambda: self._candidates(kind)):
             fault = self._damage(path)
             if fault is None:
                 return path
@@ -94,12 +102,7 @@ class Checkpoints:
         """Write the state after `progress.step` steps, then let go of the oldest beyond `keep`."""
         path = self.path(progress.step)
         self._write(path, {"network": trained(network), "optimizer": optimizer_state(network, optimizer)}, progress)
-        if self.ranks.is_main:
-            found = self._found()
-            until = found.index(path) + 1
-            # Those of later steps are damaged: resuming passed them over.
-            for other in found[: max(0, until - self.keep)] + found[until:]:
-                shutil.rmtree(other, ignore_errors=True)
+        self._let_go(_STEP, path, self.keep)
         return path
 
     def resume(self, network: nn.Module, optimizer: Optimizer) -> Progress | None:
@@ -110,7 +113,7 @@ class Checkpoints:
         path = self.newest()
         if path is None:
             return None
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = _manifest(path)
         if manifest["key"] != self.key:
             raise TrainingError(
                 f"{path} belongs to a run with other settings or data; choose another --out, or pass --resume never "
@@ -119,17 +122,25 @@ class Checkpoints:
         self._read(path, {"network": trained(network), "optimizer": optimizer_state(network, optimizer)})
         return Progress.from_dict(manifest["progress"])
 
-    def save_best(self, network: nn.Module) -> None:
-        """Keep these weights as the best so far."""
-        self._write(self.directory / "best", {"network": trained(network)}, Progress())
+    def save_best(self, network: nn.Module, progress: Progress) -> None:
+        """Keep these weights as the best so far; `progress` has their figures."""
+        path = self._path(_BEST, progress.step)
+        self._write(path, {"network": trained(network)}, progress)
+        self._let_go(_BEST, path, _KEEP_BEST)
+
+    def best(self) -> Progress | None:
+        """What `save_best` was told of the newest best weights that are whole, if there are any; damaged ones are
+        passed over with a warning, and removed.
+        """
+        path = self._newest(_BEST)
+        if path is None:
+            return None
+        self._let_go(_BEST, path, _KEEP_BEST)
+        return Progress.from_dict(_manifest(path)["progress"])
 
     def load_best(self, network: nn.Module) -> None:
-        """Put the best weights back, where any were kept."""
-        path = self.directory / "best"
-        if not self.ranks.on_main(path.is_dir):
-            return
-        if fault := self._damage(path):
-            raise TrainingError(f"{path}, the best weights of the run, is damaged: {fault}; train again")
+        """Put back the weights of which `best` told."""
+        path = self.ranks.on_main(lambda: self._found(_BEST)[-1])
         self._read(path, {"network": trained(network)})
 
     def clear(self) -> None:
@@ -146,20 +157,30 @@ class Checkpoints:
     def _runs(self) -> set[str]:
         """The keys of the runs that wrote them; what cannot be read is nobody's."""
         found = set()
-        for path in [*self._found(), self.directory / "best"]:
+        for path in [*self._found(_STEP), *self._found(_BEST)]:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                found.add(str(json.loads((path / _MANIFEST).read_text(encoding="utf-8"))["key"]))
+                found.add(str(_manifest(path)["key"]))
         return found
 
-    def _found(self) -> list[Path]:
-        found = [path for path in self.directory.glob("step-*") if _NAME.match(path.name) and path.is_dir()]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    def _found(self, kind: str) -> list[Path]:
+        """Oldest first."""
+        name = re.compile(rf"{kind}-(\d+)")
+        found = [(int(match[1]), path) for path in self.directory.glob("*") if (match := name.fullmatch(path.name))]
+        return [path for _, path in sorted(found) if path.is_dir()]
 
-    def _candidates(self) -> list[Path]:
+    def _let_go(self, kind: str, path: Path, keep: int) -> None:
+        """Of those up to `path` leave the last `keep`. Those of later steps are damaged: resuming passed them over."""
+        if self.ranks.is_main:
+            found = self._found(kind)
+            until = found.index(path) + 1
+            for other in found[: max(0, until - keep)] + found[until:]:
+                shutil.rmtree(other, ignore_errors=True)
+
+    def _candidates(self, kind: str) -> list[Path]:
         """Newest first."""
         for torn in self.directory.glob(".*.partial"):  # of a process that was killed while it wrote
             shutil.rmtree(torn, ignore_errors=True)
-        return self._found()[::-1]
+        return self._found(kind)[::-1]
 
     def _damage(self, path: Path) -> str | None:
         """What is wrong with a checkpoint, or None; every rank reads a share of its files."""
@@ -238,13 +259,17 @@ def optimizer_state(network: nn.Module, optimizer: Optimizer) -> dict[str, dict[
     return found
 
 
+def _manifest(path: Path) -> Any:
+    return json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+
+
 def listed_files(path: Path) -> dict[str, tuple[int, str]] | str:
     """The files of a checkpoint with their sizes and digests, or what is wrong with its manifest.
 
     Raises `TrainingError` where another version wrote it.
     """
     try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = _manifest(path)
         if isinstance(manifest["format"], int) and manifest["format"] != _FORMAT:
             raise TrainingError(
                 f"{path} was written by another version of steerlm (its format is {manifest['format']}, here it is "

@@ -11,8 +11,7 @@ from steerlm.errors import DataError
 from steerlm.models.directory import FILE
 from steerlm.models.load import SteerModel
 from steerlm.packing import Pack, Report
-from steerlm.parallel.balance import share_packs
-from steerlm.parallel.ranks import Ranks
+from steerlm.parallel.balance import all_packs
 from steerlm.planning.footprint import Footprint, footprint
 from steerlm.tokens import TokenTree
 from steerlm.training.config import PolicySettings, TrainSettings, kind_of
@@ -42,7 +41,7 @@ class DryRun:
     exact      whether these are counted, or reckoned from those of the first pass, as every epoch is cut anew
     packs      forward passes of one epoch, and of their `pack_tokens` the share that is filled
     trained    tokens (policy) or responses (attribute model) of one epoch that the loss falls on
-    memory     what one process takes for the largest pack
+    memory     what each process takes for the largest pack
     example    the first conversation as it is trained on
     """
 
@@ -60,12 +59,12 @@ class DryRun:
     example: TokenTree
 
 
-def dry_run(settings: TrainSettings, resume: Resume = "auto") -> DryRun:
-    """Read and render the data of one epoch. Raises what the training itself would raise, before its first step, for
-    bad data and settings and for a model that is in its place.
+def dry_run(settings: TrainSettings, resume: Resume = "auto", world: int = 1) -> DryRun:
+    """Read and render the data of one epoch, for a training by `world` processes. Raises what the training itself would
+    raise, before its first step, for bad data and settings and for a model that is in its place.
     """
     settings.require_consistent()
-    require_possible(settings, pick_device(settings.device))
+    require_possible(settings, pick_device(settings.device), world)
     require_dashboards(settings.track)
     schema = schema_to_learn(settings)
     with training_data(settings, schema) as data:
@@ -78,7 +77,7 @@ def dry_run(settings: TrainSettings, resume: Resume = "auto") -> DryRun:
         require_positions(task.model.network, settings)
         task.remember(data.survey)
         _require_figures(task, data)
-        return _counted(task, settings, data)
+        return _counted(task, settings, data, world)
 
 
 def _require_place(settings: TrainSettings, data: TrainingData, schema: Schema, resume: Resume) -> None:
@@ -96,7 +95,9 @@ def _require_figures(task: Task, data: TrainingData) -> None:
         task.figures([])
 
 
-def _counted(task: Task, settings: TrainSettings, data: TrainingData) -> DryRun:
+def _counted(task: Task, settings: TrainSettings, data: TrainingData, world: int) -> DryRun:
+    if world == 1:  # which splits no matrix
+        settings = settings.model_copy(update={"tensor_parallel": 1})
     report = Report()
     steps = packs = trained = 0
     largest: Pack | None = None
@@ -106,7 +107,7 @@ def _counted(task: Task, settings: TrainSettings, data: TrainingData) -> DryRun:
         for _, found in step.items:
             report += found
         trees = [tree for fitted, _ in step.items for tree in fitted]
-        for item in share_packs(trees, settings.pack_tokens, Ranks.alone()):
+        for item in all_packs(trees, settings.pack_tokens, world // settings.tensor_parallel):
             packs += 1
             own = weights_of_own(item) > 0
             trained += int(own.sum()) if isinstance(settings, PolicySettings) else len(item.responses)
@@ -128,15 +129,14 @@ def _counted(task: Task, settings: TrainSettings, data: TrainingData) -> DryRun:
         fill=report.tokens / (packs * settings.pack_tokens),
         trained=trained,
         largest_pack=largest.size,
-        memory=_memory(task, settings, largest),
+        memory=_memory(task, settings, largest, world),
         example=task.tree(data.train[0], 0),
     )
 
 
-def _memory(task: Task, settings: TrainSettings, largest: Pack) -> Footprint:
+def _memory(task: Task, settings: TrainSettings, largest: Pack, world: int) -> Footprint:
     device = pick_device(settings.device)
     form = default_form(device) if settings.attention == "auto" else settings.attention
     dtype = pick_precision(settings.precision, device)
-    alone = settings.model_copy(update={"tensor_parallel": 1})
     config = task.model.network.config
-    return footprint(config, alone, largest, dtype=dtype, attention="fused" if form == "flex" else form)
+    return footprint(config, settings, largest, world, dtype, "fused" if form == "flex" else form)

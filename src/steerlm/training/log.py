@@ -18,12 +18,18 @@ from steerlm.training.trackers import open_dashboards, scalars
 class MetricsLog:
     """One JSON object a line. On resuming, lines past the checkpoint are taken back: each step is there once.
 
-    Without a path it writes nothing, as on all ranks but the main one.
+    Without a path it writes nothing, as on all ranks but the main one. `settings` are for the dashboards in `track`.
     """
 
-    def __init__(self, path: Path | None, resume_at: int | None, track: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        resume_at: int | None,
+        track: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self._stream = None
-        self._dashboards = open_dashboards(track, path.parent, resume_at) if path else []
+        self._dashboards = open_dashboards(track, path.parent, resume_at, settings) if path else []
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -95,10 +95,9 @@ class _Run:
         self.saved = self.checkpoints.path(progress.step) if progress else None
         main = self.ranks.is_main
         path = settings.out / METRICS if main else None
-        log = MetricsLog(path, progress.step if progress else None, settings.track)
+        log = MetricsLog(path, progress.step if progress else None, settings.track, settings.model_dump(mode="json"))
         with contextlib.closing(log), self.stop:
-            if progress is None:
-                progress = self._start(log)
+            progress = self._start(log) if progress is None else self._with_best(progress)
             title = f"train {self.task.model.info.kind}"
             total = math.ceil(len(self.data.train) * settings.epochs)
             with Display(title, total, settings.max_steps, quiet=not main) as display:
@@ -107,6 +106,7 @@ class _Run:
                     raise DataError(
                         "no response of the data can be trained on: none has labels or ratings, or all are too long"
                     )
+                progress = self._with_best(progress)
                 if progress.validated != progress.step:
                     progress = self._validate(progress, log, display)
                 if progress.step:
@@ -221,8 +221,7 @@ class _Run:
 
     def _step(self, ready: Ready, number: int, rate: float) -> dict[str, Any]:
         self.network.train()
-        # Dropout is a function of the seed, the step and the rank, so that resuming needs no state of it.
-        torch.manual_seed(random_for(self.settings.seed, "step", number, self.ranks.data_rank).getrandbits(63))
+        self._seed(number)
         terms = self._global(self.task.terms(ready.packs))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -230,26 +229,17 @@ class _Run:
         sums = dict.fromkeys(terms, 0.0)
         wrong: list[Pack] = []
         for item in ready.packs:
-            losses = self._losses(item)
-            parts = [
-                terms[name].weight * loss.total / terms[name].count
-                for name, loss in losses.items()
-                if terms[name].count
-            ]
-            if not parts:  # nothing of this step counts, on no rank
-                continue
-            objective = torch.stack(parts).sum()
-            if not math.isfinite(objective.item()):
+            objective, parts = self._learn(item, terms)
+            if not math.isfinite(objective):
                 wrong.append(item)
-            objective.backward()  # type: ignore[no-untyped-call]
-            for name, loss in losses.items():
-                sums[name] += loss.total.item()
+            for name, total in parts.items():
+                sums[name] += total
         # All ranks learn of it together: one that left alone would keep the others waiting.
         if self.ranks.any(bool(wrong)):
             raise self._not_finite(number, "the loss is not finite", wrong)
         norm = clip_grad_norm(self.network.parameters(), self.settings.clip, self.ranks)
         if not math.isfinite(norm):
-            raise self._not_finite(number, f"gradient norm {norm}", ready.packs)
+            raise self._not_finite(number, f"gradient norm {norm}", self._at_fault(ready.packs, terms, number))
         with self.new_tokens.step():
             self.optimizer.step()
         own = [item for item in ready.packs if not is_blank(item)]
@@ -263,7 +253,37 @@ class _Run:
             "gradient_norm": norm,
             "tokens": int(tokens),
             "packs": int(packs),
+            "fill": tokens / (packs * self.settings.pack_tokens),
         }
+
+    def _seed(self, number: int) -> None:
+        """Dropout is a function of the seed, the step and the rank, so that resuming needs no state of it."""
+        torch.manual_seed(random_for(self.settings.seed, "step", number, self.ranks.data_rank).getrandbits(63))
+
+    def _learn(self, pack: Pack, terms: Mapping[str, Term]) -> tuple[float, dict[str, float]]:
+        """Add a pack's gradients to those there; returns its part of the objective, and the sums that make it."""
+        losses = self._losses(pack)
+        parts = [
+            terms[name].weight * loss.total / terms[name].count for name, loss in losses.items() if terms[name].count
+        ]
+        if not parts:  # nothing of this step counts, on no rank
+            return 0.0, {}
+        objective = torch.stack(parts).sum()
+        objective.backward()  # type: ignore[no-untyped-call]
+        return objective.item(), {name: loss.total.item() for name, loss in losses.items()}
+
+    def _at_fault(self, packs: list[Pack], terms: Mapping[str, Term], number: int) -> list[Pack]:
+        """The packs whose gradients are not finite, computed again one by one (on many ranks together with those of
+        the others at the same place); all of them where only their sum is not.
+        """
+        self._seed(number)
+        found = []
+        for item in packs:
+            self.optimizer.zero_grad(set_to_none=True)
+            self._learn(item, terms)
+            if not math.isfinite(clip_grad_norm(self.network.parameters(), self.settings.clip, self.ranks)):
+                found.append(item)
+        return found or packs
 
     def _losses(self, pack: Pack) -> Mapping[str, LossSum]:
         with self._computing():
@@ -329,8 +349,25 @@ class _Run:
         is_better = progress.best is None or (value > progress.best) == self.task.higher_is_better
         if not (is_better and math.isfinite(value)):
             return progress
-        self.checkpoints.save_best(self.network)
-        return replace(progress, best=value, figures=kept)
+        progress = replace(progress, best=value, figures=kept)
+        self.checkpoints.save_best(self.network, progress)
+        return progress
+
+    def _with_best(self, progress: Progress) -> Progress:
+        """The same with the best weights that are whole: where the best are damaged, those before them, or where none
+        are left, those that are to be validated next.
+        """
+        if progress.best is None:
+            return progress
+        kept = self.checkpoints.best()
+        if kept is not None:
+            return replace(progress, best=kept.best, figures=kept.figures)
+        if self.ranks.is_main:
+            warnings.warn(
+                f"no best weights are left of the steps before; the best are chosen from step {progress.step} on",
+                stacklevel=2,
+            )
+        return replace(progress, validated=-1, best=None)
 
     def _finish(self, progress: Progress) -> SteerModel:
         if progress.best is not None:

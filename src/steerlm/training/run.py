@@ -35,6 +35,7 @@ from steerlm.training.corpus import TrainingData, training_data
 from steerlm.training.loop import train
 from steerlm.training.output import CHECKPOINTS, is_finished, require_replaceable, sole_writer
 from steerlm.training.policy import PolicyTask
+from steerlm.training.stopping import stop_at_once
 from steerlm.training.survey import Survey
 from steerlm.training.task import Task
 
@@ -86,6 +87,9 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
     ranks = Ranks.start(settings.device, settings.tensor_parallel)
     keep_freed_memory()
     with contextlib.closing(ranks), contextlib.ExitStack() as opened:
+        # The others may wait for the main process, where no handler of ours is called; they end as ever.
+        if ranks.is_main:
+            opened.enter_context(stop_at_once())
         require_possible(settings, ranks.device, ranks.world)
         data = opened.enter_context(training_data(settings, schema))
         whole, schema = schema, schema_of_labels(settings, schema, data.survey)

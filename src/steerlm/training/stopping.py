@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+from steerlm.errors import StoppedError
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -38,3 +42,31 @@ class StopRequest:
     def _restore(self) -> None:
         while self._before:
             signal.signal(*self._before.popitem())
+
+
+class _TerminatedInterrupt(BaseException):
+    """SIGTERM, as KeyboardInterrupt is SIGINT: nobody takes it for an error of their own."""
+
+
+@contextmanager
+def stop_at_once() -> Iterator[None]:
+    """While the block runs, which has nothing to save, SIGTERM ends it with `StoppedError`, as Ctrl-C does with
+    `KeyboardInterrupt`; a `StopRequest` within it goes before.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise _TerminatedInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except _TerminatedInterrupt:
+        raise StoppedError(
+            "stopped outside of the training's steps, with nothing more to save; run the same command again to go on",
+            signal.SIGTERM,
+        ) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)

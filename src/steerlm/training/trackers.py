@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from steerlm.errors import ConfigError
+from steerlm.files import write_text
 
 _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
+_ID = "track_id.txt"
 
 
 class Dashboard(Protocol):
@@ -23,7 +25,8 @@ class Dashboard(Protocol):
 
 class _TensorBoard:
     def __init__(self, module: Any, folder: Path, resume_at: int | None) -> None:
-        purge = None if resume_at is None else resume_at + 1
+        # What is shown of these steps is of a run before, or of what came after the checkpoint.
+        purge = 0 if resume_at is None else resume_at + 1
         self._writer = module.SummaryWriter(folder / "tensorboard", purge_step=purge)
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
@@ -35,10 +38,16 @@ class _TensorBoard:
 
 
 class _Run:
-    """wandb and trackio have the same few functions. A resumed run goes on under its name."""
+    """wandb and trackio have the same few functions. A resumed run goes on as what it was, and one that starts is new,
+    even in the same folder; runs of the same name in other folders are others.
+    """
 
-    def __init__(self, module: Any, folder: Path, resume_at: int | None) -> None:
-        self._run = module.init(project="steerlm", name=folder.name, resume="allow", **_identity(module, folder))
+    def __init__(self, module: Any, folder: Path, resume_at: int | None, settings: Mapping[str, Any]) -> None:
+        number = _number(folder, resume_at)
+        name = f"{folder.name}-{number}"
+        # trackio knows runs by their names alone.
+        own = {"name": folder.name, "id": name, "dir": str(folder)} if module.__name__ == "wandb" else {"name": name}
+        self._run = module.init(project="steerlm", resume="allow", config=dict(settings), **own)
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         self._run.log(dict(figures), step=step)
@@ -47,21 +56,26 @@ class _Run:
         self._run.finish()
 
 
-def _identity(module: Any, folder: Path) -> dict[str, Any]:
-    if module.__name__ != "wandb":
-        return {}
-    place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
-    return {"id": f"{folder.name}-{place}", "dir": str(folder)}
+def _number(folder: Path, resume_at: int | None) -> str:
+    """What tells the run in a folder from all others; kept in it."""
+    file = folder / _ID
+    if resume_at is None or not file.is_file():
+        write_text(file, secrets.token_hex(4) + "\n")
+    return file.read_text(encoding="utf-8").strip()
 
 
-def open_dashboards(names: Sequence[str], folder: Path, resume_at: int | None = None) -> list[Dashboard]:
-    """Start the dashboards for the run in `folder`, which goes on after step `resume_at`.
+def open_dashboards(
+    names: Sequence[str], folder: Path, resume_at: int | None = None, settings: Mapping[str, Any] | None = None
+) -> list[Dashboard]:
+    """Start the dashboards for the run in `folder`, which goes on after step `resume_at`, or starts without one.
 
-    Raises `ConfigError` where one is not installed.
+    `settings` are shown beside its curves. Raises `ConfigError` where a dashboard is not installed.
     """
-    modules = require_dashboards(names)
     return [
-        (_TensorBoard if name == "tensorboard" else _Run)(module, folder, resume_at) for name, module in modules.items()
+        _TensorBoard(module, folder, resume_at)
+        if name == "tensorboard"
+        else _Run(module, folder, resume_at, settings or {})
+        for name, module in require_dashboards(names).items()
     ]
 
 

@@ -188,10 +188,11 @@ def test_product_rate(policy: SteerModel) -> None:
 
 def test_comparison() -> None:
     """Ours took the median of 2, 4 and 9 seconds for 80 operations on a machine of 40 a second; TRL took 12 s."""
-    ours = [Run(seconds + 1, seconds, 3, 3, 100, 100, 1.0, 50, 10) for seconds in (9.0, 2.0, 4.0)]
-    trl = [Run(13.0, 12.0, 3, 3, 150, 200, 1.0, 200, 10)]
+    ours = [Run(seconds + 1, seconds, 1.0, 3, 3, 100, 100, 1.0, 50, 10) for seconds in (9.0, 2.0, 4.0)]
+    trl = [Run(13.0, 12.0, 1.0, 3, 3, 150, 200, 1.0, 200, 10)]
     figures = {"threads": {"tokens": 150}, "flops": {"total": 80}}
     record = compared({"steerlm": ours, "trl": trl}, figures, [{"best": 40.0}, {"best": 30.0}])
     assert record["trl"]["times_our_seconds"] == 3.0
     assert record["trl"]["our_share_of_its_memory"] == 0.25
     assert record["steerlm"]["share_of_product_rate"] == 0.5
+    assert (record["steerlm"]["fill"], record["trl"]["fill"]) == (1.0, 0.75)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from processes import launch
 from steerlm.cli.main import run
 from steerlm.cli.train import _deafness
 from steerlm.conversation import Conversation, Message
@@ -21,6 +22,7 @@ from steerlm.training.output import sole_writer
 from steerlm.training.run import train_attribute_model, train_policy
 from tiny import TOKENIZERS, save_base
 from tiny_judge import random_trees
+from tiny_runs import train_on_ranks
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,7 @@ def assert_told(found: DryRun, out: Path) -> None:
     assert found.packs == sum(step["packs"] for step in steps)
     assert found.report.tokens == sum(step["tokens"] for step in steps)
     assert found.fill == pytest.approx(found.report.tokens / (found.packs * 192))
+    assert all(step["fill"] == step["tokens"] / (step["packs"] * 192) for step in steps)
     assert found.conversations == lines(out, "start")[0]["conversations"]
     assert found.conversations + found.held_out == 40
 
@@ -69,6 +72,28 @@ def test_a_dry_run_of_an_attribute_model_counts_what_the_training_does(folder: P
     train_attribute_model(settings)
     assert_told(found, tmp_path / "out")
     assert found.trained == found.report.responses
+
+
+def test_a_dry_run_for_many_processes_counts_what_they_do_and_one_of_them_tells(
+    command: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, alone, _ = command("--dry-run")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert command("--dry-run")[:2] == (0, "")
+    monkeypatch.setenv("RANK", "0")
+    _, out, _ = command("--dry-run")
+    assert "GiB in each of 2 processes" in out
+
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    plain = {"contrast": 0.0, "label_dropout": 0.0, "validation_fraction": 0.1}
+    launch(2, train_on_ranks, folder, "policy", "two", {**values(folder, out=folder / "two"), **plain})
+    packs = sum(step["packs"] for step in lines(folder / "two", "train"))
+    assert re.search(rf"^packs +{packs} an epoch", out, re.MULTILINE)
+    assert not re.search(rf"^packs +{packs} an epoch", alone, re.MULTILINE)
+    settings = PolicySettings(**values(folder, out=tmp_path / "out", labels="ratings-first"))
+    one, two = (dry_run(settings, world=world).memory for world in (1, 2))
+    assert two.weights == pytest.approx(one.weights / 2, rel=0.01)
 
 
 def test_steps_of_many_epochs_and_at_most_so_many(folder: Path, tmp_path: Path) -> None:

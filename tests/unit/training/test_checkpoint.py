@@ -204,22 +204,35 @@ def test_a_damaged_one_does_not_outlive_a_good_one(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000002", "step-00000004"]
 
 
-def test_the_best_weights_are_kept_and_restored(tmp_path: Path) -> None:
+def test_the_best_weights_are_kept_and_restored_and_where_damaged_those_before_them(tmp_path: Path) -> None:
     training = Training(tmp_path)
-    training.checkpoints.load_best(training.network)
-    for _ in range(2):
+    assert training.checkpoints.best() is None
+    best = {}
+    for step in (1, 2, 3):
         training.step()
-        training.checkpoints.save_best(training.network)
-    best = training.state()
+        training.checkpoints.save_best(training.network, Progress(step, best=1 / step, figures={"loss": 1 / step}))
+        best[step] = training.state()
     for step in (3, 4, 5):
         training.step()
         training.save(step)
-    assert names(tmp_path) == ["best", "step-00000004", "step-00000005"]
-    training.checkpoints.load_best(training.network)
-    assert equal(training.state(), best)
-    truncate(tmp_path / "best")
-    with pytest.raises(TrainingError, match=r"best, the best weights of the run, is damaged: .* bytes; train again"):
+    assert names(tmp_path) == ["best-00000002", "best-00000003", "step-00000004", "step-00000005"]
+
+    def restored() -> int:
+        found = training.checkpoints.best()
+        assert found is not None
+        assert found.figures == {"loss": found.best}
         training.checkpoints.load_best(training.network)
+        assert equal(training.state(), best[found.step])
+        return found.step
+
+    assert restored() == 3
+    truncate(tmp_path / "best-00000003")
+    with pytest.warns(UserWarning, match=r"best-00000003 is damaged \(.* bytes\); going on from the one before it"):
+        assert restored() == 2
+    assert restored() == 2  # and nothing is said of it again
+    flip(tmp_path / "best-00000002")
+    with pytest.warns(UserWarning, match="best-00000002 is damaged"):
+        assert training.checkpoints.best() is None
 
 
 @pytest.fixture(scope="module")

@@ -174,3 +174,14 @@ def test_a_flag_is_judged_together_with_its_recipe(recipe: Any) -> None:
         PolicySettings(context=4096).require_consistent()
     with pytest.raises(ConfigError, match="packed with its foil"):
         PolicySettings(contrast=0.5, context=1024, pack_tokens=1500).require_consistent()
+
+
+def test_none_unsets_what_is_optional(recipe: Any) -> None:
+    """From flags, over a recipe; what has a `none` of its own keeps it."""
+    path = recipe("best_by: loss\nlora_rank: 8\nquantize: 4bit\nsystem: Be kind.\nmax_steps: 3\n")
+    flags = {"best_by": "none", "lora_rank": "none", "quantize": "none", "system": "none", "max_steps": "none"}
+    found = load_settings(AttributeSettings, path, {**flags, "base": "none"})
+    assert (found.best_by, found.lora_rank, found.system, found.max_steps) == (None, None, None, None)
+    assert (found.quantize, found.base) == ("none", "none")
+    with pytest.raises(ConfigError, match="context"):
+        load_settings(AttributeSettings, path, {"context": "none"})

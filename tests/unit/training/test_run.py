@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import shutil
@@ -17,10 +18,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from benchmarks.measure import PassLengths
 from steerlm.attributes import STEERLM
-from steerlm.errors import ConfigError, TrainingError
+from steerlm.errors import ConfigError, StoppedError, TrainingError
 from steerlm.models.directory import ModelInfo
 from steerlm.models.load import TEMPORARY, SteerModel, load_model
-from steerlm.training import checkpoint, loop
+from steerlm.training import checkpoint, loop, run
+from steerlm.training.checkpoint import Checkpoints
 from steerlm.training.run import _base_state
 from tiny_lora import KINDS, logits, save_lora_base, train_lora
 from tiny_runs import prepare, stop_on_ranks, train
@@ -119,6 +121,34 @@ def test_a_signal_while_the_model_is_saved_does_not_keep_it_from_being_saved(
     weights = train(tmp_path, "policy", "out", max_steps=1)
     saved = load_model(tmp_path / "out", "policy").network.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in saved.items())
+
+
+@pytest.mark.usefixtures("sigterm_fails")
+@pytest.mark.parametrize(
+    ("owner", "name"), [(run, "training_data"), (run, "make_model"), (Checkpoints, "resume"), (run, "refresh_card")]
+)
+def test_a_signal_outside_of_the_steps_ends_the_run_with_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+) -> None:
+    """Though what it meets takes any error for one of its own."""
+    prepare(tmp_path)
+    changes = {"max_steps": 3}
+    whole = train(tmp_path, "policy", "whole", **changes)
+    assert "stopped after step 2" in stop_on_ranks(tmp_path, "policy", "out", changes, 2)
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def signalled(*arguments: Any, **keywords: Any) -> Any:
+        with contextlib.suppress(Exception):
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, signalled)
+        with pytest.raises(StoppedError, match=r"^stopped outside of .*; run the same command again to go on$") as told:
+            train(tmp_path, "policy", "out", **changes)
+    assert told.value.signal == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == handler
+    found = train(tmp_path, "policy", "out", **changes)
+    assert all(torch.equal(whole[key], value) for key, value in found.items())
 
 
 def test_a_run_that_died_while_it_saved_its_model_takes_no_step_again(
