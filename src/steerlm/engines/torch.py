@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionCacheLa
 from steerlm.engines.base import Request
 from steerlm.engines.choosing import Chooser, choose
 from steerlm.engines.make import MAX_BATCH
-from steerlm.engines.prefixes import Known, Part, share
+from steerlm.engines.prefixes import Known, Part, in_turn, share
 from steerlm.engines.runner import Runner, Token
 from steerlm.engines.states import States, beginning, copied, row_states, stack
 from steerlm.errors import ModelError
@@ -62,8 +62,7 @@ class TorchCore:
         self._stop_ids = model.renderer.stop_ids
         self._max_batch = max_batch
         self._chunk = chunk
-        self._kept_tokens = kept_tokens
-        self._known_states: Known[States] = Known()
+        self._known_states: Known[States] = Known(kept_tokens)
         self._known: dict[int, _Answer] = {}
         self._waiting: list[_Answer] = []
         self._starting: list[_Answer] = []
@@ -95,10 +94,8 @@ class TorchCore:
 
     def _keep(self, ids: Sequence[int], states: States) -> None:
         """Let later prompts that begin with `ids` go on from them."""
-        if len(ids) <= self._kept_tokens and not self._known_states.holds(ids):
+        if len(ids) <= self._known_states.most and not self._known_states.holds(ids):
             self._known_states.put(ids, copied(states))
-            while self._known_states.tokens > self._kept_tokens:
-                self._known_states.pop()
 
     @torch.inference_mode()
     def step(self) -> list[Token]:
@@ -205,9 +202,8 @@ class TorchCore:
         """How many tokens of which parts to compute now."""
         chunks: dict[Part[States], int] = {}
         room = self._chunk
-        for part in (part.next() for answer in self._starting for part in answer.parts if not part.finished):
-            if part in chunks:
-                continue
+        parts = (part.next() for answer in self._starting for part in answer.parts if not part.finished)
+        for part in in_turn(dict.fromkeys(parts), self._known_states):
             if not part.done and part.start(self._known_states) and part.states is not None:
                 part.states = beginning(part.states, part.done)
             size = min(len(part.ids) - part.done, room)
@@ -229,6 +225,8 @@ class TorchCore:
         logits_BV = torch.stack([row for answer in begun for row in answer.logits if row is not None])
         for answer in begun:
             answer.logits = []
+            for part in answer.parts:
+                self._keep(part.ids, part.states or ())
         return _chosen(begun, logits_BV)
 
 

@@ -13,6 +13,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from steerlm.attributes import STEERLM
 from steerlm.engines import Guidance, Piece, Request, Sampling, TorchEngine, batch, complete, stream
+from steerlm.engines.runner import Core, Token
+from steerlm.engines.torch import TorchCore
 from steerlm.errors import ConfigError, SteerLMError
 from steerlm.models.load import SteerModel, load_model, new_model
 from steerlm.steering import asked_values, prompt_ids
@@ -157,6 +159,35 @@ def test_what_prompts_begin_with_is_computed_once(policy: SteerModel) -> None:
     assert sorted(piece.cached for piece in pieces if piece.finish) == [0] + [200] * 9
     for number, answer in enumerate(alone):
         assert tuple(piece.token for piece in pieces if piece.request == number) == answer.tokens
+
+
+def test_what_prompts_submitted_apart_begin_with_is_computed_once(policy: SteerModel) -> None:
+    """Three come together, each on its own; one comes while they are answered."""
+    talk = [5 + k % 40 for k in range(200)]
+    requests = batch([[*talk, 60 + level, 7] for level in range(4)], Sampling(max_tokens=4, min_tokens=4))
+    alone = [complete(TorchEngine(policy), [request])[0].tokens for request in requests]
+    for kept, cached, prompts in ((1000, [0, 200, 200, 200], 202 + 3 * 2), (100, [0] * 4, 4 * 202)):
+        counted = Counted(policy.network)
+        core = TorchCore(policy, max_batch=8, kept_tokens=kept, chunk=256 if kept > 200 else 1024)
+        made = answers_of(core, requests)
+        assert [tokens[0].cached for tokens in made] == cached
+        assert [tuple(token.token for token in tokens) for tokens in made] == alone
+        assert counted.tokens == prompts + 4 * 3
+
+
+def answers_of(core: Core, requests: list[Request]) -> list[list[Token]]:
+    """Each is added by itself: all but the last before the first step, the last when the first has a token."""
+    made: list[list[Token]] = [[] for _ in requests]
+    for key, request in enumerate(requests[:-1]):
+        core.add([(key, request)])
+    while any(len(tokens) < request.sampling.max_tokens for tokens, request in zip(made, requests, strict=True)):
+        for token in core.step():
+            made[token.key].append(token)
+            if len(made[token.key]) == requests[token.key].sampling.max_tokens:
+                core.drop(token.key)
+            if token.key == 0 and len(made[0]) == 1:
+                core.add([(len(requests) - 1, requests[-1])])
+    return made
 
 
 def test_the_next_turn_goes_on_from_the_last(policy: SteerModel) -> None:
