@@ -31,7 +31,7 @@ bf16 computes in bfloat16 with float16 weights. Those scores differ by 0.3, so t
 on CPUs that multiply bfloat16 natively, prompts take a quarter of the time and 32 answers at a time half of it.
 """
 CACHE_BYTES = 2 << 30
-"""Memory that OpenVINO's keys and values take at most, unless told otherwise."""
+"""Memory that keys and values take at most, unless told otherwise: of OpenVINO all, of torch on a CPU those kept."""
 MAX_BATCH = 64
 """Rows that are computed together unless told otherwise."""
 Say = Callable[[str], None]
@@ -54,12 +54,12 @@ def make_engine(
 
     `auto` is OpenVINO where it is installed, the device is the CPU and the model of a kind that it reads; else torch.
     `say` is told what takes its time, and why it is not OpenVINO that was taken.
-    `cache_bytes` is the memory for OpenVINO's keys and values, `CACHE_BYTES` where it is left open; `max_batch` is how
-    many rows are computed together here, of which a request has one, with guidance two.
+    `cache_bytes` is the memory for OpenVINO's keys and values, and for those that torch keeps, with each engine's own
+    default; `max_batch` is how many rows are computed together here, of which a request has one, with guidance two.
     Raises `ConfigError` for an engine that is not installed or does not go with device, precision or cache,
     `ModelError` for a model that it cannot use.
     """
-    _check_for_openvino(name, precision, cache_bytes)
+    _check_settings(name, precision, cache_bytes)
     if name == "upstream":
         if upstream is None:
             raise ConfigError("engine upstream needs the address of a server")
@@ -76,7 +76,7 @@ def make_engine(
     from steerlm.engines.torch import TorchEngine
     from steerlm.models.load import load_model
 
-    return TorchEngine(load_model(directory, "policy", chosen), max_batch)
+    return TorchEngine(load_model(directory, "policy", chosen), max_batch, cache_bytes)
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def engine_for(
     """
     from steerlm.engines.torch import TorchEngine
 
-    _check_for_openvino(name, precision, cache_bytes)
+    _check_settings(name, precision, cache_bytes)
     with ExitStack() as stack:
         engine: Engine | None = None
         if _is_for_openvino(name, model.device):
@@ -103,16 +103,16 @@ def engine_for(
                 directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="steerlm."))) / "model"
                 model.save(directory)
             engine = _openvino(Path(directory), model, name, precision, say, cache_bytes)
-        engine = engine or TorchEngine(model)
+        engine = engine or TorchEngine(model, cache_bytes=cache_bytes)
         stack.callback(engine.close)
         yield engine
 
 
-def _check_for_openvino(name: EngineName, precision: Precision, cache_bytes: int | None) -> None:
+def _check_settings(name: EngineName, precision: Precision, cache_bytes: int | None) -> None:
     if precision != "f32" and name in ("torch", "upstream"):
         raise ConfigError(f"precision {precision} is for engine openvino, not {name}; leave one of them out")
-    if cache_bytes is not None and name in ("torch", "upstream"):
-        raise ConfigError(f"the size of the cache is for engine openvino, not {name}; leave one of them out")
+    if cache_bytes is not None and name == "upstream":
+        raise ConfigError("the size of the cache is for engines that compute here, not upstream; leave one of them out")
 
 
 def _is_for_openvino(name: EngineName, device: torch.device) -> bool:

@@ -157,8 +157,8 @@ def test_the_cache_has_the_size_that_is_asked_for(directory: Path, rounded: Stee
     engine.close()
     with pytest.raises(ConfigError, match="too small to answer anything"):
         make_engine(directory, prompting, "openvino", "cpu", cache_bytes=1)
-    with pytest.raises(ConfigError, match="size of the cache is for engine openvino, not torch"):
-        make_engine(directory, prompting, "torch", "cpu", cache_bytes=1 << 20)
+    with pytest.raises(ConfigError, match="size of the cache is for engines that compute here, not upstream"):
+        make_engine(directory, prompting, "upstream", cache_bytes=1 << 20)
 
 
 @pytest.mark.parametrize(("name", "core"), [("openvino", OpenVinoCore), ("torch", TorchCore)])
