@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -35,8 +36,8 @@ CACHE_BYTES = 2 << 30
 MAX_BATCH = 64
 """Rows that are computed together unless told otherwise."""
 Say = Callable[[str], None]
-_LARGE = 1 << 30
-"""Bytes of weights whose conversion is worth more than one line."""
+_LONG = 3.0
+"""Seconds after which the conversion of weights is worth more than one line."""
 
 
 def make_engine(
@@ -139,7 +140,6 @@ def _openvino(
     """None where it is not asked for by name and cannot read the model."""
     from steerlm.engines.openvino import OpenVinoEngine
 
-    size = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
     try:
         engine = OpenVinoEngine(
             directory,
@@ -147,7 +147,7 @@ def _openvino(
             max_batch,
             precision=precision,
             cache_bytes=CACHE_BYTES if cache_bytes is None else cache_bytes,
-            progress=conversion_progress(say, size > _LARGE),
+            progress=conversion_progress(say),
         )
     except ModelError as error:
         if name == "openvino":
@@ -162,15 +162,20 @@ def _openvino(
     return engine
 
 
-def conversion_progress(say: Say, is_large: bool) -> Callable[[int, int], None]:
-    """Says that a model is being converted and, where that takes a while, each tenth of its tensors that is done."""
-    told = 0
+def conversion_progress(say: Say) -> Callable[[int, int], None]:
+    """Says that a model is being converted, where that takes a while each tenth of its tensors that is done, and that
+    OpenVINO goes on with them.
+    """
+    began, told = time.monotonic(), 0
 
     def progress(done: int, total: int) -> None:
         nonlocal told
         if done == 1:
             say("converting the model for OpenVINO, once")
-        if is_large and (tenths := 10 * done // total) > told:
+        tenths = 10 * done // total
+        if done == total:
+            say("the weights are converted; OpenVINO reads them and saves its own form")
+        elif tenths > told and time.monotonic() - began > _LONG:
             told = tenths
             say(f"{10 * tenths}% of the weights are converted")
 

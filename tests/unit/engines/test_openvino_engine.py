@@ -184,14 +184,21 @@ def test_as_many_rows_are_computed_together_as_asked_for(
         assert sum(made) == 12
 
 
-def test_how_far_a_conversion_is() -> None:
-    said: list[str] = []
-    for is_large in (False, True):
-        progress = conversion_progress(said.append, is_large)
+def test_how_far_a_conversion_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 25 tensors that take no time, or half a second each, so that a tenth is passed after three seconds."""
+    first, last = (
+        "converting the model for OpenVINO, once",
+        "the weights are converted; OpenVINO reads them and saves its own form",
+    )
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    for seconds, shares in ((0.0, []), (0.5, range(20, 91, 10))):
+        said: list[str] = []
+        progress = conversion_progress(said.append)
         for done in range(1, 26):
+            now += seconds
             progress(done, 25)
-    assert said[:2] == ["converting the model for OpenVINO, once"] * 2
-    assert said[2:] == [f"{share}% of the weights are converted" for share in range(10, 101, 10)]
+        assert said == [first, *(f"{share}% of the weights are converted" for share in shares), last]
 
 
 def test_it_is_converted_once(directory: Path, network: PagedNetwork) -> None:
