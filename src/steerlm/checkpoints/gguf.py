@@ -178,7 +178,7 @@ def _describe(writer: Any, source: _Source, name: str, quantization: Quantizatio
 
 def _add_rope(writer: Any, rope: dict[str, Any]) -> None:
     kind = rope.get("rope_type", "default")
-    known = {"rope_type", "rope_theta"} | {
+    known = {"rope_type", "rope_theta", "type"} | {  # "type" is what rope_type was called
         "linear": {"factor"},
         "yarn": {"factor", "original_max_position_embeddings"},
         "llama3": {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"},
@@ -231,10 +231,25 @@ def _pairs_adjacent(weight: NDArray[np.float32], heads: int) -> NDArray[np.float
 
 def _rope_divisors(config: PretrainedConfig) -> NDArray[np.float32]:
     """By how much Llama 3's scaling divides each rotary frequency."""
-    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-    exponents = torch.arange(0, _head_size(config), 2, dtype=torch.float32) / _head_size(config)
-    divisors: NDArray[np.float32] = (config.rope_parameters["rope_theta"] ** -exponents / scaled).numpy()
+    divisors: NDArray[np.float32] = (_unscaled(config) / rotary(config)[0]).numpy()
     return divisors
+
+
+def rotary(config: PretrainedConfig) -> tuple[Tensor, float]:
+    """By how much a position turns each pair of a head's dimensions, in radians [D/2], and what cosines and sines are
+    multiplied by.
+    """
+    kind = config.rope_parameters.get("rope_type", "default")
+    if kind == "default":
+        return _unscaled(config), 1.0
+    turns, scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
+    return turns, float(scale)
+
+
+def _unscaled(config: PretrainedConfig) -> Tensor:
+    exponents = torch.arange(0, _head_size(config), 2, dtype=torch.float32) / _head_size(config)
+    turns: Tensor = config.rope_parameters["rope_theta"] ** -exponents
+    return turns
 
 
 def _announce(writer: Any, item: _Item) -> None:

@@ -12,6 +12,7 @@ from rich.progress import Progress
 from steerlm.card import refresh_card
 from steerlm.checkpoints.gguf import Quantization, export_gguf
 from steerlm.checkpoints.huggingface import export_hf
+from steerlm.checkpoints.ollama import write_modelfile
 
 export_app = App(name="export", help="Write a trained model in another program's form.")
 
@@ -52,7 +53,8 @@ def export_gguf_command(
     steerlm export gguf runs/quickstart/policy --out policy.gguf
 
     The file has the weights, the tokenizer and the chat template of a Llama, Qwen2 or Qwen3 model; an adapter is
-    merged into its base model. A file that is there already is replaced.
+    merged into its base model. A Modelfile for Ollama, which does not use that template, is written beside it
+    (policy.Modelfile). Files that are there already are replaced.
 
     Parameters
     ----------
@@ -69,8 +71,11 @@ def export_gguf_command(
         written = export_gguf(
             model, out, quantization, lambda done, total: bar.update(task, completed=done, total=total)
         )
+    modelfile = write_modelfile(model, out)
     for warning in written.warnings:
         console.print(f"warning: {warning}", highlight=False, markup=False, style="yellow")
     console.print(
-        f"saved {written.tensors} tensors, {written.bytes / 1e6:,.1f} MB, to {out}", highlight=False, markup=False
+        f"saved {written.tensors} tensors, {written.bytes / 1e6:,.1f} MB, to {out}, and {modelfile.name} beside it",
+        highlight=False,
+        markup=False,
     )

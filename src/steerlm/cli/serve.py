@@ -74,8 +74,9 @@ def serve_command(
         What openvino computes in: f32, so that an answer does not depend on the load, or bf16, for twice the answers
         under load on CPUs that have it, which may then change with the load, even with a seed.
     cache_gb
-        Memory in GiB for what openvino remembers of prompts and answers, those under way and those of earlier turns; 2
-        without it. Where it is less than the model's context takes, it bounds prompt and answer.
+        Memory in GiB for what is remembered of prompts and answers; 2 without it, for torch on a GPU a quarter of what
+        is free. Those under way count with openvino: where it is less than the model's context takes, it bounds prompt
+        and answer.
     upstream
         Address of a server that has the policy, such as http://localhost:8001 of vLLM; its key, if it wants one, is
         taken from the environment variable STEERLM_UPSTREAM_KEY.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -31,12 +32,12 @@ bf16 computes in bfloat16 with float16 weights. Those scores differ by 0.3, so t
 on CPUs that multiply bfloat16 natively, prompts take a quarter of the time and 32 answers at a time half of it.
 """
 CACHE_BYTES = 2 << 30
-"""Memory that OpenVINO's keys and values take at most, unless told otherwise."""
+"""Memory that keys and values take at most, unless told otherwise: of OpenVINO all, of torch on a CPU those kept."""
 MAX_BATCH = 64
 """Rows that are computed together unless told otherwise."""
 Say = Callable[[str], None]
-_LARGE = 1 << 30
-"""Bytes of weights whose conversion is worth more than one line."""
+_LONG = 3.0
+"""Seconds after which the conversion of weights is worth more than one line."""
 
 
 def make_engine(
@@ -54,12 +55,12 @@ def make_engine(
 
     `auto` is OpenVINO where it is installed, the device is the CPU and the model of a kind that it reads; else torch.
     `say` is told what takes its time, and why it is not OpenVINO that was taken.
-    `cache_bytes` is the memory for OpenVINO's keys and values, `CACHE_BYTES` where it is left open; `max_batch` is how
-    many rows are computed together here, of which a request has one, with guidance two.
+    `cache_bytes` is the memory for OpenVINO's keys and values, and for those that torch keeps, with each engine's own
+    default; `max_batch` is how many rows are computed together here, of which a request has one, with guidance two.
     Raises `ConfigError` for an engine that is not installed or does not go with device, precision or cache,
     `ModelError` for a model that it cannot use.
     """
-    _check_for_openvino(name, precision, cache_bytes)
+    _check_settings(name, precision, cache_bytes)
     if name == "upstream":
         if upstream is None:
             raise ConfigError("engine upstream needs the address of a server")
@@ -76,7 +77,7 @@ def make_engine(
     from steerlm.engines.torch import TorchEngine
     from steerlm.models.load import load_model
 
-    return TorchEngine(load_model(directory, "policy", chosen), max_batch)
+    return TorchEngine(load_model(directory, "policy", chosen), max_batch, cache_bytes)
 
 
 @contextmanager
@@ -95,7 +96,7 @@ def engine_for(
     """
     from steerlm.engines.torch import TorchEngine
 
-    _check_for_openvino(name, precision, cache_bytes)
+    _check_settings(name, precision, cache_bytes)
     with ExitStack() as stack:
         engine: Engine | None = None
         if _is_for_openvino(name, model.device):
@@ -103,16 +104,16 @@ def engine_for(
                 directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="steerlm."))) / "model"
                 model.save(directory)
             engine = _openvino(Path(directory), model, name, precision, say, cache_bytes)
-        engine = engine or TorchEngine(model)
+        engine = engine or TorchEngine(model, cache_bytes=cache_bytes)
         stack.callback(engine.close)
         yield engine
 
 
-def _check_for_openvino(name: EngineName, precision: Precision, cache_bytes: int | None) -> None:
+def _check_settings(name: EngineName, precision: Precision, cache_bytes: int | None) -> None:
     if precision != "f32" and name in ("torch", "upstream"):
         raise ConfigError(f"precision {precision} is for engine openvino, not {name}; leave one of them out")
-    if cache_bytes is not None and name in ("torch", "upstream"):
-        raise ConfigError(f"the size of the cache is for engine openvino, not {name}; leave one of them out")
+    if cache_bytes is not None and name == "upstream":
+        raise ConfigError("the size of the cache is for engines that compute here, not upstream; leave one of them out")
 
 
 def _is_for_openvino(name: EngineName, device: torch.device) -> bool:
@@ -139,7 +140,6 @@ def _openvino(
     """None where it is not asked for by name and cannot read the model."""
     from steerlm.engines.openvino import OpenVinoEngine
 
-    size = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
     try:
         engine = OpenVinoEngine(
             directory,
@@ -147,7 +147,7 @@ def _openvino(
             max_batch,
             precision=precision,
             cache_bytes=CACHE_BYTES if cache_bytes is None else cache_bytes,
-            progress=conversion_progress(say, size > _LARGE),
+            progress=conversion_progress(say),
         )
     except ModelError as error:
         if name == "openvino":
@@ -162,15 +162,20 @@ def _openvino(
     return engine
 
 
-def conversion_progress(say: Say, is_large: bool) -> Callable[[int, int], None]:
-    """Says that a model is being converted and, where that takes a while, each tenth of its tensors that is done."""
-    told = 0
+def conversion_progress(say: Say) -> Callable[[int, int], None]:
+    """Says that a model is being converted, where that takes a while each tenth of its tensors that is done, and that
+    OpenVINO goes on with them.
+    """
+    began, told = time.monotonic(), 0
 
     def progress(done: int, total: int) -> None:
         nonlocal told
         if done == 1:
             say("converting the model for OpenVINO, once")
-        if is_large and (tenths := 10 * done // total) > told:
+        tenths = 10 * done // total
+        if done == total:
+            say("the weights are converted; OpenVINO reads them and saves its own form")
+        elif tenths > told and time.monotonic() - began > _LONG:
             told = tenths
             say(f"{10 * tenths}% of the weights are converted")
 

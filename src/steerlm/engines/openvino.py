@@ -15,7 +15,7 @@ from steerlm.engines.blocks import BLOCK, Pool, Table, blocks_for
 from steerlm.engines.choosing import Chooser, Scores
 from steerlm.engines.make import CACHE_BYTES, MAX_BATCH, Precision
 from steerlm.engines.openvino_network import PagedNetwork, Progress, Row, prepared
-from steerlm.engines.prefixes import Known, Part, share
+from steerlm.engines.prefixes import Known, Part, in_turn, share
 from steerlm.engines.runner import Runner, Token
 from steerlm.errors import ConfigError
 from steerlm.models.prompting import Prompting, load_prompting
@@ -83,8 +83,13 @@ class OpenVinoCore:
         answer = self._answers.pop(key, None)
         for part in answer.parts if answer else ():
             ids = [*part.ids, *answer.chooser.made][: part.done] if answer else []
-            if part.states is not None and ids and not self._known.holds(ids):
-                self._known.put(ids, part.states)
+            if part.states is not None and ids:
+                self._keep(ids, part.states)
+
+    def _keep(self, ids: Sequence[int], table: Table) -> None:
+        """Let later prompts that begin with `ids` go on from them."""
+        if not self._known.holds(ids):
+            self._known.put(ids, table)
 
     def step(self) -> list[Token]:
         self._admit()
@@ -95,7 +100,7 @@ class OpenVinoCore:
                     work[part] = self._row(part, answer.chooser.made[-1:], wanted=True)
         room = max(self._chunk - len(work), 1)
         leaves = {part for answer in self._answers.values() for part in answer.parts}
-        for part in self._unfinished():
+        for part in in_turn(self._unfinished(), self._known):
             if not part.done:
                 self._start(part)
             ids = part.ids[part.done : part.done + room]
@@ -175,6 +180,9 @@ class OpenVinoCore:
     def _compute(self, work: dict[Part[Table], Row]) -> list[Token]:
         scores = iter(self._network.run(list(work.values())))
         found = {part: next(scores) for part, row in work.items() if row.wanted}
+        for part in work:
+            if part.finished and part.states is not None:
+                self._keep(part.ids, part.states)
         for answer in self._answers.values():
             answer.scores = [found.get(part, old) for part, old in zip(answer.parts, answer.scores, strict=True)]
         return [self._chosen(answer) for answer in self._answers.values() if self._is_ready(answer)]

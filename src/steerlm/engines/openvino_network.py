@@ -8,6 +8,7 @@ Shapes: N tokens of all rows of a step, K of them whose scores are wanted, V voc
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -19,24 +20,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import gguf
 import numpy as np
 import openvino as ov
 import openvino_genai
 from numpy.typing import NDArray
 from openvino import opset13
 from openvino._offline_transformations import paged_attention_transformation
+from transformers import AutoConfig, PretrainedConfig
 
-from steerlm.checkpoints.gguf import Quantization, export_gguf
+from steerlm.checkpoints.gguf import Quantization, export_gguf, rotary
 from steerlm.engines.make import Precision
 from steerlm.errors import ModelError
 from steerlm.files import write_json
-from steerlm.models.base import cache_dir
+from steerlm.models.base import cache_dir, loading, resolve
 from steerlm.models.directory import ModelInfo
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
-_FORMAT = 1
+_FORMAT = 2
 _FOLDER = "openvino"
 _NETWORK, _FACTS = "openvino_model.xml", "facts.json"
 _FORMS: dict[Precision, Quantization] = {"f32": "q8_0", "bf16": "f16"}
@@ -59,8 +60,9 @@ class PagedNetwork:
     """
 
     def __init__(self, folder: Path, cache_bytes: int, precision: Precision = "f32") -> None:
-        self.context = int(json.loads((folder / _FACTS).read_text(encoding="utf-8"))["context"])
-        compiled = _in_a_thread(partial(_compiled, folder, precision))
+        facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+        self.context = int(facts["context"])
+        compiled = _in_a_thread(partial(_compiled, folder, precision, facts["turns"], facts["scale"]))
         self.vocabulary = compiled.output(0).get_partial_shape()[-1].get_length()
         self._request = compiled.create_infer_request()
         ports = [port for port in compiled.inputs if "_cache." in port.get_any_name()]
@@ -104,10 +106,11 @@ class PagedNetwork:
         self._request.set_tensor(name, ov.Tensor(np.array(values, dtype=kind)))
 
 
-def _compiled(folder: Path, precision: Precision) -> Any:
+def _compiled(folder: Path, precision: Precision, turns: Sequence[float], scale: float) -> Any:
     core = ov.Core()
     try:
         model = core.read_model(folder / _NETWORK)
+        _turn(model, turns, scale)
         paged_attention_transformation(model)
         _score_some(model)
         return core.compile_model(
@@ -132,6 +135,26 @@ def _in_a_thread(work: Callable[[], T]) -> T:
         return pool.submit(work).result()
 
 
+def _turn(model: Any, turns: Sequence[float], scale: float) -> None:
+    """Give the network its rotary embeddings (see `rotary`), whose scaling GenAI's reader passes over."""
+    found = [node for node in model.get_ops() if node.get_type_name() in ("Cos", "Sin")]
+    if not found:
+        raise RuntimeError("it has no rotary embeddings")
+    ours = opset13.constant(np.array(turns, dtype=np.float32)[None, :, None])
+    for node in found:
+        product = node
+        while product.get_type_name() != "MatMul":
+            product = product.input_value(0).get_node()
+        theirs = product.input_value(0).get_node().input_value(0)
+        if theirs.get_partial_shape() != ours.output(0).get_partial_shape():
+            raise RuntimeError("its rotary embeddings are not where they were expected")
+        theirs.replace(ours.output(0))
+        users = node.output(0).get_target_inputs()
+        scaled = opset13.multiply(node, np.float32(scale))
+        for user in users:
+            user.replace_source_output(scaled.output(0))
+
+
 def _score_some(model: Any) -> None:
     """Give the network an input `scored`: the places of the tokens whose scores are wanted. The others cost nothing."""
     product = model.outputs[0].get_node().input_value(0).get_node()
@@ -153,8 +176,13 @@ def prepared(directory: Path, precision: Precision = "f32", progress: Progress |
     Raises `ModelError` for architectures that GGUF files are not written of, or OpenVINO does not read.
     """
     info = ModelInfo.load(directory, "policy")
+    config = _config(directory, info)
     form = _FORMS[precision]
-    name = f"{info.fingerprint}-{form}-{_FORMAT}"
+    # What may change in config.json without the weights, such as scaling for a longer context.
+    settings = [_FORMAT, *(getattr(config, name, None) for name in ("max_position_embeddings", "rope_parameters"))]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    kind = f"{info.fingerprint}-{digest}"
+    name = f"{kind}-{form}"
     own = directory / _FOLDER
     places = [own, cache_dir() / _FOLDER]
     for place in places:
@@ -165,10 +193,10 @@ def prepared(directory: Path, precision: Precision = "f32", progress: Progress |
         raise ModelError(f"neither {places[0]} nor {places[1]} can be written, where OpenVINO's form of the model goes")
     place = writable[0]
     with tempfile.TemporaryDirectory(dir=place, prefix=".", ignore_cleanup_errors=True) as temporary:
-        _convert(directory, Path(temporary), form, progress)
+        _convert(directory, config, Path(temporary), form, progress)
         if place == own:
             for other in place.iterdir():
-                if not other.name.startswith((".", info.fingerprint)):  # of weights that were here before
+                if not other.name.startswith((".", kind)):  # of weights or settings that were here before
                     shutil.rmtree(other, ignore_errors=True)
         with suppress(OSError):  # another process was first
             Path(temporary).rename(place / name)
@@ -184,21 +212,28 @@ def _is_writable(place: Path) -> bool:
         return False
 
 
-def _convert(directory: Path, out: Path, form: Quantization, progress: Progress | None) -> None:
+def _config(directory: Path, info: ModelInfo) -> PretrainedConfig:
+    source = resolve(info.base.name) if info.base else directory
+    with loading(source):
+        config: PretrainedConfig = AutoConfig.from_pretrained(source)
+    if getattr(config, "attention_bias", False):
+        raise ModelError(f"{directory} has biases in its attention, which OpenVINO's reader of GGUF files gets wrong")
+    return config
+
+
+def _convert(
+    directory: Path, config: PretrainedConfig, out: Path, form: Quantization, progress: Progress | None
+) -> None:
     file = out / "model.gguf"
     export_gguf(directory, file, form, progress)
-    context = next(
-        int(field.contents())
-        for name, field in gguf.GGUFReader(file).fields.items()
-        if name.endswith(".context_length")
-    )
     try:
         _in_a_thread(partial(_save_network, file))
     except RuntimeError as error:
         raise ModelError(f"{directory}: OpenVINO cannot read this model: {str(error).splitlines()[-1]}") from error
     for left_over in (file, *out.glob("openvino_*tokenizer.*")):
         left_over.unlink()
-    write_json(out / _FACTS, {"context": context})
+    turns, scale = rotary(config)
+    write_json(out / _FACTS, {"context": config.max_position_embeddings, "turns": turns.tolist(), "scale": scale})
     out.chmod(0o755)
 
 

@@ -1,9 +1,12 @@
-"""Which tokens to compute once: what prompts submitted together begin with, and what was computed before."""
+"""Which tokens to compute once: what prompts begin with, be they submitted together or apart, and what was computed
+before.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Generic, TypeVar
@@ -87,9 +90,13 @@ def share(prompts: Sequence[tuple[int, ...]]) -> list[Part[S]]:
 
 
 class Known(Generic[S]):
-    """What was computed for earlier sequences of ids, to be taken up again; the least recently used comes first."""
+    """What was computed for earlier sequences of ids, to be taken up again; the least recently used comes first.
 
-    def __init__(self) -> None:
+    most    tokens of all of them together, beyond which the first are forgotten
+    """
+
+    def __init__(self, most: float = math.inf) -> None:
+        self.most = most
         self._entries: OrderedDict[int, tuple[Ids, S]] = OrderedDict()
         self._next = 0
         self.tokens = 0
@@ -104,13 +111,17 @@ class Known(Generic[S]):
         return any(_shared(wanted, known) == len(wanted) for known, _ in self._entries.values())
 
     def put(self, ids: Sequence[int], states: S) -> list[S]:
-        """Note a sequence; returns the states of those that it goes on from, which are forgotten."""
+        """Note a sequence; returns the states of those that are forgotten for it: what it goes on from, and the first
+        of all where there are too many.
+        """
         known = np.asarray(ids, dtype=np.int64)
         shorter = [name for name, (other, _) in self._entries.items() if _shared(known, other) == len(other)]
         forgotten = [self._forget(name) for name in shorter]
         self._entries[self._next] = (known, states)
         self._next += 1
         self.tokens += len(known)
+        while self.tokens > self.most:
+            forgotten.append(self.pop())
         return forgotten
 
     def longest(self, ids: Sequence[int]) -> tuple[int, S | None]:
@@ -131,6 +142,29 @@ class Known(Generic[S]):
         ids, states = self._entries.pop(name)
         self.tokens -= len(ids)
         return states
+
+
+def in_turn(parts: Iterable[Part[S]], known: Known[S]) -> Iterator[Part[S]]:
+    """The parts to compute now, in their order: not those that will have more to go on from, when one before them is
+    computed, than they have now.
+    """
+    ahead: list[Part[S]] = []
+    for part in parts:
+        if part.done or not _gains(part, ahead, known):
+            yield part
+        if len(part.ids) <= known.most:
+            ahead.append(part)
+
+
+def _gains(part: Part[S], ahead: Sequence[Part[S]], known: Known[S]) -> bool:
+    similar = [other for other in ahead if other.ids[:_WORTH] == part.ids[:_WORTH]]
+    if not similar:
+        return False
+    have = max(known.longest(part.ids)[0], len(part.parent.ids) if part.parent else 0)
+    worth = have + _WORTH
+    return worth < len(part.ids) and any(
+        other.ids[have:worth] == part.ids[have:worth] and other.ids[:have] == part.ids[:have] for other in similar
+    )
 
 
 def _shared(one: Ids, other: Ids) -> int:

@@ -90,6 +90,11 @@ def length(states: States) -> int:
     return states[0][0].shape[-2] if states else 0
 
 
+def token_bytes(states: States) -> int:
+    """Bytes that the states of one token take."""
+    return sum(keys.nbytes + values.nbytes for keys, values in states) // length(states)
+
+
 def beginning(states: States, size: int) -> States:
     """The states of the first tokens, as a view."""
     return tuple((keys[:, :size], values[:, :size]) for keys, values in states)

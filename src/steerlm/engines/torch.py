@@ -15,10 +15,10 @@ from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionCacheLa
 
 from steerlm.engines.base import Request
 from steerlm.engines.choosing import Chooser, choose
-from steerlm.engines.make import MAX_BATCH
-from steerlm.engines.prefixes import Known, Part, share
+from steerlm.engines.make import CACHE_BYTES, MAX_BATCH
+from steerlm.engines.prefixes import Known, Part, in_turn, share
 from steerlm.engines.runner import Runner, Token
-from steerlm.engines.states import States, beginning, copied, row_states, stack
+from steerlm.engines.states import States, beginning, copied, row_states, stack, token_bytes
 from steerlm.errors import ModelError
 from steerlm.models.base import embedding_weight
 from steerlm.models.load import SteerModel
@@ -46,7 +46,7 @@ class TorchCore:
     are padding for everyone are gone.
     """
 
-    def __init__(self, model: SteerModel, max_batch: int, kept_tokens: int, chunk: int) -> None:
+    def __init__(self, model: SteerModel, max_batch: int, cache_bytes: int, chunk: int) -> None:
         config = model.network.config.get_text_config()
         layers = DynamicCache(config=config).layers
         if any(
@@ -62,7 +62,7 @@ class TorchCore:
         self._stop_ids = model.renderer.stop_ids
         self._max_batch = max_batch
         self._chunk = chunk
-        self._kept_tokens = kept_tokens
+        self._cache_bytes = cache_bytes
         self._known_states: Known[States] = Known()
         self._known: dict[int, _Answer] = {}
         self._waiting: list[_Answer] = []
@@ -95,10 +95,9 @@ class TorchCore:
 
     def _keep(self, ids: Sequence[int], states: States) -> None:
         """Let later prompts that begin with `ids` go on from them."""
-        if len(ids) <= self._kept_tokens and not self._known_states.holds(ids):
+        self._known_states.most = self._cache_bytes // token_bytes(states)
+        if len(ids) <= self._known_states.most and not self._known_states.holds(ids):
             self._known_states.put(ids, copied(states))
-            while self._known_states.tokens > self._kept_tokens:
-                self._known_states.pop()
 
     @torch.inference_mode()
     def step(self) -> list[Token]:
@@ -205,9 +204,8 @@ class TorchCore:
         """How many tokens of which parts to compute now."""
         chunks: dict[Part[States], int] = {}
         room = self._chunk
-        for part in (part.next() for answer in self._starting for part in answer.parts if not part.finished):
-            if part in chunks:
-                continue
+        parts = (part.next() for answer in self._starting for part in answer.parts if not part.finished)
+        for part in in_turn(dict.fromkeys(parts), self._known_states):
             if not part.done and part.start(self._known_states) and part.states is not None:
                 part.states = beginning(part.states, part.done)
             size = min(len(part.ids) - part.done, room)
@@ -229,6 +227,8 @@ class TorchCore:
         logits_BV = torch.stack([row for answer in begun for row in answer.logits if row is not None])
         for answer in begun:
             answer.logits = []
+            for part in answer.parts:
+                self._keep(part.ids, part.states or ())
         return _chosen(begun, logits_BV)
 
 
@@ -245,12 +245,20 @@ class TorchEngine(Runner):
     """See `steerlm.engines.base.Engine`.
 
     max_batch     rows computed together; further requests wait
-    kept_tokens   tokens of ended answers and their prompts whose states are kept, for the next turn to go on from
+    cache_bytes   most memory for states that are kept of prompts and ended answers, for others and the next turn to go
+                  on from; by default a quarter of what a GPU has free, elsewhere `CACHE_BYTES`
     chunk         tokens of prompts computed between two steps of answers under way; by default what suits the device
     """
 
     def __init__(
-        self, model: SteerModel, max_batch: int = MAX_BATCH, kept_tokens: int = 8192, chunk: int | None = None
+        self,
+        model: SteerModel,
+        max_batch: int = MAX_BATCH,
+        cache_bytes: int | None = None,
+        chunk: int | None = None,
     ) -> None:
+        if cache_bytes is None:
+            is_gpu = model.device.type == "cuda"
+            cache_bytes = torch.cuda.mem_get_info(model.device)[0] // 4 if is_gpu else CACHE_BYTES
         size = chunk or (512 if model.device.type == "cpu" else 4096)
-        super().__init__(TorchCore(model, max_batch, kept_tokens, size), model.renderer)
+        super().__init__(TorchCore(model, max_batch, cache_bytes, size), model.renderer)

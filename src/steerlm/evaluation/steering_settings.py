@@ -40,8 +40,9 @@ class SteeringSettings(Settings):
     precision: Precision = "f32"
     """What openvino computes in; bf16 is faster on CPUs that multiply bfloat16 natively."""
     cache_gb: Annotated[float, Field(gt=0, lt=1 << 20)] | None = None
-    """Memory in GiB for what openvino remembers of prompts and answers, those under way and those of earlier turns; 2
-    without it. Where it is less than the model's context takes, it bounds prompt and answer."""
+    """Memory in GiB for what is remembered of prompts and answers; 2 without it, for torch on a GPU a quarter of what
+    is free. Those under way count with openvino: where it is less than the model's context takes, it bounds prompt and
+    answer."""
     guidance: Annotated[float, Field(gt=0)] = 1.5
     """Strength of guidance; 1 is none."""
     draws: Annotated[int, Field(ge=2)] = 4

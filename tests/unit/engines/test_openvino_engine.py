@@ -157,8 +157,8 @@ def test_the_cache_has_the_size_that_is_asked_for(directory: Path, rounded: Stee
     engine.close()
     with pytest.raises(ConfigError, match="too small to answer anything"):
         make_engine(directory, prompting, "openvino", "cpu", cache_bytes=1)
-    with pytest.raises(ConfigError, match="size of the cache is for engine openvino, not torch"):
-        make_engine(directory, prompting, "torch", "cpu", cache_bytes=1 << 20)
+    with pytest.raises(ConfigError, match="size of the cache is for engines that compute here, not upstream"):
+        make_engine(directory, prompting, "upstream", cache_bytes=1 << 20)
 
 
 @pytest.mark.parametrize(("name", "core"), [("openvino", OpenVinoCore), ("torch", TorchCore)])
@@ -184,14 +184,21 @@ def test_as_many_rows_are_computed_together_as_asked_for(
         assert sum(made) == 12
 
 
-def test_how_far_a_conversion_is() -> None:
-    said: list[str] = []
-    for is_large in (False, True):
-        progress = conversion_progress(said.append, is_large)
+def test_how_far_a_conversion_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 25 tensors that take no time, or half a second each, so that a tenth is passed after three seconds."""
+    first, last = (
+        "converting the model for OpenVINO, once",
+        "the weights are converted; OpenVINO reads them and saves its own form",
+    )
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    for seconds, shares in ((0.0, []), (0.5, range(20, 91, 10))):
+        said: list[str] = []
+        progress = conversion_progress(said.append)
         for done in range(1, 26):
+            now += seconds
             progress(done, 25)
-    assert said[:2] == ["converting the model for OpenVINO, once"] * 2
-    assert said[2:] == [f"{share}% of the weights are converted" for share in range(10, 101, 10)]
+        assert said == [first, *(f"{share}% of the weights are converted" for share in shares), last]
 
 
 def test_it_is_converted_once(directory: Path, network: PagedNetwork) -> None:
@@ -264,6 +271,79 @@ def test_for_a_model_that_is_loaded(directory: Path) -> None:
         assert isinstance(engine, TorchEngine)
     with pytest.raises(ConfigError, match="precision bf16 is for"), engine_for(model, name="torch", precision="bf16"):
         pass
+
+
+ROTARY = {
+    "default": {"rope_type": "default"},
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "original_max_position_embeddings": 256,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "rotary"),
+    [*(("llama", kind) for kind in ROTARY), ("qwen2", "yarn"), ("qwen3", "default"), ("qwen3", "yarn")],
+)
+def test_architectures_and_rotary_embeddings(name: str, rotary: str, tmp_path: Path) -> None:
+    """Log-probabilities at positions up to 2,000 are those of transformers with the same rounded weights."""
+    model = saved(tmp_path, name, rope_parameters={"rope_theta": 10_000.0, **ROTARY[rotary]})
+    round_weights(model)
+    assert float(differences(model, tmp_path / "policy", "f32").max()) < 2e-3
+
+
+def test_far_positions_in_bfloat16(tmp_path: Path) -> None:
+    """Weights are stored in float16, rotary embeddings must not be."""
+    model = saved(tmp_path, "llama")
+    assert float(differences(model, tmp_path / "policy", "bf16").mean(dim=1).max()) < 0.1
+
+
+def differences(model: SteerModel, directory: Path, precision: Precision) -> torch.Tensor:
+    """Of log-probabilities of all tokens from those of a model, in nats, after every 50 of 2,000."""
+    ids = [5 + k * k % 400 for k in range(2000)]
+    with torch.no_grad():
+        expected_TV = model.network(torch.tensor([ids])).logits[0, 49::50].log_softmax(dim=-1)
+    network = PagedNetwork(prepared(directory, precision), 1 << 24, precision)
+    blocks = list(range(blocks_for(len(ids))))
+    rows = [Row(ids[past : past + 50], past, blocks, wanted=True) for past in range(0, 2000, 50)]
+    scores_TV = torch.stack([torch.from_numpy(network.run([row])[0].copy()) for row in rows])
+    return (scores_TV.log_softmax(dim=-1) - expected_TV).abs()
+
+
+def saved(folder: Path, name: str, **changes: Any) -> SteerModel:
+    save_base(folder / "base", TOKENIZERS["chatml"](), name, **{**SHAPE, **changes})
+    return new_model("policy", folder / "base", STEERLM).save(folder / "policy")
+
+
+def test_a_longer_context_needs_a_new_conversion(tmp_path: Path) -> None:
+    """Scaled rotary embeddings are switched on in config.json, as Qwen's documentation has it; the weights stay."""
+    saved(tmp_path, "qwen2")
+    before = prepared(tmp_path / "policy")
+    file = tmp_path / "policy" / "config.json"
+    rope = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048, "rope_theta": 10_000.0}
+    changes = {"rope_parameters": rope, "max_position_embeddings": 8192}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    after = prepared(tmp_path / "policy")
+    assert PagedNetwork(after, 1 << 20).context == 8192
+    assert not before.exists()
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_biases_that_its_reader_gets_wrong(name: str, tmp_path: Path) -> None:
+    saved(tmp_path, name, attention_bias=True)
+    prompting = load_prompting(tmp_path / "policy")
+    with pytest.raises(ModelError, match="biases in its attention"):
+        make_engine(tmp_path / "policy", prompting, "openvino", "cpu")
+    said: list[str] = []
+    with closing(make_engine(tmp_path / "policy", prompting, "auto", "cpu", say=said.append)) as engine:
+        assert isinstance(engine, TorchEngine)
+    assert "engine torch, not openvino" in said[0]
 
 
 _SIGNALLED = """

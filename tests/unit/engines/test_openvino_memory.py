@@ -38,6 +38,7 @@ class Blocks:
 
     def __init__(self, blocks: int) -> None:
         self.blocks = blocks
+        self.computed = 0
         self._ids = np.full((blocks, BLOCK), -1, dtype=np.int64)
 
     def copy(self, source: int, target: int) -> None:
@@ -45,6 +46,7 @@ class Blocks:
 
     def run(self, rows: Sequence[Row]) -> NDArray[np.float32]:
         for row in rows:
+            self.computed += len(row.ids)
             for place, token in enumerate(row.ids, start=row.past):
                 self._ids[row.blocks[place // BLOCK], place % BLOCK] = token
         wanted = [row for row in rows if row.wanted]
@@ -53,7 +55,11 @@ class Blocks:
 
 
 def core_of(blocks: int, max_batch: int = 64, chunk: int = 256) -> OpenVinoCore:
-    return OpenVinoCore(cast(PagedNetwork, Blocks(blocks)), [], max_batch, chunk)
+    return core_over(Blocks(blocks), max_batch, chunk)
+
+
+def core_over(network: Blocks, max_batch: int = 64, chunk: int = 256) -> OpenVinoCore:
+    return OpenVinoCore(cast(PagedNetwork, network), [], max_batch, chunk)
 
 
 def expected(request: Request) -> list[int]:
@@ -117,6 +123,35 @@ def test_blocks_of_a_remembered_sequence_make_room_for_the_copy_of_one_of_them()
     answers.add([Request((*long[:40], *ids_of(9, 10)), Sampling(max_tokens=50))])
     answers.finish()
     assert len(answers.ended) == 3
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 6])
+def test_a_beginning_is_computed_once_for_requests_that_come_apart(steps: int) -> None:
+    """The second and third come some steps after the first, whose prompt takes four; another has nothing in common."""
+    network = Blocks(400)
+    answers = Answers(core_over(network))
+    talk = ids_of(3, 1000)
+    first, *rest = ([Request((*talk, last, 1), Sampling(max_tokens=5))] for last in (4, 5, 6))
+    answers.add(first)
+    for _ in range(steps):
+        answers.step()
+    for group in rest:
+        answers.add(group)
+    answers.add([Request(ids_of(7, 100), Sampling(max_tokens=5))])
+    answers.finish()
+    assert network.computed == 1002 + 2 + 2 + 100 + 4 * 4
+
+
+def test_who_waited_for_a_beginning_goes_on_when_it_is_cancelled() -> None:
+    network = Blocks(400)
+    answers = Answers(core_over(network))
+    talk = ids_of(3, 1000)
+    for last in (4, 5, 6):
+        answers.add([Request((*talk, last, 1), Sampling(max_tokens=5))])
+    answers.step()
+    answers.cancel(0)
+    answers.finish()
+    assert network.computed == 1002 + 2 + 2 * 4
 
 
 def some_request(draw: random.Random, known: Sequence[Ids]) -> Request:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -12,12 +13,27 @@ from transformers import PreTrainedModel, RepetitionPenaltyLogitsProcessor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from steerlm.attributes import STEERLM
-from steerlm.engines import Guidance, Piece, Request, Sampling, TorchEngine, batch, complete, stream
+from steerlm.engines import (
+    Guidance,
+    LocalEngine,
+    Piece,
+    Request,
+    Sampling,
+    TorchEngine,
+    batch,
+    complete,
+    make_engine,
+    stream,
+)
+from steerlm.engines.runner import Core, Token
+from steerlm.engines.torch import TorchCore
 from steerlm.errors import ConfigError, SteerLMError
 from steerlm.models.load import SteerModel, load_model, new_model
 from steerlm.steering import asked_values, prompt_ids
 from tiny import TOKENIZERS, save_base, spread
 
+# Keys and values in float32 of two layers with two heads of 8 dimensions.
+TOKEN_BYTES = 2 * 4 * 2 * 2 * 8
 PROMPTS = ["Why is the sea salty?", "Hi", "Tell me a long story about rivers, rocks and minerals, please."]
 
 
@@ -159,6 +175,35 @@ def test_what_prompts_begin_with_is_computed_once(policy: SteerModel) -> None:
         assert tuple(piece.token for piece in pieces if piece.request == number) == answer.tokens
 
 
+def test_what_prompts_submitted_apart_begin_with_is_computed_once(policy: SteerModel) -> None:
+    """Three come together, each on its own; one comes while they are answered."""
+    talk = [5 + k % 40 for k in range(200)]
+    requests = batch([[*talk, 60 + level, 7] for level in range(4)], Sampling(max_tokens=4, min_tokens=4))
+    alone = [complete(TorchEngine(policy), [request])[0].tokens for request in requests]
+    for kept, cached, prompts in ((1000, [0, 200, 200, 200], 202 + 3 * 2), (100, [0] * 4, 4 * 202)):
+        counted = Counted(policy.network)
+        core = TorchCore(policy, max_batch=8, cache_bytes=kept * TOKEN_BYTES, chunk=256 if kept > 200 else 1024)
+        made = answers_of(core, requests)
+        assert [tokens[0].cached for tokens in made] == cached
+        assert [tuple(token.token for token in tokens) for tokens in made] == alone
+        assert counted.tokens == prompts + 4 * 3
+
+
+def answers_of(core: Core, requests: list[Request]) -> list[list[Token]]:
+    """Each is added by itself: all but the last before the first step, the last when the first has a token."""
+    made: list[list[Token]] = [[] for _ in requests]
+    for key, request in enumerate(requests[:-1]):
+        core.add([(key, request)])
+    while any(len(tokens) < request.sampling.max_tokens for tokens, request in zip(made, requests, strict=True)):
+        for token in core.step():
+            made[token.key].append(token)
+            if len(made[token.key]) == requests[token.key].sampling.max_tokens:
+                core.drop(token.key)
+            if token.key == 0 and len(made[0]) == 1:
+                core.add([(len(requests) - 1, requests[-1])])
+    return made
+
+
 def test_the_next_turn_goes_on_from_the_last(policy: SteerModel) -> None:
     first = token_prompts(policy)[0]
     engine = TorchEngine(policy)
@@ -169,9 +214,23 @@ def test_the_next_turn_goes_on_from_the_last(policy: SteerModel) -> None:
     assert {piece.cached for piece in pieces} == {len(first) + 7}
     fresh = complete(TorchEngine(policy), batch([following], Sampling(max_tokens=6)))[0]
     assert tuple(piece.token for piece in pieces) == fresh.tokens
-    forgetful = TorchEngine(policy, kept_tokens=0)
-    complete(forgetful, batch([first], Sampling(max_tokens=8)))
-    assert next(stream(forgetful, batch([following], Sampling(max_tokens=2)))).cached == 0
+
+
+@pytest.mark.parametrize("name", ["torch", "auto"])
+def test_as_much_is_kept_as_the_cache_has_room_for(
+    name: LocalEngine, policy: SteerModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two conversations of 300 tokens, with ten for the next turn of one, both, the later, or none."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # auto is then torch
+    talks = [[start + k % 40 for k in range(297)] for start in (5, 50)]
+    sampling = Sampling(max_tokens=4, min_tokens=4)
+    for room, cached in ((610, [300, 300]), (599, [0, 300]), (290, [0, 0])):
+        made = make_engine(tmp_path / "policy", policy, name, "cpu", cache_bytes=room * TOKEN_BYTES)
+        with closing(made) as engine:
+            first = [complete(engine, batch([ids], sampling))[0].tokens for ids in talks]
+            following = [[*ids, *tokens, 7] for ids, tokens in zip(talks, first, strict=True)][::-1]
+            again = [next(stream(engine, batch([ids], sampling))).cached for ids in following]
+        assert again[::-1] == cached
 
 
 def test_min_tokens_bars_the_end(policy: SteerModel) -> None:
