@@ -75,7 +75,11 @@ def test_openai_streams(client: openai.OpenAI, text: str) -> None:
     with client.chat.completions.stream(
         model="tiny", messages=HELLO, max_tokens=12, temperature=0, verbosity="low", stop=stop
     ) as run:
-        assert run.get_final_completion().choices[0].message.content == text[: text.index(stop)].rstrip()
+        message = run.get_final_completion().choices[0].message
+    assert message.content == text[: text.index(stop)].rstrip()
+    # A message put together from a stream says under which values it was given, like one that came whole.
+    whole = client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=1, verbosity="low")
+    assert message.model_extra["attributes"] == whole.choices[0].message.model_extra["attributes"]
 
 
 def test_openai_async(address: str, text: str) -> None:
