@@ -37,6 +37,7 @@ class Guard:
             BodyLimits,
             most_bytes=settings.body_bytes,
             seconds=settings.body_seconds,
+            most_held=settings.arriving_bytes,
             depth=settings.json_depth,
             items=settings.json_items,
             keep=settings.log_contents,
