@@ -12,8 +12,11 @@ import openai
 import pytest
 from langchain_openai import ChatOpenAI, OpenAI
 from llm.default_plugins.openai_models import Chat
+from openai.types.responses import ResponseErrorEvent
 
-from served import HELLO, LOCKED, PRESETS, judge_of, listening, make_state
+from served import HELLO, LOCKED, PRESETS, Scripted, judge_of, listening, make_state
+from steerlm.engines.base import Piece
+from steerlm.errors import EngineError
 from steerlm.models.load import SteerModel
 from steerlm.server.policy import OperatorPolicy
 
@@ -136,6 +139,18 @@ def test_openai_responses(client: openai.OpenAI, text: str) -> None:
         model="tiny", input=[*HELLO, *found.output, {"role": "user", "content": "So?"}], max_output_tokens=2
     )
     assert follow.usage.input_tokens > found.usage.input_tokens
+
+
+def test_openai_responses_that_break_off(served_policy: SteerModel) -> None:
+    state = make_state(served_policy, engine=Scripted(Piece(0, 70, "Salt"), EngineError("the cable came out")))
+    with listening(state) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        raw = client.responses.with_raw_response.create(model="tiny", input=PROMPT, stream=True).http_response.read()
+        *_, last = client.responses.create(model="tiny", input=PROMPT, stream=True)
+    assert isinstance(last, ResponseErrorEvent)
+    assert (last.code, last.message, last.param) == ("engine_error", "the cable came out", None)
+    told = raw.decode().strip().split("\n\n")
+    assert told[-1].startswith("event: error\n")
+    assert last.sequence_number == len(told) - 1
 
 
 def test_openai_models_and_presets(client: openai.OpenAI) -> None:
