@@ -128,9 +128,10 @@ def read_chunk(data: str, likeliest: int | None) -> Chunk:
         what = "sent what is no chunk of a completion"
         # It may be text of an answer, which has no business in a log; deep places are named by tokens.
         fault = error.errors(include_url=False, include_input=False)[0]
-        told = f"{'.'.join(map(str, fault['loc'][:4])) or 'the whole'}: {fault['msg']}"
+        place = ".".join(map(str, fault["loc"][:4])) or "the whole"
         raise EngineError(
-            f"the server {what}: {len(data)} characters, at fault {told}", f"the server that generates {what}"
+            f"the server {what}: {len(data)} characters, at fault {place}: {fault['msg']}",
+            f"the server that generates {what}",
         ) from error
     if event.error is not None:
         raise EngineError(f"the server failed: {_message(event.error)}", _FAILED)

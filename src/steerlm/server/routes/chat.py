@@ -93,9 +93,7 @@ async def _events(
     answers = new_answers(state, work.requests)
     for index in range(work.n):
         opening = Delta(role="assistant", content="", attributes=work.steering.values)
-        yield event(
-            ChatChunk(**top, choices=[ChunkChoice(index=index, delta=opening)], steering=report(work.steering))
-        )
+        yield event(ChatChunk(**top, choices=[ChunkChoice(index=index, delta=opening)], steering=report(work.steering)))
     async with aclosing(arriving):
         async for piece in arriving:
             tokens, logprobs = add(state, answers[piece.request], piece)
