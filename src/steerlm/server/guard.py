@@ -24,7 +24,7 @@ class Guard:
         self.lifecycle = Lifecycle()
         self.admission = Admission(settings.running, settings.waiting)
         self.scoring = Admission(settings.scoring, 4 * settings.scoring)
-        self.metrics = Metrics(self.admission)
+        self.metrics = Metrics(self.admission, self.scoring)
         self.log = log or RequestLog(contents=settings.log_contents)
         self._desk = KeyDesk(settings.keys) if settings.keys else None
 

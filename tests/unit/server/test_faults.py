@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from guarded import HELLO, Guarded, ScriptedEngine, code_of, eventually, guarded
+from guarded import HELLO, Guarded, LengthScorer, ScriptedEngine, code_of, eventually, guarded
 from steerlm.server import protocol
 from steerlm.server.limits import ServerLimits
 
@@ -123,6 +123,21 @@ def test_ten_times_the_queue_gives_429_only_and_leaves_nothing() -> None:
         assert told["steerlm_errors_total", "server_busy"] == counted[429]
         assert told["steerlm_completion_tokens_total",] == 8 * (counted[200] + 1)
         assert told["steerlm_sequences_running",] == told["steerlm_sequences_waiting",] == 0
+
+
+def test_the_queue_for_scores_is_seen() -> None:
+    scorer = LengthScorer()
+    talk = {"messages": [*HELLO["messages"], {"role": "assistant", "content": "Hi!"}]}
+    with guarded(ScriptedEngine(), scorer=scorer, scoring=2) as server, ThreadPoolExecutor(5) as clients:
+        scorer.hold.set()
+        asked = [clients.submit(server.ask, "/v1/score", talk) for _ in range(5)]
+        eventually(lambda: server.guard.scoring.waiting == 3)
+        told = metrics(server)
+        assert (told["steerlm_scoring_running",], told["steerlm_scoring_waiting",]) == (2, 3)
+        scorer.hold.clear()
+        assert [answer.result()[0] for answer in asked] == [200] * 5
+        told = metrics(server)
+        assert told["steerlm_scoring_running",] == told["steerlm_scoring_waiting",] == 0
 
 
 def test_a_request_counts_by_its_answers() -> None:
