@@ -110,6 +110,8 @@ class UpstreamEngine:
             check_room(request, self.context)
             if request.guidance is not None:
                 raise ConfigError("guidance needs the scores of all tokens, which no other server gives; leave it out")
+            if request.prompt_logprobs is not None:
+                raise ConfigError("log-probabilities of the prompt are not asked of another server; leave echo out")
         submission = _Submission(requests, deliver)
         if not self._soon(self._begin, submission):
             raise EngineError("the engine has been closed")
