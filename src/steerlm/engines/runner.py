@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 
 
 class Token(NamedTuple):
-    """A token that a core made for the request it knows as `key`; with the first one comes what was asked of the prompt's
-    tokens.
+    """A token that a core made for the request it knows as `key`; the first one brings the log-probabilities of the
+    prompt's tokens, where they were asked for.
     """
 
     key: int

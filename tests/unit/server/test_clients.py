@@ -116,6 +116,8 @@ def test_openai_raw(client: openai.OpenAI, text: str) -> None:
 def test_openai_completions(client: openai.OpenAI) -> None:
     found = client.completions.create(model="tiny", prompt=["Rivers", "Salt"], max_tokens=6, seed=1, n=2, logprobs=1)
     assert [choice.index for choice in found.choices] == [0, 1, 2, 3]
+    echo = client.completions.create(model="tiny", prompt="Salt", max_tokens=0, logprobs=0, echo=True)
+    assert (echo.choices[0].text, echo.choices[0].logprobs.token_logprobs[0]) == ("Salt", None)
     stream = client.completions.create(model="tiny", prompt="Salt", max_tokens=6, seed=1, stream=True)
     assert "".join(chunk.choices[0].text for chunk in stream) == found.choices[2].text
 
