@@ -43,6 +43,10 @@ class Call:
         """A chunk as vLLM sends it where token ids are asked for."""
         self.send("not looked at", finish_reason, token_ids=list(ids))
 
+    def broken(self, data: bytes) -> None:
+        """Bytes where HTTP has the length of the next chunk."""
+        self._handler.wfile.write(data + b"\r\n")
+
     def done(self) -> None:
         self.raw(b"data: [DONE]\n\n")
         self._handler.wfile.write(b"0\r\n\r\n")

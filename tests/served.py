@@ -62,6 +62,20 @@ class Recorder:
             self._behind.close()
 
 
+class Scripted(Recorder):
+    """An engine that delivers what it is told, and then nothing."""
+
+    def __init__(self, *script: Any) -> None:
+        super().__init__()
+        self.script = script
+
+    def submit(self, requests: Sequence[Request], deliver: Deliver) -> Callable[[], None]:
+        cancel = super().submit(requests, deliver)
+        for item in self.script:
+            deliver(item)
+        return cancel
+
+
 def make_policy(directory: Path) -> SteerModel:
     """A policy with random weights that answer to the label line."""
     model = new_model("policy", save_base(directory / "base", TOKENIZERS["chatml"]()), STEERLM, system="Be brief.")

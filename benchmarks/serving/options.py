@@ -44,9 +44,9 @@ class Options(Settings):
     settings: Annotated[int, Field(ge=1, le=25)] = 25
     """Settings of the sweep: levels of verbosity times levels of complexity."""
     sweep_tokens: Annotated[int, Field(ge=16)] = 800
-    """Length of the conversation that is swept."""
+    """Tokens of the conversation that is swept, up to its question; the result has what they came to."""
     turn_tokens: Annotated[int, Field(ge=16)] = 2000
-    """Length of the conversation whose second turn is timed."""
+    """Tokens of the conversation whose second turn is timed, likewise."""
     clients: Annotated[int, Field(ge=1)] = 64
     """Clients of the load."""
     seconds: Annotated[float, Field(gt=0)] = 60.0

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -39,6 +39,8 @@ def serve_command(
     upstream: str | None = None,
     upstream_model: str | None = None,
     upstream_context: int | None = None,
+    upstream_first_seconds: float | None = None,
+    upstream_next_seconds: float | None = None,
     device: str = "auto",
 ) -> None:
     """Serve a policy over OpenAI's API, to be steered by every request.
@@ -84,14 +86,26 @@ def serve_command(
         The name by which that server knows the policy; without one, the first that it lists.
     upstream_context
         Most tokens of prompt and answer there, where that server does not say.
+    upstream_first_seconds
+        Longest wait for that server's first token, its queue included; 300 without it.
+    upstream_next_seconds
+        Longest wait for each later token of it; 60 without it.
     device
         Torch device; auto takes a GPU where there is one.
     """
-    behind = _upstream(engine, upstream, upstream_model, upstream_context)
+    settings = guard or GuardSettings()
+    behind = _upstream(
+        engine,
+        upstream,
+        settings.running,
+        model=upstream_model,
+        context=upstream_context,
+        first_token_timeout=upstream_first_seconds,
+        token_timeout=upstream_next_seconds,
+    )
     from steerlm.server.access import check_binding
     from steerlm.server.policy import OperatorPolicy
 
-    settings = guard or GuardSettings()
     check_binding(host, settings.keys, settings.insecure)
     rules = OperatorPolicy.load(policy) if policy else OperatorPolicy()
 
@@ -150,15 +164,19 @@ def _bytes(gigabytes: float | None) -> int | None:
     return None if gigabytes is None else int(gigabytes * (1 << 30))
 
 
-def _upstream(engine: EngineName, url: str | None, model: str | None, context: int | None) -> UpstreamSettings | None:
-    """The server behind ours. Raises `ConfigError` where one is named without the other."""
-    if (engine == "upstream") != (url is not None):
-        raise ConfigError("--engine upstream and --upstream URL go together; give both or neither")
+def _upstream(engine: EngineName, url: str | None, running: int, **about: Any) -> UpstreamSettings | None:
+    """The server behind ours, with what was given `about` it, and as many connections as answers may run here.
+
+    Raises `ConfigError` where one is named without the other.
+    """
+    given = {name: value for name, value in about.items() if value is not None}
+    if (engine == "upstream") != (url is not None) or (given and url is None):
+        raise ConfigError("--engine upstream and --upstream URL go together, all else of --upstream-... with them")
     if url is None:
         return None
     from steerlm.engines.upstream import UpstreamSettings
 
-    values = {"url": url, "model": model, "context": context, "api_key": os.environ.get("STEERLM_UPSTREAM_KEY")}
+    values = {"url": url, "connections": running, "api_key": os.environ.get("STEERLM_UPSTREAM_KEY"), **given}
     return checked(UpstreamSettings, values, where="--upstream")
 
 

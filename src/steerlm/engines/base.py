@@ -64,13 +64,15 @@ class Guidance:
 @dataclass(frozen=True, slots=True)
 class Request:
     """One answer to generate: token ids to continue, and how. With `trim` its text has no outer white space, which is
-    wrong for text that is to be read right after the prompt's.
+    wrong for text that is to be read right after the prompt's. `prompt_logprobs` asks for the log-probability of each
+    token of the prompt but the first, and of that many of the likeliest at its place.
     """
 
     prompt: tuple[int, ...]
     sampling: Sampling = field(default_factory=Sampling)
     guidance: Guidance | None = None
     trim: bool = True
+    prompt_logprobs: int | None = None
 
 
 def batch(prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Request]:
@@ -88,7 +90,8 @@ class TokenLogprob(NamedTuple):
 class Piece(NamedTuple):
     """The next piece of an answer: text that is certain by now (may be empty), the token behind it (-1 where another
     server does not tell), and, with the last piece, why it ended. `request` is the number of its request among those
-    submitted with it; `cached` is how many tokens of the prompt were not computed again.
+    submitted with it; `cached` is how many tokens of the prompt were not computed again. With the first piece come the
+    log-probabilities of the prompt's tokens from the second one on, where they were asked for.
     """
 
     request: int
@@ -97,6 +100,7 @@ class Piece(NamedTuple):
     finish: Finish | None = None
     logprob: TokenLogprob | None = None
     cached: int = 0
+    prompt: tuple[TokenLogprob, ...] = ()
 
 
 Deliver = Callable[[Piece | SteerLMError], None]

@@ -70,6 +70,11 @@ def choose(scores_RV: Scores, choosers: Sequence[Chooser]) -> list[tuple[int, To
     return [one.choose([next(rows) for _ in range(2 if one.guidance else 1)]) for one in choosers]
 
 
+def prompt_logprobs(scores_TV: Scores, tokens: Sequence[int], count: int) -> list[TokenLogprob]:
+    """The log-probability of each token, and the `count` likeliest at its place, from the scores before it."""
+    return [_logprob(scores, token, count) for scores, token in zip(scores_TV, tokens, strict=False)]
+
+
 def _guided(rows: Sequence[Scores], guidance: Guidance | None) -> Scores:
     if guidance is None:
         return rows[0]

@@ -125,8 +125,14 @@ def read_chunk(data: str, likeliest: int | None) -> Chunk:
     try:
         event = _Event.model_validate_json(data)
     except ValidationError as error:
-        public = "the server that generates sent what is no chunk of a completion"
-        raise EngineError(f"the server sent what is no chunk of a completion: {data[:200]!r}", public) from error
+        what = "sent what is no chunk of a completion"
+        # It may be text of an answer, which has no business in a log; deep places are named by tokens.
+        fault = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, fault["loc"][:4])) or "the whole"
+        raise EngineError(
+            f"the server {what}: {len(data)} characters, at fault {place}: {fault['msg']}",
+            f"the server that generates {what}",
+        ) from error
     if event.error is not None:
         raise EngineError(f"the server failed: {_message(event.error)}", _FAILED)
     details = event.usage.prompt_tokens_details if event.usage else None

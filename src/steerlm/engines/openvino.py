@@ -12,7 +12,7 @@ from pathlib import Path
 
 from steerlm.engines.base import Request
 from steerlm.engines.blocks import BLOCK, Pool, Table, blocks_for
-from steerlm.engines.choosing import Chooser, Scores
+from steerlm.engines.choosing import Chooser, Scores, prompt_logprobs
 from steerlm.engines.make import CACHE_BYTES, MAX_BATCH, Precision
 from steerlm.engines.openvino_network import PagedNetwork, Progress, Row, prepared
 from steerlm.engines.prefixes import Known, Part, in_turn, share
@@ -76,6 +76,7 @@ class OpenVinoCore:
         parts: Iterator[Part[Table]] = iter(share([ids for rows in prompts for ids in rows]))
         for (key, request), rows in zip(requests, prompts, strict=True):
             own = [next(parts) for _ in rows]
+            own[0].score(request.prompt_logprobs)
             self._waiting[key] = _Answer(key, own, Chooser(request, self._stop_ids), _need(request), [None] * len(rows))
 
     def drop(self, key: int) -> None:
@@ -97,14 +98,15 @@ class OpenVinoCore:
         for answer in self._answers.values():
             if answer.begun:
                 for part in answer.parts:
-                    work[part] = self._row(part, answer.chooser.made[-1:], wanted=True)
+                    work[part] = self._row(part, answer.chooser.made[-1:], wanted=1)
         room = max(self._chunk - len(work), 1)
         leaves = {part for answer in self._answers.values() for part in answer.parts}
         for part in in_turn(self._unfinished(), self._known):
             if not part.done:
                 self._start(part)
             ids = part.ids[part.done : part.done + room]
-            work[part] = self._row(part, ids, wanted=part in leaves and part.done + len(ids) == len(part.ids))
+            is_last = part in leaves and part.done + len(ids) == len(part.ids)
+            work[part] = self._row(part, ids, wanted=is_last if part.likeliest is None else len(ids))
             room -= len(ids)
             if not room:
                 break
@@ -150,7 +152,7 @@ class OpenVinoCore:
             self._room(part.states, part.done)
             self._network.copy(last.blocks[0], part.states.blocks[-1])
 
-    def _row(self, part: Part[Table], ids: Sequence[int], wanted: bool) -> Row:
+    def _row(self, part: Part[Table], ids: Sequence[int], wanted: int) -> Row:
         assert part.states is not None
         past = part.done
         self._room(part.states, past + len(ids))
@@ -178,9 +180,14 @@ class OpenVinoCore:
         return next(idle, None)
 
     def _compute(self, work: dict[Part[Table], Row]) -> list[Token]:
-        scores = iter(self._network.run(list(work.values())))
-        found = {part: next(scores) for part, row in work.items() if row.wanted}
-        for part in work:
+        scores = self._network.run(list(work.values()))
+        found: dict[Part[Table], Scores] = {}
+        for part, row in work.items():
+            own, scores = scores[: row.wanted], scores[row.wanted :]
+            if part.likeliest is not None:
+                part.scored += prompt_logprobs(own, part.ids[row.past + 1 :], part.likeliest)
+            if row.wanted and part.finished:
+                found[part] = own[-1]
             if part.finished and part.states is not None:
                 self._keep(part.ids, part.states)
         for answer in self._answers.values():
@@ -196,7 +203,8 @@ class OpenVinoCore:
     def _chosen(self, answer: _Answer) -> Token:
         token, logprob = answer.chooser.choose([row for row in answer.scores if row is not None])
         answer.scores = [None] * len(answer.parts)
-        return Token(answer.key, token, logprob, answer.parts[0].cached)
+        prompt = tuple(answer.parts[0].scored) if len(answer.chooser.made) == 1 else ()
+        return Token(answer.key, token, logprob, answer.parts[0].cached, prompt)
 
 
 def _stems(answers: Iterable[_Answer]) -> list[Part[Table]]:

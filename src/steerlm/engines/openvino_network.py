@@ -45,12 +45,14 @@ _FORMS: dict[Precision, Quantization] = {"f32": "q8_0", "bf16": "f16"}
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What to compute of one row: `ids` after the `past` tokens that its blocks hold, and whether for scores."""
+    """What to compute of one row: `ids` after the `past` tokens that its blocks hold, and after how many of the last of
+    them scores are wanted.
+    """
 
     ids: Sequence[int]
     past: int
     blocks: Sequence[int]
-    wanted: bool
+    wanted: int
 
 
 class PagedNetwork:
@@ -82,12 +84,12 @@ class PagedNetwork:
             cache[target] = cache[source]
 
     def run(self, rows: Sequence[Row]) -> NDArray[np.float32]:
-        """Compute, and note keys and values in the rows' blocks; returns the scores [K, V] after each wanted row.
+        """Compute, and note keys and values in the rows' blocks; returns the scores [K, V] wanted of each.
 
         The array is overwritten by the next call.
         """
         ends = np.cumsum([len(row.ids) for row in rows])
-        wanted = [end - 1 for end, row in zip(ends, rows, strict=True) if row.wanted]
+        wanted = [place for end, row in zip(ends, rows, strict=True) for place in range(end - row.wanted, end)]
         positions = [np.arange(row.past, row.past + len(row.ids)) for row in rows]
         self._set("input_ids", np.concatenate([np.asarray(row.ids, dtype=np.int64) for row in rows]))
         self._set("position_ids", np.concatenate(positions).astype(np.int64))

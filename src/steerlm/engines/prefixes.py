@@ -7,12 +7,14 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+from steerlm.engines.base import TokenLogprob
 
 S = TypeVar("S")
 Ids = npt.NDArray[np.int64]
@@ -26,6 +28,8 @@ class Part(Generic[S]):
 
     states     what the network computed for the first `done` tokens
     cached     how many of them others computed
+    likeliest  how many tokens to list at each place of a prompt that is scored; such a one is computed whole
+    scored     the log-probabilities of such a prompt's tokens from the second one on, as far as it is computed
     """
 
     ids: tuple[int, ...]
@@ -35,6 +39,13 @@ class Part(Generic[S]):
     cached: int = 0
     followed: bool = False
     """Whether a part took over from this one, and with it the tokens that were computed for both."""
+    likeliest: int | None = None
+    scored: list[TokenLogprob] = field(default_factory=list)
+
+    def score(self, likeliest: int | None) -> None:
+        """Have the tokens of this prompt scored, where `likeliest` is not None."""
+        if likeliest is not None:
+            self.likeliest, self.parent = likeliest, None
 
     @property
     def finished(self) -> bool:
@@ -49,7 +60,7 @@ class Part(Generic[S]):
 
     def start(self, known: Known[S]) -> bool:
         """Take over what is known, from the part before or from earlier prompts; whether there is any."""
-        done, states = known.longest(self.ids)
+        done, states = known.longest(self.ids) if self.likeliest is None else (0, None)
         parent, self.parent = self.parent, None
         if parent is not None and done <= parent.done:
             self.states, self.done = parent.states, parent.done
@@ -150,7 +161,8 @@ def in_turn(parts: Iterable[Part[S]], known: Known[S]) -> Iterator[Part[S]]:
     """
     ahead: list[Part[S]] = []
     for part in parts:
-        if part.done or not _gains(part, ahead, known):
+        # One that is scored goes on from nothing.
+        if part.done or part.likeliest is not None or not _gains(part, ahead, known):
             yield part
         if len(part.ids) <= known.most:
             ahead.append(part)

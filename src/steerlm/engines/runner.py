@@ -21,12 +21,15 @@ log = logging.getLogger(__name__)
 
 
 class Token(NamedTuple):
-    """A token that a core made for the request it knows as `key`."""
+    """A token that a core made for the request it knows as `key`; the first one brings the log-probabilities of the
+    prompt's tokens, where they were asked for.
+    """
 
     key: int
     token: int
     logprob: TokenLogprob | None = None
     cached: int = 0
+    prompt: tuple[TokenLogprob, ...] = ()
 
 
 class Core(Protocol):
@@ -213,4 +216,4 @@ class Runner:
                 finish = "stop"
             elif item.made >= item.request.sampling.max_tokens:
                 text, finish = text + item.text.finish(), "length"
-        return Piece(item.number, made.token, text, finish, made.logprob, made.cached)
+        return Piece(item.number, made.token, text, finish, made.logprob, made.cached, made.prompt)

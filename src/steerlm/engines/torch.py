@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionCacheLayerMixin
 
-from steerlm.engines.base import Request
-from steerlm.engines.choosing import Chooser, choose
+from steerlm.engines.base import Request, TokenLogprob
+from steerlm.engines.choosing import Chooser, choose, prompt_logprobs
 from steerlm.engines.make import CACHE_BYTES, MAX_BATCH
 from steerlm.engines.prefixes import Known, Part, in_turn, share
 from steerlm.engines.runner import Runner, Token
@@ -22,6 +22,9 @@ from steerlm.engines.states import States, beginning, copied, row_states, stack,
 from steerlm.errors import ModelError
 from steerlm.models.base import embedding_weight
 from steerlm.models.load import SteerModel
+
+_SCORED = 256
+"""Most tokens of a scored prompt that are computed at a time."""
 
 
 @dataclass(eq=False, slots=True)
@@ -33,6 +36,11 @@ class _Answer:
     chooser: Chooser
     logits: list[Tensor | None] = field(default_factory=list)
     place: int | None = None
+
+    @property
+    def prompt_logprobs(self) -> tuple[TokenLogprob, ...]:
+        """What comes with the first token."""
+        return tuple(self.parts[0].scored) if len(self.chooser.made) == 1 else ()
 
     def ids(self, row: int) -> list[int]:
         """The tokens of a row whose states are known: all but the one chosen last."""
@@ -80,6 +88,7 @@ class TorchCore:
         for (key, request), rows in zip(requests, prompts, strict=True):
             chooser = Chooser(request, self._stop_ids)
             answer = _Answer(key, [next(parts) for _ in rows], chooser, [None] * len(rows))
+            answer.parts[0].score(request.prompt_logprobs)
             self._known[key] = answer
             self._waiting.append(answer)
 
@@ -182,6 +191,8 @@ class TorchCore:
         columns = torch.arange(wide + long)
         mask_BT = (columns >= wide - past_B1) & (columns < wide + size_B1)
         ends = sorted({size - 1 for size in chunks.values()})
+        if parts[0].likeliest is not None:
+            ends = list(range(long))
         logits_BTV = self._network(
             input_ids=ids_BT.to(self._device),
             attention_mask=mask_BT.long().to(self._device),
@@ -195,6 +206,9 @@ class TorchCore:
             part.states = row_states(cache, row, wide - past[row], wide + size)
             part.done += size
             logits[part] = logits_BTV[row, ends.index(size - 1)]
+            if part.likeliest is not None:
+                scores_TV = logits_BTV[row].float().cpu().numpy()
+                part.scored += prompt_logprobs(scores_TV, part.ids[past[row] + 1 :], part.likeliest)
         for answer in self._starting:
             for number, part in enumerate(answer.parts):
                 answer.logits[number] = logits.get(part, answer.logits[number])
@@ -209,6 +223,10 @@ class TorchCore:
             if not part.done and part.start(self._known_states) and part.states is not None:
                 part.states = beginning(part.states, part.done)
             size = min(len(part.ids) - part.done, room)
+            if part.likeliest is not None:  # the scores of all its tokens take room
+                if not chunks:
+                    chunks[part] = min(size, _SCORED)
+                break
             # Short rows beside a long one are mostly padding.
             if chunks and max(size, *chunks.values()) * (len(chunks) + 1) > 2 * self._chunk:
                 break
@@ -236,7 +254,7 @@ def _chosen(answers: Sequence[_Answer], logits_BV: Tensor) -> list[Token]:
     """The next token of each answer, from the scores of its rows."""
     found = choose(logits_BV.float().cpu().numpy(), [answer.chooser for answer in answers])
     return [
-        Token(answer.key, token, logprob, answer.parts[0].cached)
+        Token(answer.key, token, logprob, answer.parts[0].cached, answer.prompt_logprobs)
         for answer, (token, logprob) in zip(answers, found, strict=True)
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing, suppress
@@ -25,6 +26,8 @@ from steerlm.engines.completions_api import (
 from steerlm.engines.text import TextStream
 from steerlm.errors import ConfigError, EngineError, SteerLMError
 from steerlm.settings import Settings
+
+log = logging.getLogger(__name__)
 
 Seconds = Annotated[float, Field(gt=0)]
 _ERROR_BYTES = 1 << 16
@@ -107,6 +110,8 @@ class UpstreamEngine:
             check_room(request, self.context)
             if request.guidance is not None:
                 raise ConfigError("guidance needs the scores of all tokens, which no other server gives; leave it out")
+            if request.prompt_logprobs is not None:
+                raise ConfigError("log-probabilities of the prompt are not asked of another server; leave echo out")
         submission = _Submission(requests, deliver)
         if not self._soon(self._begin, submission):
             raise EngineError("the engine has been closed")
@@ -157,7 +162,9 @@ class UpstreamEngine:
         except SteerLMError as error:
             submission.fail(error)
         except Exception as error:  # whatever it was, those who wait must be told
-            submission.fail(EngineError(f"generation failed: {error!r}", "generation failed"))
+            log.debug("generation failed", exc_info=True)
+            # Without its message, which may quote an answer.
+            submission.fail(EngineError(f"generation failed: {type(error).__name__}", "generation failed"))
 
     async def _answer(self, submission: _Submission, number: int) -> None:
         request = submission.requests[number]
@@ -390,4 +397,7 @@ async def _whole(response: httpx2.Response) -> bytes:
 
 
 def _words(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    words = str(error)
+    if isinstance(error, httpx2.RemoteProtocolError):  # what was received, text of answers maybe, is behind a colon
+        words = words.partition(":")[0]
+    return words or type(error).__name__

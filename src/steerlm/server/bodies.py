@@ -18,6 +18,8 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS = bytes.maketrans(b"[]{}", b"\x01\xff\x01\xff")  # as signed bytes: one level deeper, one level back
 # Numbers are left out: a prompt of token ids has very many, and no others are as quick to read.
 _NEXT_ITEM = re.compile(rb",(?!\s*+[-0-9])")
+_SMALL_BODY = 64 * 1024
+"""Bytes of each body for which there is always room, as in its connection's own buffer: chats pass beside floods."""
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -61,15 +63,28 @@ def _check_characters(body: bytes) -> None:
 
 
 class BodyLimits:
-    """Reads the body of a request whole, or refuses it: 413 too large, 408 too slow, 400 no clean JSON.
+    """Reads the body of a request whole, or refuses it: 413 too large, 408 too slow, 400 no clean JSON, 429 where all
+    bodies that are being read hold more than `most_held` bytes.
 
     The size is counted as it is read, whatever the client announced. With `keep` the body goes into the log.
     """
 
-    def __init__(self, app: ASGIApp, *, most_bytes: int, seconds: float, depth: int, items: int, keep: bool) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        most_bytes: int,
+        seconds: float,
+        most_held: int,
+        depth: int,
+        items: int,
+        keep: bool,
+    ) -> None:
         self.app = app
         self.most_bytes = most_bytes
         self.seconds = seconds
+        self.most_held = most_held
+        self._held = 0
         self.depth = depth
         self.items = items
         self.keep = keep
@@ -102,6 +117,7 @@ class BodyLimits:
         if announced.isdigit() and int(announced[:20]) > self.most_bytes:
             raise self._too_large()
         body = bytearray()
+        counted = 0
         try:
             async with asyncio.timeout(self.seconds):
                 while True:
@@ -113,12 +129,23 @@ class BodyLimits:
                         raise self._too_large()
                     if not message.get("more_body", False):
                         return bytes(body)
+                    large = max(0, len(body) - _SMALL_BODY)
+                    self._held += large - counted
+                    counted = large
+                    if self._held > self.most_held:
+                        raise self._too_many()
         except TimeoutError as error:
             told = f"the body did not arrive within {self.seconds:g} seconds"
             raise RefusedError(408, told, "request_timeout", headers={"connection": "close"}) from error
+        finally:
+            self._held -= counted
 
     def _too_large(self) -> RefusedError:
         return RefusedError(413, f"the body is larger than the {self.most_bytes} bytes allowed", "request_too_large")
+
+    def _too_many(self) -> RefusedError:
+        told = f"the server is receiving too many large bodies; try again in {self.seconds:g} seconds, or send less"
+        return RefusedError(429, told, "server_busy", retry_after=self.seconds)
 
 
 def _may_be_json(scope: Scope) -> bool:

@@ -23,12 +23,17 @@ class ChatMessage(ApiModel):
     attributes: Levels | None = None
     """Of an assistant message: the values under which it was answered."""
     labels: Levels | None = None
-    """The same, as NVIDIA's API spells it."""
+    """The same, as NVIDIA's API spells it; on the operator's scale of labels, where there is one."""
     refusal: Annotated[Any, Only()] = None
     tool_calls: Annotated[Any, Only([])] = None
     function_call: Annotated[Any, Only()] = None
     audio: Annotated[Any, Only()] = None
     annotations: Annotated[Any, Only([])] = None
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether it says anything of values."""
+        return self.attributes is not None or self.labels is not None
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def read_messages(
     asked: list[Asked] = []
     if rest and rest[-1][1].role == "assistant" and not joined(rest[-1][1].content):
         number, last = rest.pop()
-        asked = _asked(last, f"{field}.{number}")
+        asked = _asked(state, last, f"{field}.{number}")
         if not asked:
             place = f"{field}.{number}"
             raise ApiError(f"{place}: an empty assistant message at the end needs labels; leave it out", param=place)
@@ -93,7 +98,7 @@ def read_messages(
     for number, message in rest:
         _check_place(message, f"{field}.{number}")
         if message.role == "assistant":
-            past[len(found)] = _asked(message, f"{field}.{number}")
+            past[len(found)] = _asked(state, message, f"{field}.{number}")
         parent = len(found) - 1 if found else None
         found.append(Message("user" if message.role == "user" else "assistant", joined(message.content), parent))
     return Read(Conversation("request", tuple(found), system), past, asked)
@@ -105,7 +110,7 @@ def _check_place(message: ChatMessage, place: str) -> None:
         raise ApiError(f"{place}.role: {message.role} messages belong at the beginning", param=f"{place}.role")
     if message.content is None:
         raise ApiError(f"{place}.content: a {message.role} message needs its text", param=f"{place}.content")
-    if message.role == "user" and _asked(message, place):
+    if message.role == "user" and message.is_labelled:
         raise ApiError(f"{place}: attributes belong to assistant messages", param=place)
 
 
@@ -131,7 +136,7 @@ def check_amount(state: ServerState, messages: int, characters: int, field: str)
 
 def _system(state: ServerState, messages: Sequence[ChatMessage], field: str, instructions: str | None) -> str:
     for number, message in enumerate(messages):
-        if _asked(message, f"{field}.{number}"):
+        if message.is_labelled:
             raise ApiError(f"{field}.{number}: attributes belong to assistant messages", param=f"{field}.{number}")
     texts = [*([instructions] if instructions else []), *(joined(message.content) for message in messages)]
     text = "\n\n".join(texts)
@@ -143,6 +148,10 @@ def _system(state: ServerState, messages: Sequence[ChatMessage], field: str, ins
     return text
 
 
-def _asked(message: ChatMessage, place: str) -> list[Asked]:
-    given = (("attributes", message.attributes), ("labels", message.labels))
-    return [Asked(f"{place}.{name}", values) for name, values in given if values is not None]
+def _asked(state: ServerState, message: ChatMessage, place: str) -> list[Asked]:
+    found = []
+    if message.attributes is not None:
+        found.append(Asked(f"{place}.attributes", message.attributes))
+    if message.labels is not None:
+        found.append(state.rules.labels(Asked(f"{place}.labels", message.labels)))
+    return found

@@ -39,6 +39,11 @@ class Usage(BaseModel):
     prompt_tokens_details: PromptDetails
 
 
+def reading(tokens: int) -> Usage:
+    """The counts of a request for which nothing was generated."""
+    return Usage(prompt_tokens=tokens, completion_tokens=0, total_tokens=tokens, prompt_tokens_details=PromptDetails())
+
+
 def usage(requests: Sequence[Request], answers: Sequence[Answer], n: int = 1) -> Usage:
     """The counts of a submission in which each prompt stands `n` times in a row; it is counted once."""
     prompt = sum(len(request.prompt) for request in requests[::n])

@@ -31,7 +31,8 @@ class Answer:
 
     `ended` says that the last token is the end signal, which is counted but is no part of the text. The first `shown`
     tokens are those whose text is shown; they are counted where log-probabilities are asked for. `every` says that the
-    ids of all tokens are told, so that each stands beside its log-probability.
+    ids of all tokens are told, so that each stands beside its log-probability; `with_end` that the end signal is listed
+    too. `prompt` are the log-probabilities of the prompt's tokens from the second one on, where they are asked for.
     """
 
     text: str = ""
@@ -43,6 +44,8 @@ class Answer:
     shown: int = 0
     ends: TokenEnds | None = None
     every: bool = False
+    with_end: bool = False
+    prompt: tuple[TokenLogprob, ...] = ()
 
     def listed(self, start: int = 0) -> tuple[list[int], list[TokenLogprob | None]]:
         """The tokens whose text is shown, from number `start`, with their log-probabilities."""
@@ -166,7 +169,7 @@ def new_answers(state: ServerState, requests: Sequence[Request], ids: bool = Fal
     for request in requests:
         scores = request.sampling.logprobs is not None
         ends = TokenEnds(tokenizer, request.trim) if scores and not ids else None
-        found.append(Answer(ends=ends, every=scores and ids))
+        found.append(Answer(ends=ends, every=scores and ids, with_end=request.prompt_logprobs is not None))
     return found
 
 
@@ -177,18 +180,20 @@ def add(state: ServerState, answer: Answer, piece: Piece) -> tuple[list[int], li
     answer.cached = answer.cached or piece.cached
     answer.tokens.append(piece.token)
     answer.logprobs.append(piece.logprob)
+    answer.prompt = answer.prompt or piece.prompt
     answer.ended = _ends(state, piece)
+    listed = len(answer.tokens) - (answer.ended and not answer.with_end)
     if piece.finish:
         answer.finish = piece.finish
     if answer.every:
-        answer.shown = len(answer.tokens) - answer.ended
+        answer.shown = listed
     elif answer.ends:
         answer.ends.push(piece.token)
         answer.shown += answer.ends.show(answer.text)
         # White space at the end is no part of the text, but its tokens are listed. Where a stop string ended the text
         # they may belong to that, which never shows, and are not.
         if answer.ended or piece.finish == "length":
-            answer.shown = len(answer.tokens) - answer.ended
+            answer.shown = listed
     return answer.listed(before)
 
 

@@ -24,7 +24,7 @@ class Guard:
         self.lifecycle = Lifecycle()
         self.admission = Admission(settings.running, settings.waiting)
         self.scoring = Admission(settings.scoring, 4 * settings.scoring)
-        self.metrics = Metrics(self.admission)
+        self.metrics = Metrics(self.admission, self.scoring)
         self.log = log or RequestLog(contents=settings.log_contents)
         self._desk = KeyDesk(settings.keys) if settings.keys else None
 
@@ -37,6 +37,7 @@ class Guard:
             BodyLimits,
             most_bytes=settings.body_bytes,
             seconds=settings.body_seconds,
+            most_held=settings.arriving_bytes,
             depth=settings.json_depth,
             items=settings.json_items,
             keep=settings.log_contents,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from steerlm.settings import Settings
 
@@ -27,6 +27,9 @@ class GuardSettings(Settings):
     """Largest body of a request."""
     body_seconds: Annotated[float, Field(gt=0)] = 30.0
     """Time in which a body must arrive."""
+    arriving_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024 * 1024
+    """Most bytes held of bodies that are still arriving, all together, not counting the first 64 KiB of each; beyond
+    them requests are refused with 429."""
     json_depth: Annotated[int, Field(ge=4)] = 32
     """Deepest nesting of a body."""
     json_items: Annotated[int, Field(ge=256)] = 32 * 1024
@@ -37,3 +40,12 @@ class GuardSettings(Settings):
     """Write prompts into the log; without it only ids, counts, times and steering values are logged."""
     drain_seconds: Annotated[float, Field(ge=0)] = 30.0
     """Time for what is under way when the server is told to stop."""
+
+    @model_validator(mode="after")
+    def _room_for_a_body(self) -> Self:
+        if self.arriving_bytes < self.body_bytes:
+            raise ValueError(
+                f"arriving_bytes={self.arriving_bytes} has no room for a body of body_bytes={self.body_bytes}; raise "
+                "the one or lower the other"
+            )
+        return self

@@ -38,12 +38,15 @@ class ChatLogprobs(BaseModel):
 
 
 class CompletionLogprobs(BaseModel):
-    """The form of /v1/completions: lists with an entry for each token."""
+    """The form of /v1/completions: lists with an entry for each token; null for one that nothing comes before."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
+
+
+_LISTS = tuple(CompletionLogprobs.model_fields)
 
 
 class TextPlace:
@@ -83,7 +86,7 @@ def completion_logprobs(
     """
 
     def name(token: int) -> str:
-        return f"token_id:{token}" if as_ids else token_text(tokenizer, token)
+        return _name(tokenizer, token, as_ids)
 
     place = place or TextPlace()
     found = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
@@ -96,6 +99,29 @@ def completion_logprobs(
             found.text_offset.append(place.characters)
         place.move(token_bytes(tokenizer, token))
     return found
+
+
+def prompt_logprobs(
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: Sequence[int],
+    scores: Sequence[TokenLogprob],
+    place: TextPlace,
+    as_ids: bool = False,
+) -> CompletionLogprobs:
+    """As `completion_logprobs`, of a whole prompt; `scores` are those of its tokens from the second one on."""
+    place.move(token_bytes(tokenizer, tokens[0]))
+    rest = completion_logprobs(tokenizer, tokens[1:], scores, place, as_ids)
+    return CompletionLogprobs(
+        tokens=[_name(tokenizer, tokens[0], as_ids), *rest.tokens],
+        token_logprobs=[None, *rest.token_logprobs],
+        top_logprobs=[None, *rest.top_logprobs],
+        text_offset=[0, *rest.text_offset],
+    )
+
+
+def joined_logprobs(first: CompletionLogprobs, then: CompletionLogprobs) -> CompletionLogprobs:
+    """Those of a text and of what follows it."""
+    return CompletionLogprobs(**{name: [*getattr(first, name), *getattr(then, name)] for name in _LISTS})
 
 
 class TokenEnds:
@@ -143,6 +169,10 @@ class TokenEnds:
 
     def _decoded(self) -> str:
         return str(self._tokenizer.decode(self._ids[self._from :], skip_special_tokens=True))
+
+
+def _name(tokenizer: PreTrainedTokenizerBase, token: int, as_ids: bool) -> str:
+    return f"token_id:{token}" if as_ids else token_text(tokenizer, token)
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:

@@ -25,7 +25,7 @@ async def measure(state: ServerState, dialogue: Dialogue, texts: Sequence[str]) 
     asked = dialogue.conversation
     answers = tuple(Message("assistant", text, len(asked.messages) - 1) for text in texts)
     tree = Conversation(asked.id, (*asked.messages, *answers), asked.system)
-    [scores] = await scored(state.judge, state.scoring, [tree], bounded=False)
+    [scores] = (await scored(state.judge, state.scoring, [tree], bounded=False)).scores
     return [scores.get(len(asked.messages) + number) for number in range(len(texts))]
 
 

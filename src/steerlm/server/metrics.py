@@ -18,7 +18,7 @@ _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 class Metrics:
     """Counters of one server, in a registry of its own, so that several may live in a process."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, scoring: Admission) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "steerlm_requests", "Requests answered", ["method", "route", "status"], registry=self.registry
@@ -56,6 +56,10 @@ class Metrics:
         running.set_function(lambda: admission.running)
         waiting = Gauge("steerlm_sequences_waiting", "Sequences in the queue", registry=self.registry)
         waiting.set_function(lambda: admission.waiting)
+        read = Gauge("steerlm_scoring_running", "Requests scored or measured now", registry=self.registry)
+        read.set_function(lambda: scoring.running)
+        unread = Gauge("steerlm_scoring_waiting", "Requests that wait to be scored or measured", registry=self.registry)
+        unread.set_function(lambda: scoring.waiting)
 
     def request(self, entry: Entry) -> None:
         """Count a request that has ended."""

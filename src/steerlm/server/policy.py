@@ -61,6 +61,9 @@ class OperatorPolicy(Settings):
     verified: bool = True
     """Whether users may have the best of several answers chosen for them; several may be asked for by n anyway."""
 
+    labels_scale: tuple[StrictInt, StrictInt] | None = None
+    """Ends of the scale that `labels` of messages are on, such as NVIDIA's [0, 9]; without it the model's own."""
+
     @property
     def restricts(self) -> bool:
         """Whether there is anything that a prompt written by hand could pass."""
@@ -72,6 +75,12 @@ class OperatorPolicy(Settings):
         if self.guidance is None:
             return not any(rule.restricts for rule in self.attributes.values())
         return self.guidance
+
+    @model_validator(mode="after")
+    def _rising(self) -> OperatorPolicy:
+        if self.labels_scale is not None and not self.labels_scale[0] < self.labels_scale[1]:
+            raise ValueError(f"labels_scale {list(self.labels_scale)}: its first end must be below its second")
+        return self
 
     @model_validator(mode="after")
     def _named(self) -> OperatorPolicy:

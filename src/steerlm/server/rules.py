@@ -96,6 +96,26 @@ class Rules:
             f"{item.name} may be set from {low} to {high}, not {shown}", f"attributes.{item.name}.{end}", field
         )
 
+    def labels(self, asked: Asked) -> Asked:
+        """Labels of a message on the model's scale: those on the operator's `labels_scale` are moved there linearly.
+
+        Raises `ApiError` for a value that is none of that scale.
+        """
+        if self.policy.labels_scale is None:
+            return asked
+        low, high = self.policy.labels_scale
+        moved = {}
+        for name, value in asked.values.items():
+            if value is not None and not low <= value <= high:
+                field = f"{asked.field}.{name}"
+                told = f"{field}: {_shown(value)} is not one of the levels {low} to {high} of labels"
+                raise ApiError(told, param=field, code="invalid_value")
+            if value is not None and self._has(name):
+                item = self.schema[name]
+                value = item.level(item.low + (value - low) / (high - low) * (item.high - item.low))
+            moved[name] = value
+        return Asked(asked.field, moved)
+
     def settle(self, sources: Iterable[Asked], base: Mapping[str, int | None] | None = None) -> Values:
         """The values under all `sources`, over `base` (the defaults where None).
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from steerlm.errors import SteerLMError
-from steerlm.server.errors import ApiError, ErrorBody, as_api_error
+from steerlm.server.errors import ApiError, ErrorBody, ErrorDetail, as_api_error
 from steerlm.server.logs import CLIENT_CLOSED, current
 
 Result = TypeVar("Result")
@@ -85,7 +85,15 @@ async def begun(request: Request, source: AsyncGenerator[Item, None]) -> AsyncGe
     return rest()
 
 
-async def with_errors(events: AsyncGenerator[str, None], done: str = "data: [DONE]\n\n") -> AsyncGenerator[str, None]:
+def _error_event(error: ErrorDetail) -> str:
+    return event(ErrorBody(error=error))
+
+
+async def with_errors(
+    events: AsyncGenerator[str, None],
+    done: str = "data: [DONE]\n\n",
+    error_event: Callable[[ErrorDetail], str] = _error_event,
+) -> AsyncGenerator[str, None]:
     """Events, and at their end `done` or the error that cut them off."""
     async with aclosing(events):
         try:
@@ -96,6 +104,6 @@ async def with_errors(events: AsyncGenerator[str, None], done: str = "data: [DON
                 _LOG.error("a stream failed", exc_info=error)
             told = as_api_error(error)
             current().failed, current().code = True, told.detail.code
-            yield event(ErrorBody(error=told.detail))
+            yield error_event(told.detail)
             return
     yield done

@@ -15,7 +15,7 @@ from steerlm.conversation import Conversation
 from steerlm.engines.base import Deliver, Engine, Piece, Request, stream_async
 from steerlm.errors import SteerLMError
 from steerlm.server.admission import Admission, Ticket
-from steerlm.server.judge import Judge, Judged, Scores
+from steerlm.server.judge import Judge, Judged
 from steerlm.server.logs import Entry, current
 
 
@@ -87,7 +87,7 @@ async def admitted(
 
 async def scored(
     judge: Judge, scoring: Admission | None, conversations: Sequence[Conversation], bounded: bool = True
-) -> list[Scores]:
+) -> Judged:
     """Scores of the answers of conversations, once there is room for one more request for scores; notes what was read.
 
     Raises `RefusedError` where there is no room even to wait; what is not `bounded` waits all the same.
@@ -95,11 +95,10 @@ async def scored(
     entry = current()
     ticket = await scoring.enter(entry.key or "", 1, bounded) if scoring else None
     try:
-        judged = await _judged(judge.submit(conversations), entry)
+        return await _judged(judge.submit(conversations), entry)
     finally:
         if ticket:
             ticket.leave()
-    return judged.scores
 
 
 async def _judged(found: Future[Judged], entry: Entry) -> Judged:

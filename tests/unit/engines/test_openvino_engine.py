@@ -108,6 +108,25 @@ def test_logprobs_and_guidance_are_those_of_torch(engine: Runner, rounded: Steer
         assert [token for token, _ in ours.logprob.top] == [token for token, _ in theirs.logprob.top]
 
 
+def test_logprobs_of_prompts_are_those_of_torch(engine: Runner, rounded: SteerModel) -> None:
+    """Of a prompt longer than a step, known from before, and beside others that share it."""
+    long = tuple((prompts_of(rounded)[0] * 30)[:600])
+    complete(engine, [Request(long, Sampling(max_tokens=2))])
+    scored = Request(long, Sampling(max_tokens=4), prompt_logprobs=2)
+    requests = [Request(long, Sampling(max_tokens=4)), scored]
+    reference = TorchEngine(rounded)
+    [expected] = [piece.prompt for piece in stream(reference, [scored]) if piece.prompt]
+    reference.close()
+    pieces = list(stream(engine, requests))
+    [told] = [piece.prompt for piece in pieces if piece.prompt]
+    plain, beside = ([piece.token for piece in pieces if piece.request == number] for number in (0, 1))
+    assert plain == beside
+    assert len(told) == len(long) - 1
+    assert [item.logprob for item in told] == pytest.approx([item.logprob for item in expected], abs=2e-3)
+    for here, there in zip(told, expected, strict=True):
+        assert [value for _, value in here.top] == pytest.approx([value for _, value in there.top], abs=2e-3)
+
+
 def test_what_prompts_begin_with_is_computed_once(engine: Runner, network: PagedNetwork, rounded: SteerModel) -> None:
     computed: list[int] = []
     run = network.run

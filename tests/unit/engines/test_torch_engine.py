@@ -88,6 +88,37 @@ def test_seeds(policy: SteerModel) -> None:
     assert texts[0] != texts[1]
 
 
+def test_logprobs_of_prompts_are_those_of_one_forward_pass(policy: SteerModel) -> None:
+    """Of a prompt longer than what is computed at a time, known from before, and beside others that share it."""
+    text = token_prompts(policy)[2]
+    long = tuple((text * 30)[:600])
+    engine = TorchEngine(policy)
+    complete(engine, [Request(long, Sampling(max_tokens=2))])
+    plain = Request(long, Sampling(max_tokens=4))
+    requests = [
+        plain,
+        Request(long, Sampling(max_tokens=4), prompt_logprobs=3),
+        Request(tuple(text), prompt_logprobs=0),
+    ]
+    found: list[list[Piece]] = [[] for _ in requests]
+    for piece in stream(engine, requests):
+        found[piece.request].append(piece)
+    assert [piece.token for piece in found[0]] == [piece.token for piece in found[1]]
+    assert not any(piece.prompt for pieces in found for piece in pieces[1:])
+    assert found[0][0].prompt == ()
+    for ids, pieces, count in ((long, found[1], 3), (tuple(text), found[2], 0)):
+        with torch.no_grad():
+            expected_TV = policy.network(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+        told = pieces[0].prompt
+        assert len(told) == len(ids) - 1
+        for place, item in enumerate(told):
+            assert item.logprob == pytest.approx(expected_TV[place, ids[place + 1]].item(), abs=1e-4)
+            best = expected_TV[place].topk(count).values.tolist()
+            assert [value for _, value in item.top] == pytest.approx(best, abs=1e-4)
+            assert all(expected_TV[place, token].item() == pytest.approx(value, abs=1e-4) for token, value in item.top)
+    engine.close()
+
+
 def test_stop_string_never_shows(policy: SteerModel) -> None:
     prompt = token_prompts(policy)[:1]
     free = complete(TorchEngine(policy), batch(prompt, Sampling(max_tokens=40)))[0].text

@@ -236,6 +236,7 @@ def test_what_is_refused_before_anything_is_sent(start: Start) -> None:
     for request, says in (
         (Request((1,) * 900, Sampling(max_tokens=101)), "exceed the model's context of 1000"),
         (Request((1,), Sampling(), Guidance((1,), 2.0)), "no other server gives"),
+        (Request((1,), Sampling(), prompt_logprobs=0), "not asked of another server"),
     ):
         with pytest.raises(ConfigError, match=says):
             engine.submit([request], lambda _: None)

@@ -34,6 +34,32 @@ def new_key(tmp_path: Path) -> Callable[[str, Limits], tuple[Key, dict[str, str]
 NewKey = Callable[[str, Limits], tuple[Key, dict[str, str]]]
 
 
+def test_the_openapi_document_tells_of_keys_and_headers(tmp_path: Path, new_key: NewKey) -> None:
+    """Every header that answers have is in it, and a key is asked for where the document says so."""
+    limits = Limits(requests_per_minute=60, quota_requests=1, quota_tokens=1000)
+    _, mine = new_key("mine", limits)
+    with guarded(ScriptedEngine(), keys=tmp_path / "keys.sqlite") as server:
+        document = json.loads(server.ask("/openapi.json")[2])
+        assert document["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
+        assert document["security"] == [{"key": []}]
+        for path in ("/healthz", "/readyz", "/metrics", "/v1/models"):
+            is_open = document["paths"][path]["get"].get("security") == []
+            assert is_open == (server.ask(path)[0] == 200)
+        said = document["paths"][CHAT]["post"]["responses"]
+        answers = {"200": server.ask(CHAT, {**HELLO, "max_tokens": 1}, mine)}
+        answers["4XX"] = server.ask(CHAT, HELLO, mine)
+        assert answers["4XX"][0] == 429
+        for status, (_, headers, _) in answers.items():
+            sent = {name for name in headers if name.startswith("x-") or name == "retry-after"}
+            assert sent == set(said[status]["headers"])
+        for name in {**said["200"]["headers"], **said["4XX"]["headers"]}:
+            assert document["components"]["headers"][name]["description"]
+    with guarded(ScriptedEngine()) as server:
+        document = json.loads(server.ask("/openapi.json")[2])
+        assert "security" not in document
+        assert set(document["paths"][CHAT]["post"]["responses"]["4XX"]["headers"]) == {"x-request-id", "retry-after"}
+
+
 def test_only_who_has_a_key_is_let_in(tmp_path: Path, new_key: NewKey) -> None:
     _, mine = new_key("mine", Limits())
     with guarded(ScriptedEngine(), keys=tmp_path / "keys.sqlite") as server:

@@ -93,6 +93,31 @@ def test_addresses_are_for_the_log(stream: bool, caplog: pytest.LogCaptureFixtur
     assert any(url in message for message in caplog.messages)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("send", "says"),
+    [
+        (lambda call: call.raw(b'data: {"choices": [{"text": "my secret"\n\n'), "Invalid JSON"),
+        (lambda call: call.raw(b'data: {"choices": [{"text": ["my secret"]}]}\n\n'), "choices.0.text"),
+        (lambda call: call.send(logprobs={"top_logprobs": [{"my secret": "a"}]}), "choices.0.logprobs.top_logprobs"),
+        (lambda call: call.broken(b"my secret"), "broke the connection: illegal chunk header"),
+    ],
+)
+def test_text_of_answers_is_not_for_the_log(
+    stream: bool, send: Callable[[Call], None], says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def script(call: Call) -> None:
+        call.begin()
+        call.send("Because")
+        send(call)
+
+    with in_front(script) as (server, _):
+        _, _, body = server.ask(CHAT, {**HELLO, "stream": stream})
+    assert b"the server that generates" in body
+    assert any(says in message for message in caplog.messages)
+    assert not any("secret" in text for text in (body.decode(), server.stream.getvalue(), *caplog.messages))
+
+
 def test_a_server_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     settings = UpstreamSettings(url="http://127.0.0.1:9", model="policy", context=1000, connect_retries=0)

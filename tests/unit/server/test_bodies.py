@@ -163,7 +163,7 @@ def ask(
             sent.append(message)
 
         raw = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
-        app = BodyLimits(echo, most_bytes=1000, seconds=seconds, depth=8, items=100, keep=False)
+        app = BodyLimits(echo, most_bytes=1000, seconds=seconds, most_held=1000, depth=8, items=100, keep=False)
         await app({"type": "http", "headers": raw}, lambda: anext(messages), send)
         return sent
 

@@ -69,7 +69,8 @@ def test_a_stream_holds_the_same(post: Post) -> None:
         reasons[choice["index"]] = choice["finish_reason"] or reasons[choice["index"]]
     assert texts == [choice["message"]["content"] for choice in whole["choices"]]
     assert reasons == [choice["finish_reason"] for choice in whole["choices"]]
-    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    attributes = whole["choices"][0]["message"]["attributes"]
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": "", "attributes": attributes}
     assert chunks[0]["steering"] == whole["steering"]
     assert chunks[-1]["choices"] == []
     assert chunks[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]

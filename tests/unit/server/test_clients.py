@@ -12,8 +12,11 @@ import openai
 import pytest
 from langchain_openai import ChatOpenAI, OpenAI
 from llm.default_plugins.openai_models import Chat
+from openai.types.responses import ResponseErrorEvent
 
-from served import HELLO, LOCKED, PRESETS, judge_of, listening, make_state
+from served import HELLO, LOCKED, PRESETS, Scripted, judge_of, listening, make_state
+from steerlm.engines.base import Piece
+from steerlm.errors import EngineError
 from steerlm.models.load import SteerModel
 from steerlm.server.policy import OperatorPolicy
 
@@ -75,7 +78,11 @@ def test_openai_streams(client: openai.OpenAI, text: str) -> None:
     with client.chat.completions.stream(
         model="tiny", messages=HELLO, max_tokens=12, temperature=0, verbosity="low", stop=stop
     ) as run:
-        assert run.get_final_completion().choices[0].message.content == text[: text.index(stop)].rstrip()
+        message = run.get_final_completion().choices[0].message
+    assert message.content == text[: text.index(stop)].rstrip()
+    # A message put together from a stream says under which values it was given, like one that came whole.
+    whole = client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=1, verbosity="low")
+    assert message.model_extra["attributes"] == whole.choices[0].message.model_extra["attributes"]
 
 
 def test_openai_async(address: str, text: str) -> None:
@@ -109,6 +116,8 @@ def test_openai_raw(client: openai.OpenAI, text: str) -> None:
 def test_openai_completions(client: openai.OpenAI) -> None:
     found = client.completions.create(model="tiny", prompt=["Rivers", "Salt"], max_tokens=6, seed=1, n=2, logprobs=1)
     assert [choice.index for choice in found.choices] == [0, 1, 2, 3]
+    echo = client.completions.create(model="tiny", prompt="Salt", max_tokens=0, logprobs=0, echo=True)
+    assert (echo.choices[0].text, echo.choices[0].logprobs.token_logprobs[0]) == ("Salt", None)
     stream = client.completions.create(model="tiny", prompt="Salt", max_tokens=6, seed=1, stream=True)
     assert "".join(chunk.choices[0].text for chunk in stream) == found.choices[2].text
 
@@ -132,6 +141,18 @@ def test_openai_responses(client: openai.OpenAI, text: str) -> None:
         model="tiny", input=[*HELLO, *found.output, {"role": "user", "content": "So?"}], max_output_tokens=2
     )
     assert follow.usage.input_tokens > found.usage.input_tokens
+
+
+def test_openai_responses_that_break_off(served_policy: SteerModel) -> None:
+    state = make_state(served_policy, engine=Scripted(Piece(0, 70, "Salt"), EngineError("the cable came out")))
+    with listening(state) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        raw = client.responses.with_raw_response.create(model="tiny", input=PROMPT, stream=True).http_response.read()
+        *_, last = client.responses.create(model="tiny", input=PROMPT, stream=True)
+    assert isinstance(last, ResponseErrorEvent)
+    assert (last.code, last.message, last.param) == ("engine_error", "the cable came out", None)
+    told = raw.decode().strip().split("\n\n")
+    assert told[-1].startswith("event: error\n")
+    assert last.sequence_number == len(told) - 1
 
 
 def test_openai_models_and_presets(client: openai.OpenAI) -> None:

@@ -9,7 +9,8 @@ import httpx2
 import pytest
 import torch
 
-from served import Recorder, events, send
+from served import Recorder, Scripted, events, send
+from steerlm.engines.base import Piece, TokenLogprob
 from steerlm.models.load import SteerModel
 from steerlm.server.state import ServerState
 
@@ -18,7 +19,7 @@ TEXT = "Why is the sea salty?\n\nBecause"
 Post = Callable[..., httpx2.Response]
 
 
-def continued(model: SteerModel, ids: list[int], count: int) -> str:
+def likeliest(model: SteerModel, ids: list[int], count: int) -> list[int]:
     found = model.network.generate(
         torch.tensor([ids]),
         attention_mask=torch.ones(1, len(ids)),
@@ -26,7 +27,12 @@ def continued(model: SteerModel, ids: list[int], count: int) -> str:
         do_sample=False,
         pad_token_id=0,
     )
-    text: str = model.renderer.tokenizer.decode(found[0, len(ids) :], skip_special_tokens=True)
+    tokens: list[int] = found[0, len(ids) :].tolist()
+    return tokens
+
+
+def continued(model: SteerModel, ids: list[int], count: int) -> str:
+    text: str = model.renderer.tokenizer.decode(likeliest(model, ids, count), skip_special_tokens=True)
     return text
 
 
@@ -110,6 +116,79 @@ def test_stop_text_does_not_show_in_logprobs(post: Post) -> None:
     assert [at for part in streamed if part for at in part["text_offset"]] == scores["text_offset"]
 
 
+def scores_of(model: SteerModel, ids: list[int]) -> list[float]:
+    """The log-probability of each token from the second one on, by one forward pass."""
+    with torch.no_grad():
+        found_TV = model.network(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+    values: list[float] = found_TV.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+    return values
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_given_text_is_scored_as_evaluation_harnesses_do(post: Post, served_policy: SteerModel, greedy: bool) -> None:
+    """By what EleutherAI's harness sends to completion servers, and how it reads the answer."""
+    tokenizer = served_policy.renderer.tokenizer
+    context = tokenizer.encode(TEXT, add_special_tokens=False)
+    after = likeliest(served_policy, context, 3) if greedy else tokenizer.encode(" rivers", add_special_tokens=False)
+    body = {"prompt": [context + after, context], "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234,
+            "echo": True, "model": "tiny"}  # fmt: skip
+    first, second = post(PATH, body).json()["choices"]
+    values = first["logprobs"]["token_logprobs"][len(context) : -1]
+    tops = first["logprobs"]["top_logprobs"][len(context) : -1]
+    assert values == pytest.approx(scores_of(served_policy, context + after)[-len(after) :], abs=1e-4)
+    assert all(value == max(top.values()) for value, top in zip(values, tops, strict=True)) == greedy
+    assert len(second["logprobs"]["tokens"]) == len(context) + 1
+
+
+@pytest.mark.parametrize("as_ids", [True, False])
+def test_an_echo_begins_the_text(post: Post, served_policy: SteerModel, as_ids: bool) -> None:
+    ids = served_policy.renderer.tokenizer.encode(TEXT, add_special_tokens=False)
+    body = {"prompt": ids if as_ids else TEXT, "temperature": 0, "n": 2}
+    plain = post(PATH, {**body, "max_tokens": 6, "logprobs": 2}).json()
+    for choice, alone in zip(
+        post(PATH, {**body, "max_tokens": 6, "logprobs": 2, "echo": True}).json()["choices"],
+        plain["choices"],
+        strict=True,
+    ):
+        assert choice["text"] == TEXT + alone["text"]
+        scores = choice["logprobs"]
+        assert scores["tokens"][len(ids) :] == alone["logprobs"]["tokens"]
+        assert scores["token_logprobs"][0] is scores["top_logprobs"][0] is None
+        assert scores["token_logprobs"][1 : len(ids)] == pytest.approx(scores_of(served_policy, ids), abs=1e-4)
+        assert "".join(scores["tokens"][: len(ids)]) == TEXT
+        assert scores["text_offset"] == [sum(map(len, scores["tokens"][:k])) for k in range(len(scores["tokens"]))]
+    assert post(PATH, {**body, "max_tokens": 6, "echo": True}).json()["choices"][0]["logprobs"] is None
+    only = post(PATH, {**body, "max_tokens": 0, "logprobs": 0, "echo": True}).json()
+    assert [choice["text"] for choice in only["choices"]] == [TEXT] * 2
+    assert [len(choice["logprobs"]["tokens"]) for choice in only["choices"]] == [len(ids)] * 2
+    assert (only["usage"]["completion_tokens"], only["choices"][0]["finish_reason"]) == (0, "length")
+
+
+@pytest.mark.parametrize("max_tokens", [0, 6])
+def test_a_stream_echoes_the_same(post: Post, max_tokens: int) -> None:
+    body = {"prompt": [TEXT, "Rivers"], "max_tokens": max_tokens, "seed": 2, "logprobs": 2, "echo": True}
+    whole = post(PATH, body).json()
+    chunks = events(post(PATH, {**body, "stream": True, "stream_options": {"include_usage": True}}).text)
+    for index, choice in enumerate(whole["choices"]):
+        parts = [item for chunk in chunks for item in chunk["choices"] if item["index"] == index]
+        assert "".join(part["text"] for part in parts) == choice["text"]
+        assert [part["finish_reason"] for part in parts if part["finish_reason"]] == [choice["finish_reason"]]
+        for name in ("tokens", "text_offset"):
+            assert [value for part in parts for value in (part["logprobs"] or {name: []})[name]] == choice["logprobs"][
+                name
+            ]
+    assert chunks[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+
+
+def test_the_end_signal_is_listed_after_an_echo(serve: Callable[..., ServerState], served_policy: SteerModel) -> None:
+    """The last token is the one that was made, whichever it is: harnesses leave it out."""
+    end = served_policy.renderer.end_ids[0]
+    last = Piece(0, end, "", "stop", TokenLogprob(-0.5, ()), prompt=(TokenLogprob(-1.5, ()),))
+    body = {"prompt": [5, 6], "max_tokens": 1, "logprobs": 0, "echo": True}
+    [choice] = send(serve(engine=Scripted(last)), PATH, body).json()["choices"]
+    assert choice["logprobs"]["token_logprobs"] == [None, -1.5, -0.5]
+
+
 @pytest.mark.parametrize(
     ("body", "complaint"),
     [
@@ -122,7 +201,8 @@ def test_stop_text_does_not_show_in_logprobs(post: Post) -> None:
         ({"prompt": {"a": 1}}, "prompt"),
         ({"prompt": None}, "prompt"),
         ({}, "prompt"),
-        ({"prompt": "a", "echo": True}, "echo: this server cannot do that"),
+        ({"prompt": "a", "echo": True, "attributes": {"humor": 1}}, "echo: only of prompts that are continued"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens: 0 is for an echo"),
         ({"prompt": "a", "best_of": 2}, "best_of"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
         ({"prompt": "a", "verified": 2}, "verified"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import struct
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from guarded import HELLO, Guarded, ScriptedEngine, code_of, eventually, guarded
+from guarded import HELLO, Guarded, LengthScorer, ScriptedEngine, code_of, eventually, guarded
 from steerlm.server import protocol
 from steerlm.server.limits import ServerLimits
 
@@ -124,6 +125,21 @@ def test_ten_times_the_queue_gives_429_only_and_leaves_nothing() -> None:
         assert told["steerlm_sequences_running",] == told["steerlm_sequences_waiting",] == 0
 
 
+def test_the_queue_for_scores_is_seen() -> None:
+    scorer = LengthScorer()
+    talk = {"messages": [*HELLO["messages"], {"role": "assistant", "content": "Hi!"}]}
+    with guarded(ScriptedEngine(), scorer=scorer, scoring=2) as server, ThreadPoolExecutor(5) as clients:
+        scorer.hold.set()
+        asked = [clients.submit(server.ask, "/v1/score", talk) for _ in range(5)]
+        eventually(lambda: server.guard.scoring.waiting == 3)
+        told = metrics(server)
+        assert (told["steerlm_scoring_running",], told["steerlm_scoring_waiting",]) == (2, 3)
+        scorer.hold.clear()
+        assert [answer.result()[0] for answer in asked] == [200] * 5
+        told = metrics(server)
+        assert told["steerlm_scoring_running",] == told["steerlm_scoring_waiting",] == 0
+
+
 def test_a_request_counts_by_its_answers() -> None:
     engine = ScriptedEngine()
     with guarded(engine, running=6, waiting=6) as server:
@@ -193,6 +209,27 @@ def test_a_slow_body_is_given_up() -> None:
         answer = read_all(connection)
         assert answer.startswith(b"HTTP/1.1 408")
         assert code_of(answer.partition(b"\r\n\r\n")[2]) == "request_timeout"
+
+
+def test_large_bodies_that_do_not_end_are_held_up_to_a_limit() -> None:
+    """Three quarters of a megabyte each: one and a third fit beside their first 64 KiB, a short one always does."""
+    large = {**HELLO, "messages": [{"role": "user", "content": "a" * 750_000}]}
+    with guarded(ScriptedEngine(), body_bytes=1_000_000, arriving_bytes=1_000_000) as server:
+        with server.connect() as first, server.connect() as second:
+            for connection in (first, second):
+                connection.sendall(raw_post(large)[:-5])
+            # Whichever is read later is refused, with nothing more sent.
+            refused, *others = select.select([first, second], [], [], 300)[0]
+            assert not others
+            answer = b""
+            while not answer.endswith(b"}}"):
+                answer += refused.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 429")
+            assert b"retry-after: 30\r\n" in answer
+            assert code_of(answer.partition(b"\r\n\r\n")[2]) == "server_busy"
+            assert server.ask(CHAT, {**HELLO, "max_tokens": 1})[0] == 200
+            assert server.ask(CHAT, large)[0] == 429
+        eventually(lambda: server.ask(CHAT, large)[0] == 400, "room for another body")
 
 
 def test_oversized_bodies_announced_and_chunked() -> None:

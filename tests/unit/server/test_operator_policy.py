@@ -127,6 +127,7 @@ def test_defaults_are_moved_into_the_range(serve: Serve) -> None:
     ("record", "complaint"),
     [
         ("attributes: {wit: {locked: 0}}", "unknown attribute 'wit'"),
+        ("labels_scale: [9, 0]", "labels_scale [9, 0]: its first end must be below"),
         ("attributes: {humor: {locked: 9}}", "9..9 is no range within 0..4"),
         ("attributes: {humor: {low: 3, high: 1}}", "3..1 is no range"),
         ("attributes: {humor: {low: 3, default: 1}}", "default=1 is outside 3..4"),

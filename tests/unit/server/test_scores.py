@@ -66,6 +66,21 @@ def test_pooling_is_the_last_answer_as_a_vector(post: Post) -> None:
     assert found["data"] == [{"index": 0, "object": "pooling", "data": list(scores.values())}]
 
 
+def test_usage_is_what_the_attribute_model_read(post: Post, served_judge: SteerModel) -> None:
+    talk = [*HELLO, {"role": "assistant", "content": "Rivers carry salt."}]
+    read = tokens_of(served_judge, HELLO[0]["content"], "Rivers carry salt.")
+    usage = post("/v1/score", {"messages": talk}).json()["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (read, 0, read)
+    assert post("/pooling", {"messages": talk}).json()["usage"] == usage
+    tree = {
+        "messages": [
+            {"role": "user", "text": HELLO[0]["content"]},
+            {"role": "assistant", "text": "Rivers carry salt.", "parent": 0},
+        ]
+    }
+    assert post("/v1/score", {"conversations": [tree] * 3}).json()["usage"]["total_tokens"] == 3 * read
+
+
 def test_trees_are_scored_together(post: Post) -> None:
     tree = {
         "id": "c1",

@@ -47,6 +47,28 @@ def test_every_field_says_the_same(serve: Serve, body: dict[str, Any]) -> None:
     assert used(serve(policy=POLICY), body) == expected
 
 
+def test_labels_on_the_scale_of_nvidias_api(serve: Serve) -> None:
+    """The body that its documentation shows, to a server whose operator says that labels go from 0 to 9."""
+    state = serve(policy=OperatorPolicy.model_validate({"labels_scale": [0, 9]}))
+    body = {
+        "messages": [*HELLO, {"labels": {"complexity": 9, "creativity": 0, "verbosity": 9}, "role": "assistant"}],
+        "temperature": 0.2, "top_p": 0.7, "max_tokens": 1, "seed": 42, "bad": None, "stop": None, "stream": False,
+    }  # fmt: skip
+    assert used(state, body) == {**STEERLM.defaults, "complexity": 4, "creativity": 0, "verbosity": 4}
+    # Ten levels on five: 4/9 of each step, to the nearest.
+    for label, level in enumerate((0, 0, 1, 1, 2, 2, 3, 3, 4, 4)):
+        assert used(state, {"messages": [*HELLO, {**TRAILING, "labels": {"humor": label}}]})["humor"] == level
+    # Labels of past answers too; every other field is on the model's own scale.
+    talk = [*HELLO, {**SAID, "labels": {"humor": 9}}, *HELLO]
+    assert used(state, {"messages": talk, "attributes": {"humor": 3}})["humor"] == 3
+    for messages, param in (
+        ([*HELLO, {**SAID, "labels": {"humor": 10}}, *HELLO], "messages.1.labels.humor"),
+        ([*HELLO, {**SAID, "attributes": {"humor": 9}}, *HELLO], "messages.1.attributes.humor"),
+        ([*HELLO, {**TRAILING, "labels": {"wit": 9}}], "messages.1.labels.wit"),
+    ):
+        assert send(state, CHAT, {"messages": messages}).json()["error"]["param"] == param
+
+
 @pytest.mark.parametrize(("word", "level"), [("low", 0), ("medium", 2), ("high", 4)])
 def test_verbosity_in_words(serve: Serve, word: str, level: int) -> None:
     state = serve()

@@ -6,31 +6,16 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
-from served import HELLO, Recorder, events, listening, send
+from served import HELLO, Scripted, events, listening, send
 from steerlm.engines.base import Piece
 from steerlm.errors import EngineError
 from steerlm.server.state import ServerState
 
 CHAT = "/v1/chat/completions"
 Serve = Callable[..., ServerState]
-
-
-class Scripted(Recorder):
-    """An engine that delivers what it is told, and then nothing."""
-
-    def __init__(self, *script: Any) -> None:
-        super().__init__()
-        self.script = script
-
-    def submit(self, requests: Any, deliver: Any) -> Callable[[], None]:
-        cancel = super().submit(requests, deliver)
-        for item in self.script:
-            deliver(item)
-        return cancel
 
 
 FIRST = Piece(0, 70, "Salt")

@@ -92,8 +92,8 @@ async def _events(
     top = head(state, "chatcmpl", body.model)
     answers = new_answers(state, work.requests)
     for index in range(work.n):
-        opening = ChunkChoice(index=index, delta=Delta(role="assistant", content=""))
-        yield event(ChatChunk(**top, choices=[opening], steering=report(work.steering)))
+        opening = Delta(role="assistant", content="", attributes=work.steering.values)
+        yield event(ChatChunk(**top, choices=[ChunkChoice(index=index, delta=opening)], steering=report(work.steering)))
     async with aclosing(arriving):
         async for piece in arriving:
             tokens, logprobs = add(state, answers[piece.request], piece)

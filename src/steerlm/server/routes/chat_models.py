@@ -85,10 +85,11 @@ def _is_nothing(value: object) -> bool:
 
 
 class Delta(BaseModel):
-    """What an answer grows by."""
+    """What an answer grows by: first its role and the values under which it is given, then its text."""
 
     role: Annotated[Literal["assistant"] | None, Field(exclude_if=_is_nothing)] = None
     content: Annotated[str | None, Field(exclude_if=_is_nothing)] = None
+    attributes: Annotated[dict[str, int | None] | None, Field(exclude_if=_is_nothing)] = None
 
 
 class ChunkChoice(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -26,7 +26,14 @@ from steerlm.server.generation import (
     plan,
     read_sampling,
 )
-from steerlm.server.logprobs import CompletionLogprobs, TextPlace, completion_logprobs
+from steerlm.server.logprobs import (
+    CompletionLogprobs,
+    TextPlace,
+    completion_logprobs,
+    joined_logprobs,
+    prompt_logprobs,
+    token_bytes,
+)
 from steerlm.server.measuring import measure
 from steerlm.server.routes import State
 from steerlm.server.rules import forbidden
@@ -83,7 +90,11 @@ class CompletionRequest(SteeringFields, GenerationFields, IgnoredFields):
     """Write the tokens of logprobs as token_id:123, as vLLM does."""
     stop_token_ids: Items[int] | None = None
     """Tokens that end a text; only those that end an answer anyway."""
-    echo: Annotated[Any, Only(False)] = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    """Most tokens of a text; 0, of which there is only an echo, needs `echo`."""
+    echo: bool | None = None
+    """Begin each text with its prompt, and its log-probabilities with those of the prompt's tokens; of prompts that are
+    continued as they are."""
     best_of: Annotated[Any, Only(1)] = None
     suffix: Annotated[Any, Only("")] = None
     frequency_penalty: Annotated[Any, Only(0)] = None
@@ -121,6 +132,8 @@ class _Work:
     steering: Steering | None
     requests: list[base.Request]
     n: int
+    echoes: list[str] | None = None
+    """The texts of the prompts, where they are asked for."""
 
 
 def _prepare(state: ServerState, body: CompletionRequest) -> _Work:
@@ -128,6 +141,10 @@ def _prepare(state: ServerState, body: CompletionRequest) -> _Work:
     prompts: list[Any] = [body.prompt] if _kind(body.prompt) in ("<text>", "<tokens>") else list(body.prompt)
     if not prompts:
         raise ApiError("prompt: there is none", param="prompt")
+    if body.max_tokens == 0 and not body.echo:
+        raise ApiError(
+            "max_tokens: 0 is for an echo of the prompt alone; set echo, or ask for more", param="max_tokens"
+        )
     n = body.n or 1
     check_answers(state, n * len(prompts))
     check_amount(state, 1, sum(len(prompt) for prompt in prompts), "prompt")
@@ -139,7 +156,15 @@ def _prepare(state: ServerState, body: CompletionRequest) -> _Work:
     steers = bool(sources or preset or body.measure or body.guidance is not None)
     if _is_raw(state, body, steers):
         raw = (Prompt(_raw_ids(state, prompt)) for prompt in prompts)
-        return _Work([], None, plan(state, raw, sampling, body.max_tokens, n, trim=False), n)
+        # Where none is to be told, one token is made all the same: with it come those of the prompt.
+        most = 1 if body.max_tokens == 0 else body.max_tokens
+        requests = plan(state, raw, sampling, most, n, trim=False)
+        if not body.echo:
+            return _Work([], None, requests, n)
+        requests = [replace(request, prompt_logprobs=body.logprobs) for request in requests]
+        return _Work([], None, requests, n, [_text(state, prompt) for prompt in prompts])
+    if body.echo:
+        raise ApiError("echo: only of prompts that are continued as they are", param="echo")
     steering = settle(state, body, sources, preset)
     dialogues = [single(state, prompt) for prompt in prompts]
     rendered = (
@@ -181,6 +206,26 @@ def _raw_ids(state: ServerState, prompt: str | list[int]) -> tuple[int, ...]:
     return tuple(prompt)
 
 
+def _text(state: ServerState, prompt: str | list[int]) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    tokenizer = state.prompting.renderer.tokenizer
+    return b"".join(token_bytes(tokenizer, token) for token in prompt).decode("utf-8", errors="replace")
+
+
+def _echo(
+    state: ServerState, body: CompletionRequest, work: _Work, index: int, answer: Answer, place: TextPlace
+) -> CompletionChoice:
+    """The prompt of an answer as the first part of it."""
+    assert work.echoes is not None
+    scores = None
+    if body.logprobs is not None:
+        tokenizer, as_ids = state.prompting.renderer.tokenizer, bool(body.return_tokens_as_token_ids)
+        scores = prompt_logprobs(tokenizer, work.requests[index].prompt, answer.prompt, place, as_ids)
+    finish: base.Finish | None = "length" if body.max_tokens == 0 else None
+    return CompletionChoice(index=index, text=work.echoes[index // work.n], logprobs=scores, finish_reason=finish)
+
+
 @router.post(
     "/v1/completions",
     response_model=TextCompletion,
@@ -216,18 +261,25 @@ async def _report(state: ServerState, work: _Work, answers: Sequence[Answer]) ->
 async def _whole(state: ServerState, body: CompletionRequest, work: _Work) -> TextCompletion:
     answers = await collect(state, work.requests, ids=bool(body.return_token_ids))
     tokenizer = state.prompting.renderer.tokenizer
-    choices = [
-        CompletionChoice(
-            index=index,
-            text=answer.text,
-            logprobs=None
-            if body.logprobs is None
-            else completion_logprobs(tokenizer, *answer.listed(), as_ids=bool(body.return_tokens_as_token_ids)),
-            finish_reason=answer.finish,
-            token_ids=_told(answer.tokens) if body.return_token_ids else None,
+    choices = []
+    for index, answer in enumerate(answers):
+        place, as_ids = TextPlace(), bool(body.return_tokens_as_token_ids)
+        echo = _echo(state, body, work, index, answer, place) if work.echoes else None
+        if body.max_tokens == 0:
+            answers[index] = answer = Answer(cached=answer.cached)
+        scores = None
+        if body.logprobs is not None:
+            scores = completion_logprobs(tokenizer, *answer.listed(), place, as_ids)
+            scores = joined_logprobs(echo.logprobs, scores) if echo and echo.logprobs else scores
+        choices.append(
+            CompletionChoice(
+                index=index,
+                text=(echo.text if echo else "") + answer.text,
+                logprobs=scores,
+                finish_reason=answer.finish,
+                token_ids=_told(answer.tokens) if body.return_token_ids else None,
+            )
         )
-        for index, answer in enumerate(answers)
-    ]
     return TextCompletion(
         **head(state, "cmpl", body.model),
         choices=choices,
@@ -246,7 +298,15 @@ async def _events(
     said = report(work.steering) if work.steering else None
     async with aclosing(arriving):
         async for piece in arriving:
-            tokens, logprobs = add(state, answers[piece.request], piece)
+            answer = answers[piece.request]
+            is_first = not answer.tokens
+            tokens, logprobs = add(state, answer, piece)
+            if work.echoes and is_first:
+                echo = _echo(state, body, work, piece.request, answer, places[piece.request])
+                yield event(TextCompletion(**top, choices=[echo]))
+            if body.max_tokens == 0:
+                answers[piece.request] = Answer(cached=answer.cached)
+                continue
             scores = None
             if tokens:
                 place, as_ids = places[piece.request], bool(body.return_tokens_as_token_ids)

@@ -14,7 +14,7 @@ from steerlm.engines import base
 from steerlm.server.chatting import ChatWork, prepare_chat, settled
 from steerlm.server.dialogue import ChatMessage
 from steerlm.server.envelope import usage
-from steerlm.server.errors import ApiError
+from steerlm.server.errors import ApiError, ErrorDetail
 from steerlm.server.fields import GenerationFields
 from steerlm.server.generation import Answer, add, collect, pieces
 from steerlm.server.routes import State
@@ -72,7 +72,7 @@ async def responses(body: ResponsesRequest, request: Request, state: State) -> A
     if work.steering.verified:
         raise ApiError("verified: the choice needs whole answers; leave stream out", param="stream")
     arriving = await begun(request, pieces(state, work.requests))
-    return EventStream(with_errors(draft.events(arriving), done=""))
+    return EventStream(with_errors(draft.events(arriving), done="", error_event=draft.error))
 
 
 class _Draft:
@@ -121,8 +121,15 @@ class _Draft:
         yield self._event("output_item.done", item=ended.output[0], **place)
         yield self._event(ended.status, response=ended)
 
+    def error(self, error: ErrorDetail) -> str:
+        """The last event of a stream that was cut off."""
+        return self._numbered("error", code=error.code, message=error.message, param=error.param)
+
     def _event(self, kind: str, **fields: Any) -> str:
-        made = ResponseEvent(type=f"response.{kind}", sequence_number=self._sent, **fields)
+        return self._numbered(f"response.{kind}", **fields)
+
+    def _numbered(self, kind: str, **fields: Any) -> str:
+        made = ResponseEvent(type=kind, sequence_number=self._sent, **fields)
         self._sent += 1
         # Fields that an event of this type does not have are left out; those of its parts stay.
         return event(made.model_dump_json(exclude=_absent(made)), made.type)

@@ -170,3 +170,6 @@ class ResponseEvent(BaseModel):
     delta: str | None = None
     text: str | None = None
     logprobs: list[Any] | None = None
+    code: str | None = None
+    message: str | None = None
+    param: str | None = None

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from steerlm.conversation import Conversation, Message, Role
 from steerlm.server.dialogue import ChatMessage, check_amount
+from steerlm.server.envelope import Usage, reading
 from steerlm.server.errors import ApiError
 from steerlm.server.fields import ApiModel, IgnoredFields, Items, Only, Text, joined
 from steerlm.server.judge import Judge, Scores
@@ -77,6 +78,7 @@ class ScoreList(BaseModel):
     model: str
     attributes: list[str]
     data: list[ConversationScores]
+    usage: Usage
 
 
 class PoolingRequest(IgnoredFields):
@@ -105,6 +107,7 @@ class PoolingList(BaseModel):
     created: int
     model: str
     data: list[Pooled]
+    usage: Usage
 
 
 def _judge(state: ServerState) -> Judge:
@@ -181,7 +184,8 @@ async def score(body: ScoreRequest, request: Request, state: State) -> ScoreList
         created=int(time.time()),
         model=judge.name,
         attributes=list(judge.schema.names),
-        data=[_listed(index, *item) for index, item in enumerate(zip(names, trees, found, places, strict=True))],
+        data=[_listed(index, *item) for index, item in enumerate(zip(names, trees, found.scores, places, strict=True))],
+        usage=reading(found.tokens),
     )
 
 
@@ -193,7 +197,8 @@ async def pooling(body: PoolingRequest, request: Request, state: State) -> Pooli
     last = len(tree.messages) - 1
     if tree.messages[last].role != "assistant":
         raise ApiError("messages: the last message must be the assistant's, which is scored", param="messages")
-    [found] = await unless_gone(request, scored(judge, state.scoring, [tree]))
+    judged = await unless_gone(request, scored(judge, state.scoring, [tree]))
+    [found] = judged.scores
     if last not in found:
         raise ApiError("messages: the conversation is longer than the attribute model can read", param="messages")
     return PoolingList(
@@ -201,4 +206,5 @@ async def pooling(body: PoolingRequest, request: Request, state: State) -> Pooli
         created=int(time.time()),
         model=judge.name,
         data=[Pooled(index=0, data=[found[last][name] for name in judge.schema.names])],
+        usage=reading(judged.tokens),
     )
