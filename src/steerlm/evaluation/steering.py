@@ -112,6 +112,7 @@ class _Evaluation:
         engine: Engine | None,
         say: Callable[[str], None],
     ) -> None:
+        settings = settings.model_copy(update={"attributes": settings.attributes or list(policy.schema.names)})
         self.policy, self.settings, self.folder, self.say = policy, settings, folder, say
         self.directory, self.given_engine = directory, engine
         for name in settings.attributes:

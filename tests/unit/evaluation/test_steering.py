@@ -83,6 +83,14 @@ def test_one_that_obeys_and_one_that_guesses(policy: SteerModel, tmp_path: Path)
     assert obedient["steerlm"]
 
 
+def test_all_attributes_are_measured_unless_some_are_named(chatml_base: Path, tmp_path: Path) -> None:
+    """Of a policy that knows neither complexity nor humor."""
+    known = new_model("policy", chatml_base, STEERLM.only(["helpfulness", "verbosity"]))
+    settings = QUICK.model_copy(update={"attributes": SteeringSettings().attributes})
+    record = evaluate_steering(known, PROMPTS, settings, tmp_path, engine=Scripted(known, lambda asked: asked))
+    assert set(record["conditions"]["policy"]["attributes"]) == {"helpfulness", "verbosity"}
+
+
 def test_what_is_there_is_not_done_again(policy: SteerModel, tmp_path: Path) -> None:
     engine = Scripted(policy, lambda asked: asked)
     first = evaluate_steering(policy, PROMPTS, QUICK, tmp_path, engine=engine)
