@@ -19,12 +19,14 @@ from steerlm.attributes import STEERLM, Schema
 from steerlm.cli.main import run
 from steerlm.conversation import Conversation, Message
 from steerlm.errors import DataError
+from steerlm.evaluation.agreement import Evaluated, swapped_outputs
 from steerlm.evaluation.attribute_model import evaluate_attributes
 from steerlm.evaluation.attribute_settings import AttributeEvaluationSettings
 from steerlm.evaluation.attribute_tables import evaluation_view
 from steerlm.evaluation.invariance import check_invariance
 from steerlm.evaluation.preferences import Preference, Preferences
 from steerlm.evaluation.records import distinct_names
+from steerlm.evaluation.responses import RatedResponses
 from steerlm.files import write_conversations
 from steerlm.models.load import SteerModel, head_of, load_model
 from tiny_judge import WORDS, random_trees, save_tiny_judge
@@ -140,6 +142,39 @@ def test_outputs_in_the_wrong_order_are_exposed(judge: SteerModel) -> None:
     assert swapped["order"][names[-1]] == names[0]
     verdicts = [figures["verdict"] for figures in record["attributes"].values()]
     assert sum(verdict.startswith("does not beat") for verdict in verdicts) > len(verdicts) / 2
+
+
+def correlated(seed: int, correlation: float, columns: list[int]) -> Evaluated:
+    """1,000 responses whose ratings each output follows to some degree, with the outputs in the order `columns`."""
+    generator = np.random.default_rng(seed)
+    rated_RA = generator.normal(size=(1000, len(STEERLM)))
+    noise_RA = generator.normal(size=rated_RA.shape)
+    predicted_RA = correlation * rated_RA + np.sqrt(1 - correlation**2) * noise_RA
+    number = np.arange(1000)
+    places, texts = tuple((int(k), 1) for k in number), ("",) * 1000
+    responses = RatedResponses(
+        STEERLM, places, number, number, number, np.full(1000, "survey"), rated_RA, texts=texts, prompts=texts
+    )
+    return Evaluated(responses, predicted_RA[:, columns], unscored=0)
+
+
+def test_a_single_pair_of_weak_outputs_that_were_exchanged_is_found() -> None:
+    """Each correlates by 0.2 with the ratings; the seven others are in place and tell of no gain."""
+    exchanged = list(range(len(STEERLM)))
+    exchanged[2], exchanged[5] = 5, 2
+    names = STEERLM.names
+    for seed in range(10):
+        found = swapped_outputs(correlated(seed, 0.2, exchanged), SETTINGS)
+        assert found["found"]
+        assert found["order"] == {names[2]: names[5], names[5]: names[2]}
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.05, 0.2])
+def test_outputs_in_place_are_not_called_mixed_up(correlation: float) -> None:
+    """Not even those that follow no rating, of which some order always fits better by chance; 5% may be wrong."""
+    in_place = list(range(len(STEERLM)))
+    found = [swapped_outputs(correlated(seed, correlation, in_place), SETTINGS)["found"] for seed in range(20)]
+    assert sum(found) <= 2
 
 
 def test_a_judge_of_nothing_but_length_does_not_beat_the_ridge(judge: SteerModel) -> None:
