@@ -12,7 +12,7 @@ from typing import Any
 from steerlm import __version__
 from steerlm.annotation import Scorer
 from steerlm.engines import Engine, LocalEngine, Precision, Sampling, TorchEngine, engine_for
-from steerlm.errors import ConfigError, DataError
+from steerlm.errors import ConfigError, DataError, SchemaError
 from steerlm.evaluation.answers import Answer, Measured
 from steerlm.evaluation.answers_file import AnswersFile, digest_of
 from steerlm.evaluation.asks import Ask, goals, paraphrased, sweep
@@ -94,8 +94,8 @@ def evaluate_steering(
     `directory` is where the policy lies, whose form for OpenVINO is then kept there. `engine` answers for it in place
     of the one that the settings name. A result made under the same circumstances is read back.
 
-    Raises `SchemaError` for an attribute that the policy does not know, `DataError` where no prompt is left,
-    `ConfigError` for a condition that lacks what it needs.
+    Raises `SchemaError` for an attribute that the policy does not know, or that it knows on another scale than a judge,
+    `DataError` where no prompt is left, `ConfigError` for a condition that lacks what it needs.
     """
     return _Evaluation(policy, list(prompts), settings, folder, judges, directory, engine, say).run()
 
@@ -119,6 +119,8 @@ class _Evaluation:
             policy.schema[name]
         if "verified" in settings.conditions and judges.judge is None:
             raise ConfigError("verified steering needs an attribute model to choose by; give --judge, or leave it out")
+        for model in (judges.judge, judges.second):
+            _require_same_scales(policy, model)
         self.judge, self.second = (Scorer(model) if model else None for model in (judges.judge, judges.second))
         self.base: SteerModel | None = None
         self.sampling = Sampling(
@@ -311,6 +313,17 @@ class _Evaluation:
             "settings": settings.model_dump(mode="json"),
             **environment(*(["openvino"] if self.answering.name == "openvino" else [])),
         }
+
+
+def _require_same_scales(policy: SteerModel, judge: SteerModel | None) -> None:
+    """What is measured is compared with what was asked, so it has to be on the same scale."""
+    for item in judge.schema if judge else ():
+        own = policy.schema[item.name] if item.name in policy.schema else item
+        if (item.low, item.high) != (own.low, own.high):
+            raise SchemaError(
+                f"the attribute model scores {item.name} on {item.low}..{item.high}, the policy is asked for it on "
+                f"{own.low}..{own.high}; use one that was trained on the policy's scale"
+            )
 
 
 # The longest frame of a paraphrase and an instruction in words for one attribute, on the safe side.

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from steerlm.annotation import Scorer
-from steerlm.attributes import STEERLM
+from steerlm.attributes import STEERLM, Attribute, Schema
 from steerlm.cli.main import run
 from steerlm.conversation import Conversation
 from steerlm.engines import Piece, Request
@@ -27,7 +27,7 @@ from steerlm.evaluation.steering_settings import ConditionName, SteeringSettings
 from steerlm.models.load import SteerModel, load_model, new_model
 from steerlm.steering import distance, nearest
 from tiny import TOKENIZERS, save_base
-from tiny_judge import save_tiny_judge
+from tiny_judge import save_tiny_base, save_tiny_judge
 
 PROMPTS = ["Why is the sea salty?", "Is it?", "What is rock?", "How do rivers carry it?", "And then?", "Why me?"]
 QUICK = SteeringSettings(attributes=["verbosity"], conditions=["policy"], goals=0, perplexity=False, resamples=100)
@@ -266,6 +266,15 @@ def test_refusals(
 ) -> None:
     with pytest.raises(error, match=message):
         evaluate_steering(policy, PROMPTS, QUICK.model_copy(update=changes), tmp_path)
+
+
+@pytest.mark.parametrize("place", ["judge", "second"])
+def test_a_judge_on_another_scale_is_refused(policy: SteerModel, tmp_path: Path, place: str) -> None:
+    """At 9 of 0..9 it would seem to miss the top of 0..4 by five points."""
+    wide = Schema((Attribute("humor", high=9), Attribute("wit", high=9)))
+    judge = new_model("attribute-model", save_tiny_base(tmp_path / "base"), wide)
+    with pytest.raises(SchemaError, match=r"scores humor on 0\.\.9, the policy is asked for it on 0\.\.4; use one"):
+        evaluate_steering(policy, PROMPTS, QUICK, tmp_path, Judges(**{place: judge}))
 
 
 def test_a_base_that_is_not_named(policy: SteerModel, tmp_path: Path) -> None:
