@@ -27,6 +27,11 @@ STATISTICS: dict[str, Callable[[Floats, Floats], float]] = {
     "pearson": pearson,
     "spearman": spearman,
 }
+BASELINES = {
+    "mean": "the mean rating",
+    "ridge": "a ridge regression on length and text statistics",
+    "length": "length alone",
+}
 _SWAP_MARGIN = 0.05
 
 
@@ -61,6 +66,8 @@ def attribute_figures(
             str(source): _agreement(responses, columns, column, present_R & (responses.source_R == source), settings)
             for source in (sources if len(sources) > 1 else ())
         }
+        for part in by_source.values():
+            part |= verdict(part["rmse_gain"], part["independent"])
         predicted_R, owner_R = columns["model"][present_R], responses.group_R[present_R]
         found[attribute.name] = {
             "overall": overall,
@@ -68,7 +75,7 @@ def attribute_figures(
             "calibration": calibration(attribute, predicted_R, rated_R[present_R], owner_R, settings),
             "confusion": confusion(attribute, predicted_R, rated_R[present_R]),
             "ranking": _ranking(responses, columns, column, settings),
-            **_verdict(overall),
+            **verdict(overall["rmse_gain"], overall["independent"]),
         }
     return found
 
@@ -109,19 +116,19 @@ def _agreement(
     }
 
 
-def _verdict(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """A model beats a baseline where the 95% interval of (its RMSE less the model's) lies above 0. None where nothing
-    can be said: there was no rating to fit the baseline on, or a single conversation, which leaves no interval.
+def verdict(gains: Mapping[str, Mapping[str, float]], independent: int) -> dict[str, Any]:
+    """A model beats a baseline where the 95% interval of what it gains over it, in the same draws, lies above 0: of
+    (the baseline's RMSE less the model's), or of (the model's accuracy less the baseline's). None where nothing can be
+    said: there was no rating to fit the baseline on, or one `independent` unit to draw, which leaves no interval.
     """
     beats = {
-        name: gain["low"] > 0 if figures["independent"] > 1 and np.isfinite(gain["low"]) else None
-        for name, gain in figures["rmse_gain"].items()
+        name: gain["low"] > 0 if independent > 1 and np.isfinite(gain["low"]) else None for name, gain in gains.items()
     }
-    what = {"mean": "the mean rating", "ridge": "a ridge regression on length and text statistics"}
-    lost = [what[name] for name, beaten in beats.items() if beaten is False]
+    lost = [BASELINES[name] for name, beaten in beats.items() if beaten is False]
     if None in beats.values():
         return {"beats": beats, "verdict": "not compared"}
-    return {"beats": beats, "verdict": f"does not beat {' and '.join(lost)}" if lost else "beats both baselines"}
+    beaten = "both baselines" if len(beats) > 1 else " ".join(BASELINES[name] for name in beats)
+    return {"beats": beats, "verdict": f"does not beat {' and '.join(lost)}" if lost else f"beats {beaten}"}
 
 
 def calibration(
@@ -175,18 +182,29 @@ def won(higher: Floats, lower: Floats) -> Floats:
 def _ranking(
     responses: RatedResponses, columns: Mapping[str, Floats], column: int, settings: AttributeEvaluationSettings
 ) -> dict[str, Any] | None:
-    """How often a pair of responses to one prompt is ranked as people ranked it; also by length alone."""
+    """How often a pair of responses to one prompt is ranked as people ranked it; also by length alone, and by the ridge
+    where it could be fitted.
+    """
     pairs = ranked_pairs(responses, column)
     if not len(pairs):
         return None
     owner_P = responses.group_R[pairs[:, 0]]
     lengths = np.array([float(len(text)) for text in responses.texts])
-    by = {"model": columns["model"], "ridge": columns["ridge"], "length": lengths}
-    accuracy = {
-        name: mean_estimate(won(values[pairs[:, 0]], values[pairs[:, 1]]), owner_P, settings)._asdict()
-        for name, values in by.items()
+    fitted = {"ridge": columns["ridge"]} if np.isfinite(columns["ridge"][pairs]).all() else {}
+    by = {"model": columns["model"], **fitted, "length": lengths}
+    wins = {name: won(values[pairs[:, 0]], values[pairs[:, 1]]) for name, values in by.items()}
+    accuracy = {name: mean_estimate(found, owner_P, settings)._asdict() for name, found in wins.items()}
+    return {"pairs": len(pairs), **accuracy, **ranking_gains(wins, "model", owner_P, settings)}
+
+
+def ranking_gains(
+    wins: Mapping[str, Floats], own: str, clusters: NDArray[Any], settings: AttributeEvaluationSettings
+) -> dict[str, Any]:
+    """How much more often than each baseline `own` ranks the same pairs as people did, and the verdict."""
+    gains = {
+        name: mean_estimate(wins[own] - wins[name], clusters, settings)._asdict() for name in BASELINES if name in wins
     }
-    return {"pairs": len(pairs), **accuracy}
+    return {"gain": gains, **verdict(gains, len(np.unique(clusters)))}
 
 
 def mean_estimate(values: Floats, clusters: NDArray[Any], settings: AttributeEvaluationSettings) -> Estimate:

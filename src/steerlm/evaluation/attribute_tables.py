@@ -28,11 +28,14 @@ def _parts(record: Mapping[str, Any]) -> Iterator[RenderableType]:
         if record["unscored"]:
             yield Text(f"{record['unscored']} rated responses are longer than the context and left out")
         for name, row in figures.items():
-            if not all(row["beats"].values()):
-                yield Text(f"{name}: {row['verdict']}", style="yellow")
+            yield from _lost(name, row)
+            for source, part in row["sources"].items():
+                yield from _lost(f"{name} of {source}", part)
         yield from _swapped(record["swapped_outputs"])
         yield Text()
         yield _ranking(figures)
+        for name, row in figures.items():
+            yield from _lost(f"{name}, ranking", row["ranking"] or {"beats": {}})
         yield Text()
         yield _calibration(figures)
         yield Text()
@@ -40,9 +43,22 @@ def _parts(record: Mapping[str, Any]) -> Iterator[RenderableType]:
     for name, figures in record.get("preferences", {}).items():
         yield Text()
         yield _preferences(name, figures)
+        yield Text(f"{name}: the weighted sum {figures['verdict']}", style="" if _won(figures) else "yellow")
+        for subset, gains in figures["subset_gains"].items():
+            yield from _lost(f"{name}, {subset}", gains)
     if (checks := record.get("invariance")) is not None:
         yield Text()
         yield _invariance(checks) if checks else Text("Invariance is not checked: no response fits into the context")
+
+
+def _won(row: Mapping[str, Any]) -> bool:
+    return all(row["beats"].values())
+
+
+def _lost(title: str, row: Mapping[str, Any]) -> Iterator[Text]:
+    """The verdict, where the model does not beat all baselines."""
+    if not _won(row):
+        yield Text(f"{title}: {row['verdict']}", style="yellow")
 
 
 def _agreement(figures: Mapping[str, Any]) -> Table:
@@ -81,7 +97,7 @@ def _ranking(figures: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="right")
     for name, row in figures.items():
         if ranking := row["ranking"]:
-            shown = [figure(ranking[key]) for key in ("model", "ridge", "length")]
+            shown = [figure(ranking.get(key)) for key in ("model", "ridge", "length")]
             table.add_row(name, str(ranking["pairs"]), *shown)
     return table
 

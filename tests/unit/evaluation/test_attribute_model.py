@@ -187,6 +187,49 @@ def test_a_judge_of_nothing_but_length_does_not_beat_the_ridge(judge: SteerModel
     assert verbosity["verdict"] == "does not beat the mean rating and a ridge regression on length and text statistics"
     assert verbosity["overall"]["ridge"]["pearson"] > 0.95
     assert verbosity["ranking"]["length"]["value"] == 1.0
+    assert verbosity["ranking"]["beats"] == {"ridge": False, "length": False}
+    gap = verbosity["ranking"]["model"]["value"] - verbosity["ranking"]["length"]["value"]
+    assert verbosity["ranking"]["gain"]["length"]["value"] == pytest.approx(gap)
+    shown = Console(record=True, width=120, file=io.StringIO())
+    shown.print(evaluation_view(figures))
+    assert "verbosity, ranking: does not beat a ridge regression" in shown.export_text()
+
+
+def test_each_source_has_its_verdict(judge: SteerModel) -> None:
+    """In the forum people rate by length, in the survey as the judge does."""
+    conversations = rated_by(unrated(80), lambda values: {"humor": clipped(values)["humor"]}, judge)
+    rated = [
+        with_ratings(c, lambda message: {"humor": min(len(message.text) / 20, 4.0)}) if c.source == "forum" else c
+        for c in conversations
+    ]
+    sources = evaluate_attributes(judge, rated, SETTINGS)["attributes"]["humor"]["sources"]
+    assert sources["survey"]["verdict"] == "beats both baselines"
+    assert sources["forum"]["beats"]["ridge"] is False
+
+
+def test_a_weighted_sum_that_length_outdoes_is_called_so(judge: SteerModel) -> None:
+    """People prefer the longer answer; the judge's score of verbosity knows nothing of length. Then they prefer what the
+    judge scores higher, whatever the length.
+    """
+    generator = random.Random(1)
+    texts = [sorted((" ".join(generator.choices(WORDS, k=k)) for k in (2, 12)), key=len) for _ in range(30)]
+    settings = SETTINGS.model_copy(update={"weights": {"verbosity": 1.0}})
+    figures = evaluate_attributes(
+        judge, [], settings, preferences={"p": preferring([("a", long, short) for short, long in texts])}
+    )["preferences"]["p"]
+    assert figures["verdict"] == "does not beat length alone"
+    pairs = preferring([("ab"[k % 2], *pair) for k, pair in enumerate(texts)])
+    scores = Scorer(judge, SETTINGS).score([pair.conversation for pair in pairs.pairs]).values
+    rows = [
+        ("ab"[k % 2], *(pair if values[1]["verbosity"] > values[2]["verbosity"] else reversed(pair)))
+        for k, (pair, values) in enumerate(zip(texts, scores, strict=True))
+    ]
+    figures = evaluate_attributes(judge, [], settings, preferences={"p": preferring(rows)})["preferences"]["p"]
+    assert figures["accuracy"]["weighted sum"]["value"] == 1.0
+    assert figures["verdict"] == "beats length alone"
+    assert {name: part["verdict"] for name, part in figures["subset_gains"].items()} == dict.fromkeys(
+        "ab", "beats length alone"
+    )
 
 
 def test_the_same_prompt_in_two_conversations(judge: SteerModel) -> None:
