@@ -67,7 +67,9 @@ def preference_figures(
         "accuracy": {name: mean_estimate(wins, prompts, settings)._asdict() for name, wins in figures.items()},
         **ranking_gains(compared, "weighted sum", prompts, settings),
         "subsets": {
-            name: {by: mean_estimate(wins[part_P], prompts[part_P], settings)._asdict() for by, wins in compared.items()}
+            name: {
+                by: mean_estimate(wins[part_P], prompts[part_P], settings)._asdict() for by, wins in compared.items()
+            }
             for name, part_P in parts.items()
         },
         "subset_gains": {

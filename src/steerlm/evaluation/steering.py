@@ -317,8 +317,10 @@ class _Evaluation:
 
 def _require_same_scales(policy: SteerModel, judge: SteerModel | None) -> None:
     """What is measured is compared with what was asked, so it has to be on the same scale."""
-    for item in judge.schema if judge else ():
-        own = policy.schema[item.name] if item.name in policy.schema else item
+    for own in policy.schema:
+        if judge is None or own.name not in judge.schema:
+            continue
+        item = judge.schema[own.name]
         if (item.low, item.high) != (own.low, own.high):
             raise SchemaError(
                 f"the attribute model scores {item.name} on {item.low}..{item.high}, the policy is asked for it on "

@@ -208,8 +208,8 @@ def test_each_source_has_its_verdict(judge: SteerModel) -> None:
 
 
 def test_a_weighted_sum_that_length_outdoes_is_called_so(judge: SteerModel) -> None:
-    """People prefer the longer answer; the judge's score of verbosity knows nothing of length. Then they prefer what the
-    judge scores higher, whatever the length.
+    """People prefer the longer answer; the judge's score of verbosity knows nothing of length. Then they prefer what
+    the judge scores higher, whatever the length.
     """
     generator = random.Random(1)
     texts = [sorted((" ".join(generator.choices(WORDS, k=k)) for k in (2, 12)), key=len) for _ in range(30)]
