@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from steerlm.evaluation.asks import Ask
 
 JUDGE, SECOND, PERPLEXITY = "score:", "second:", "perplexity"
-"""Names of measures: scores of the attribute model and of the independent one, each before an attribute's name."""
+"""Names of measures: scores of the attribute model and of the second one, each before an attribute's name."""
 
 
 @dataclass(frozen=True, slots=True)

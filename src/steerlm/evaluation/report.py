@@ -35,6 +35,7 @@ def report_html(record: Mapping[str, Any], name: str) -> str:
         attributes=record["settings"]["attributes"],
         charts=_charts(record),
         measures=measure_titles(record),
+        teaching=_teaching(record),
         published=compared_with_published(record),
         when=datetime.now(UTC).strftime("%Y-%m-%d"),
     )
@@ -53,8 +54,17 @@ def _title(column: str, titles: Mapping[str, str]) -> str:
     if column.startswith(JUDGE):
         return f"{column.removeprefix(JUDGE)}, by the attribute model"
     if column.startswith(SECOND):
-        return f"{column.removeprefix(SECOND)}, by the independent attribute model"
+        return f"{column.removeprefix(SECOND)}, by the second attribute model"
     return titles[column]
+
+
+def _teaching(record: Mapping[str, Any]) -> str:
+    """Whether the policy learnt from the attribute model that verdicts rest on: it annotated the policy's data."""
+    if record["annotated_by"] is None:
+        return "of which the policy does not say whether it learnt from it"
+    if (record["second_judge"] or record["judge"]) in record["annotated_by"]:
+        return "which annotated the data that the policy learnt from: it is the policy's teacher"
+    return "which annotated none of the data that the policy learnt from"
 
 
 def compared_with_published(record: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -47,7 +47,7 @@ class Sweep:
 
     @property
     def own(self) -> str | None:
-        """The measure of the attribute itself: of an attribute model, the independent one before the teacher."""
+        """The measure of the attribute itself: of an attribute model, the second one before the first."""
         name = self.attribute.name
         candidates = (f"{SECOND}{name}", f"{JUDGE}{name}", PROXIES.get(name, ""))
         return next((found for found in candidates if found in self.columns), None)

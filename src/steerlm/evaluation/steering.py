@@ -49,10 +49,20 @@ TITLES: dict[ConditionName, str] = {
 
 @dataclass(frozen=True)
 class Judges:
-    """The attribute models that measure: `judge`, and `second`, which the policy did not learn from."""
+    """The attribute models that measure: `judge`, and `second`, another one, which the policy did not learn from.
+
+    Raises `ConfigError` where both are the same.
+    """
 
     judge: SteerModel | None = None
     second: SteerModel | None = None
+
+    def __post_init__(self) -> None:
+        if self.judge and self.second and self.judge.info.fingerprint == self.second.info.fingerprint:
+            raise ConfigError(
+                f"judge and second judge are the same attribute model, {self.judge.info.fingerprint}; give another one "
+                "with --second-judge, or leave it out"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +213,7 @@ class _Evaluation:
             info.fingerprint,
             info.system,
             info.schema.to_list(),
+            info.provenance.get("annotated_by"),
             *models,
             self.prompts,
             measures,
@@ -305,6 +316,7 @@ class _Evaluation:
             "base": self.policy.info.provenance.get("base"),
             "judge": self.judge.model.info.fingerprint if self.judge else None,
             "second_judge": self.second.model.info.fingerprint if self.second else None,
+            "annotated_by": self.policy.info.provenance.get("annotated_by"),
             "engine": self.answering.identity,
             "rule": RULE,
             "prompts": {"used": len(self.prompts), "left_out": left_out, "digest": digest_of(self.prompts)},

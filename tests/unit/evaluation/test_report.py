@@ -59,6 +59,7 @@ def result(obeys: bool) -> dict[str, Any]:
         "base": "smollm2",
         "judge": "fedcba9876543210",
         "second_judge": None,
+        "annotated_by": None,
         "rule": RULE,
         "prompts": {"used": len(PROMPTS), "left_out": 1, "digest": "d"},
         "schema": STEERLM.to_list(),
@@ -150,6 +151,32 @@ def test_without_a_judge_and_goals() -> None:
     page = read(report_html(record, "x"))
     assert "No attribute model was given" in page.text
     assert "not measured" in page.text
+
+
+@pytest.mark.parametrize(
+    ("annotated_by", "second", "said"),
+    [
+        (None, None, "attribute model, of which the policy does not say whether it learnt from it"),
+        (["fedcba9876543210"], None, "attribute model, which annotated the data that the policy learnt from"),
+        (["fedcba9876543210"], "other", "second attribute model, which annotated none of the data"),
+        (["fedcba9876543210", "other"], "other", "second attribute model, which annotated the data"),
+        ([], None, "attribute model, which annotated none of the data"),
+    ],
+)
+def test_whether_the_judge_is_the_teacher(annotated_by: list[str] | None, second: str | None, said: str) -> None:
+    record = result(obeys=True) | {"annotated_by": annotated_by, "second_judge": second}
+    text = " ".join(read(report_html(record, "x")).text.split())
+    assert f"Verdicts on scores rest on the {said}" in text
+    assert "chosen by the very attribute model" not in text
+
+
+def test_verified_answers_were_chosen_by_their_judge() -> None:
+    record = result(obeys=True)
+    record["conditions"]["verified"] = {**record["conditions"]["policy"], "title": "policy, verified"}
+    said = "Verified answers were chosen by the very attribute model that scores them here"
+    assert said in " ".join(read(report_html(record, "x")).text.split())
+    record["second_judge"] = "other"
+    assert said not in " ".join(read(report_html(record, "x")).text.split())
 
 
 def test_rows_and_contrasts() -> None:

@@ -69,6 +69,11 @@ def judge_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_judge(tmp_path_factory.mktemp("judge"))
 
 
+def another(judge: SteerModel) -> SteerModel:
+    """The same weights under another fingerprint."""
+    return replace(judge, info=replace(judge.info, fingerprint="another"))
+
+
 def test_one_that_obeys_and_one_that_guesses(policy: SteerModel, tmp_path: Path) -> None:
     obedient = evaluate_steering(policy, PROMPTS, QUICK, tmp_path / "a", engine=Scripted(policy, lambda asked: asked))
     row = obedient["conditions"]["policy"]["attributes"]["verbosity"]
@@ -213,7 +218,7 @@ def test_every_condition_and_measure(policy: SteerModel, judge_directory: Path, 
     )
     judge = load_model(judge_directory, "attribute-model")
     said: list[str] = []
-    record = evaluate_steering(policy, PROMPTS, settings, tmp_path, Judges(judge, judge), say=said.append)
+    record = evaluate_steering(policy, PROMPTS, settings, tmp_path, Judges(judge, another(judge)), say=said.append)
     assert list(record["conditions"]) == settings.conditions
     for condition in record["conditions"].values():
         row = condition["attributes"]["humor"]
@@ -249,7 +254,7 @@ def test_answers_are_measured_under_the_system_text_that_they_were_given_under(
     changes = {"conditions": ["policy", "words", "verified"], "max_prompts": 1, "max_tokens": 3, "draws": 2}
     settings = QUICK.model_copy(update={**changes, "perplexity": True})
     judge = load_model(judge_directory, "attribute-model")
-    evaluate_steering(kind, PROMPTS, settings, tmp_path, Judges(judge, judge))
+    evaluate_steering(kind, PROMPTS, settings, tmp_path, Judges(judge, another(judge)))
     assert seen == {"scores": {"Be kind."}, "perplexity": {"Be kind."}}
 
 
@@ -266,6 +271,12 @@ def test_refusals(
 ) -> None:
     with pytest.raises(error, match=message):
         evaluate_steering(policy, PROMPTS, QUICK.model_copy(update=changes), tmp_path)
+
+
+def test_the_second_judge_is_another_one(judge_directory: Path) -> None:
+    judge = load_model(judge_directory, "attribute-model")
+    with pytest.raises(ConfigError, match=f"the same attribute model, {judge.info.fingerprint}; give another one"):
+        Judges(judge, load_model(judge_directory, "attribute-model"))
 
 
 @pytest.mark.parametrize("place", ["judge", "second"])

@@ -38,6 +38,12 @@ def test_counts_and_means() -> None:
     assert {message.text for message in found.sample} == {""}
 
 
+def test_who_predicted() -> None:
+    by = ["b", None, "a", "b"]
+    messages = [Message("assistant", "x", 0, {}, {"humor": 1.0} if name else {}, name) for name in by]
+    assert Survey.of([talk("a", *messages)]).annotators == {"a", "b"}
+
+
 def test_nothing_was_seen() -> None:
     found = Survey()
     assert (found.commonest_system, found.mean_ratings, found.sample) == ("", {}, [])
