@@ -35,6 +35,7 @@ INFO = ModelInfo(
 )
 ROW = {
     "verdict": "steers",
+    "against_words": {"verdict": "better"},
     "own": "score:humor",
     "within_prompt": {"value": 0.9, "low": 0.8, "high": 1.0},
     "slope": {"value": 0.7, "low": 0.6, "high": 0.8},
@@ -93,7 +94,10 @@ def test_results_are_shown_and_those_of_another_state_are_not(model: Path) -> No
     (evaluation_folder(model) / "figures" / "an_earlier_one.png").write_bytes(b"")
     refresh_card(model, silent)
     text = (model / FILE).read_text()
-    assert "| humor | steers | 0.90 [0.80, 1.00] | 0.70 [0.60, 0.80] | 0.50 [0.40, 0.60] | 3.0 [2.0, 4.0] |" in text
+    assert (
+        "| humor | steers | better | 0.90 [0.80, 1.00] | 0.70 [0.60, 0.80] | 0.50 [0.40, 0.60] | 3.0 [2.0, 4.0] |"
+        in text
+    )
     assert "![response curves](evaluation/figures/humor.png)" in text
     assert "an_earlier_one" not in text
     (found,) = ModelCard(text).data.eval_results

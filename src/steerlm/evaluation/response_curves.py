@@ -102,13 +102,8 @@ def _own_figures(sweep: Sweep, own: str, weights_BP: Floats, resamples: int, see
     """How the attribute's own measure follows what is asked."""
     values_PL = sweep.column(own)
     levels_L = np.array(sweep.attribute.levels, dtype=np.float64)
-    within_P = np.array([_within(levels_L, row_L) for row_L in values_PL])
-    centred_L = levels_L - levels_L.mean()
-    slope_P = values_PL @ centred_L / (centred_L @ centred_L)
-    miss_P = np.abs(values_PL - levels_L).mean(axis=1)
-    spread_P = values_PL.std(axis=1)
-    table = np.stack([within_P, slope_P, miss_P, spread_P], axis=1)
-    within, slope, miss, _ = mean_estimates(table, weights_BP)
+    table = _obedience(sweep, own)
+    within, slope, miss = mean_estimates(table, weights_BP)
 
     def pooled(chosen: NDArray[np.int64]) -> Floats:
         asked, found = np.tile(levels_L, len(chosen)), values_PL[chosen].ravel()
@@ -116,7 +111,7 @@ def _own_figures(sweep: Sweep, own: str, weights_BP: Floats, resamples: int, see
         return np.array([spearman(asked[present], found[present])])
 
     rank = bootstrap_figures(pooled, np.arange(len(values_PL)), resamples, seed)[0]
-    measured = int(np.isfinite(within_P).sum())
+    measured = int(np.isfinite(table[:, 0]).sum())
     verdict, why = judge_steering(within, slope if sweep.own_has_scale else None, measured)
     return {
         "spearman": rank._asdict(),
@@ -126,6 +121,40 @@ def _own_figures(sweep: Sweep, own: str, weights_BP: Floats, resamples: int, see
         "length_controlled": None if own == "characters" else length_controlled(sweep, own, resamples, seed),
         "verdict": verdict,
         "why": why,
+    }
+
+
+def _obedience(sweep: Sweep, own: str) -> Floats:
+    """For each prompt how a measure follows what is asked: rank correlation, slope, mean miss, [P, 3]."""
+    values_PL = sweep.column(own)
+    levels_L = np.array(sweep.attribute.levels, dtype=np.float64)
+    within_P = np.array([_within(levels_L, row_L) for row_L in values_PL])
+    centred_L = levels_L - levels_L.mean()
+    slope_P = values_PL @ centred_L / (centred_L @ centred_L)
+    return np.stack([within_P, slope_P, np.abs(values_PL - levels_L).mean(axis=1)], axis=1)
+
+
+def against(sweep: Sweep, other: Sweep, resamples: int, seed: int) -> dict[str, Any] | None:
+    """How much better a sweep follows what is asked than another one of the same prompts, such as the base that is asked
+    in words: what it gains in correlation within a prompt, in slope, and in how little it misses, and the verdict. None
+    where nothing measures the attribute.
+    """
+    if sweep.own is None:
+        return None
+    differences = (_obedience(sweep, sweep.own) - _obedience(other, sweep.own)) * (1, 1, -1)
+    within, slope, miss = mean_estimates(differences, draw_weights(len(differences), resamples, seed))
+    decisive = [slope, miss] if sweep.own_has_scale else [within]
+    better, worse = any(gain.low > 0 for gain in decisive), any(gain.high < 0 for gain in decisive)
+    verdict = {(True, False): "better", (False, True): "worse", (True, True): "better and worse"}.get(
+        (better, worse), "no difference shown"
+    )
+    if np.isfinite(differences[:, 0]).sum() < MIN_PROMPTS:
+        verdict = "too few prompts"
+    return {
+        "within_prompt": within._asdict(),
+        "slope": slope._asdict() if sweep.own_has_scale else None,
+        "miss": miss._asdict() if sweep.own_has_scale else None,
+        "verdict": verdict,
     }
 
 

@@ -27,7 +27,7 @@ from steerlm.evaluation.conditions import (
 from steerlm.evaluation.goal_space import consistency, goal_figures
 from steerlm.evaluation.measuring import Instruments, measure
 from steerlm.evaluation.records import read_record, write_record
-from steerlm.evaluation.response_curves import RULE, examples, leakage, sweep_figures, sweep_of
+from steerlm.evaluation.response_curves import RULE, against, examples, leakage, sweep_figures, sweep_of
 from steerlm.evaluation.steering_settings import ConditionName, SteeringSettings
 from steerlm.evaluation.text_measures import text_measures
 from steerlm.models.load import SteerModel
@@ -296,12 +296,22 @@ class _Evaluation:
     def _record(self, left_out: int) -> dict[str, Any]:
         settings, schema = self.settings, self.policy.schema
         conditions: dict[str, Any] = {}
+        all_sweeps = {
+            name: {attribute: sweep_of(measured, schema[attribute]) for attribute in settings.attributes}
+            for name, measured in self.conditions.items()
+        }
+        in_words = all_sweeps.get("words")
         for name, measured in self.conditions.items():
-            sweeps = {attribute: sweep_of(measured, schema[attribute]) for attribute in settings.attributes}
+            sweeps = all_sweeps[name]
             figures = {
                 attribute: sweep_figures(item, schema, settings.resamples, settings.seed)
                 for attribute, item in sweeps.items()
             }
+            if in_words and name != "words":
+                for attribute, item in sweeps.items():
+                    figures[attribute]["against_words"] = against(
+                        item, in_words[attribute], settings.resamples, settings.seed
+                    )
             conditions[name] = {
                 "title": TITLES[name],
                 "attributes": figures,

@@ -20,7 +20,7 @@ from steerlm.evaluation.charts import Line, line_chart
 from steerlm.evaluation.figures import remove_figures, write_figures
 from steerlm.evaluation.goal_space import goal_figures
 from steerlm.evaluation.report import report_html, write_report
-from steerlm.evaluation.response_curves import RULE, examples, leakage, sweep_figures, sweep_of
+from steerlm.evaluation.response_curves import RULE, against, examples, leakage, sweep_figures, sweep_of
 from steerlm.evaluation.steering_tables import end_contrasts, level_rows, steering_view
 from steerlm.evaluation.text_measures import text_measures
 
@@ -30,7 +30,7 @@ PROMPTS = ["Why is the <b>sea</b> salty?", "And the sky?", "How so?", "Since whe
 
 def result(obeys: bool) -> dict[str, Any]:
     """As `evaluate_steering` makes one; the second condition is always deaf."""
-    conditions = {}
+    conditions, all_sweeps = {}, {}
     for number, (name, title) in enumerate((("policy", "policy"), ("words", "untuned base, asked in words"))):
         asks = [*sweep(STEERLM, NAMES, len(PROMPTS)), *goals(STEERLM, NAMES, len(PROMPTS), 2, 0)]
         follows = obeys and number == 0
@@ -53,6 +53,9 @@ def result(obeys: bool) -> dict[str, Any]:
             "consistency": {"humor": {"over_paraphrases": 0.1, "over_prompts": 0.2}},
             "examples": {attribute: examples(item, PROMPTS) for attribute, item in sweeps.items()},
         }
+        all_sweeps[name] = sweeps
+    for attribute, row in conditions["policy"]["attributes"].items():
+        row["against_words"] = against(all_sweeps["policy"][attribute], all_sweeps["words"][attribute], 100, 0)
     return {
         "kind": "steering",
         "model": "0123456789abcdef",
@@ -116,6 +119,9 @@ def test_the_page_stands_alone_and_says_what_was_found(tmp_path: Path) -> None:
     assert "prefers-color-scheme: dark" in html
     assert "Does my policy do what it is asked?" in page.text
     assert html.count('class="steers"') == 2
+    assert html.count("<td>better</td>") == 2
+    for title in ("policy", "untuned base, asked in words"):
+        assert all(f"{name}: means at each level ({title})" in page.text for name in NAMES)
     assert html.count("<svg") == 8
     assert "422.3" in re.sub(r"\s", "", page.text)
     assert "figures of other, far larger models" in page.text
@@ -129,7 +135,9 @@ def test_a_deaf_policy_is_called_one() -> None:
     assert html.count("does not steer") >= 6
     shown = Console(record=True, width=120, file=io.StringIO())
     shown.print(steering_view(result(obeys=False)))
-    assert shown.export_text().count("does not steer") >= 4
+    text = shown.export_text()
+    assert text.count("does not steer") >= 4
+    assert "humor, against the untuned base asked in words: no difference shown" in text
 
 
 def test_a_result_read_back_gives_the_same_page() -> None:
@@ -227,6 +235,7 @@ def test_the_base_alone_is_not_called_the_policy() -> None:
     html = report_html(record, "x")
     assert "means at each level (untuned base, asked in words)" in html
     assert "(policy)" not in html
+    assert "Against asking in words" not in html
     assert "this model" not in html
 
 

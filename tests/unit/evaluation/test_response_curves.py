@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from steerlm.attributes import STEERLM
 from steerlm.evaluation.answers import JUDGE, SECOND, Answer, Measured
 from steerlm.evaluation.asks import Ask, sweep
 from steerlm.evaluation.bootstrap import bootstrap, draw_weights, mean_estimates
-from steerlm.evaluation.response_curves import leakage, sweep_figures, sweep_of
+from steerlm.evaluation.response_curves import against, leakage, sweep_figures, sweep_of
 
 PROMPTS = 12
 RANDOM = np.random.default_rng(0)
@@ -106,6 +107,46 @@ def test_figures_by_hand() -> None:
     assert [point["value"] for point in row["curves"]["characters"]] == [10, 20, 30, 40, 50]
     matrix = leakage({"complexity": row}, STEERLM)
     assert {name: cell["value"] for name, cell in matrix["complexity"].items()} == {"quality": 2, "complexity": 3}
+
+
+@pytest.mark.parametrize(
+    ("words", "verdict"),
+    [
+        (lambda p, k: 2.0, "better"),
+        (lambda p, k: float(k), "worse"),
+        (lambda p, k: 0.5 * k + 1.0, "no difference shown"),
+        (lambda p, k: 0.5 * k + 3.0, "better"),  # the same slope, but off the mark
+        (lambda p, k: float(k) + 9.0, "better and worse"),  # steeper, and off the mark
+    ],
+)
+def test_against_asking_in_words(words: Score, verdict: str) -> None:
+    """The policy says 1, 1.5, 2, 2.5, 3: slope 1/2, and it misses by 1, 1/2, 0, 1/2, 1. Noise is the same for both but
+    for a little of it, so that pairing by prompts tells them apart that differ by less than prompts do.
+    """
+    random = np.random.default_rng(0)
+    base, rest = random.normal(0, 0.1, PROMPTS), random.normal(0, 0.01, (2, PROMPTS, 5))
+    column = f"{JUDGE}complexity"
+    one, other = (
+        sweep_of(measured({column: lambda p, k: of(p, k) + base[p] + noise[p, k]}), STEERLM["complexity"])
+        for of, noise in ((lambda p, k: 0.5 * k + 1.0, rest[0]), (words, rest[1]))
+    )
+    found = against(one, other, 500, 0)
+    assert found is not None
+    assert found["verdict"] == verdict
+    assert found["slope"]["value"] == pytest.approx(0.5 - (words(0, 4) - words(0, 0)) / 4, abs=0.02)
+
+
+def test_against_words_without_a_score() -> None:
+    """Reading grades that follow, against ones that do not; of four prompts nothing is said."""
+    grades, flat = {"reading_grade": lambda p, k: 3.0 * k}, {"reading_grade": lambda p, k: float((7 * p + 3 * k) % 5)}
+    one, other = (sweep_of(measured(dict(of)), STEERLM["complexity"]) for of in (grades, flat))
+    found = against(one, other, 500, 0)
+    assert found is not None
+    assert (found["verdict"], found["slope"]) == ("better", None)
+    few = replace(one, values_PLM=one.values_PLM[:4]), replace(other, values_PLM=other.values_PLM[:4])
+    assert (against(*few, 500, 0) or {})["verdict"] == "too few prompts"
+    nothing = sweep_of(measured({"words": lambda p, k: 3.0}), STEERLM["complexity"])
+    assert against(nothing, nothing, 500, 0) is None
 
 
 def test_missing_scores_are_left_out() -> None:

@@ -220,8 +220,9 @@ def test_every_condition_and_measure(policy: SteerModel, judge_directory: Path, 
     said: list[str] = []
     record = evaluate_steering(policy, PROMPTS, settings, tmp_path, Judges(judge, another(judge)), say=said.append)
     assert list(record["conditions"]) == settings.conditions
-    for condition in record["conditions"].values():
+    for name, condition in record["conditions"].items():
         row = condition["attributes"]["humor"]
+        assert row.get("against_words", {}).get("verdict") == (None if name == "words" else "too few prompts")
         assert row["own"] == "second:humor"
         assert {"score:quality", "perplexity", "characters", "reading_grade", "toxic_words"} <= set(row["curves"])
         assert all(point["value"] is None or point["value"] > 0 for point in row["curves"]["perplexity"])
