@@ -12,7 +12,7 @@ from steerlm.attributes import STEERLM
 from steerlm.evaluation.answers import JUDGE, SECOND, Answer, Measured
 from steerlm.evaluation.asks import Ask, sweep
 from steerlm.evaluation.bootstrap import bootstrap, draw_weights, mean_estimates
-from steerlm.evaluation.response_curves import against, leakage, sweep_figures, sweep_of
+from steerlm.evaluation.response_curves import Sweep, against, leakage, sweep_figures, sweep_of
 
 PROMPTS = 12
 RANDOM = np.random.default_rng(0)
@@ -126,11 +126,11 @@ def test_against_asking_in_words(words: Score, verdict: str) -> None:
     random = np.random.default_rng(0)
     base, rest = random.normal(0, 0.1, PROMPTS), random.normal(0, 0.01, (2, PROMPTS, 5))
     column = f"{JUDGE}complexity"
-    one, other = (
-        sweep_of(measured({column: lambda p, k: of(p, k) + base[p] + noise[p, k]}), STEERLM["complexity"])
-        for of, noise in ((lambda p, k: 0.5 * k + 1.0, rest[0]), (words, rest[1]))
-    )
-    found = against(one, other, 500, 0)
+
+    def noisy(of: Score, noise_PL: np.ndarray) -> Sweep:
+        return sweep_of(measured({column: lambda p, k: of(p, k) + base[p] + noise_PL[p, k]}), STEERLM["complexity"])
+
+    found = against(noisy(lambda p, k: 0.5 * k + 1.0, rest[0]), noisy(words, rest[1]), 500, 0)
     assert found is not None
     assert found["verdict"] == verdict
     assert found["slope"]["value"] == pytest.approx(0.5 - (words(0, 4) - words(0, 0)) / 4, abs=0.02)
