@@ -135,7 +135,7 @@ def _obedience(sweep: Sweep, own: str) -> Floats:
 
 
 def against(sweep: Sweep, other: Sweep, resamples: int, seed: int) -> dict[str, Any] | None:
-    """How much better a sweep follows what is asked than another one of the same prompts, such as the base that is asked
+    """How much better a sweep follows what is asked than another one of the same prompts, such as that of the base asked
     in words: what it gains in correlation within a prompt, in slope, and in how little it misses, and the verdict.
     None where nothing measures the attribute.
     """
