@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerlm.attributes import Attribute, Schema
-from steerlm.evaluation.answers import JUDGE, SECOND, Measured
+from steerlm.evaluation.answers import Measured, score_column
 from steerlm.evaluation.bootstrap import bootstrap_figures
 
 Floats = NDArray[np.float64]
@@ -120,7 +120,7 @@ def consistency(measured: Measured, schema: Schema, attributes: Sequence[str]) -
 
 
 def _column(measured: Measured, name: str) -> Floats | None:
-    return measured.columns.get(f"{SECOND}{name}", measured.columns.get(f"{JUDGE}{name}"))
+    return measured.columns.get(score_column(name, measured.columns) or "")
 
 
 def _starts(measured: Measured, attributes: Sequence[Attribute]) -> dict[int, int]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerlm.attributes import Attribute, Schema
-from steerlm.evaluation.answers import JUDGE, SECOND, Measured
+from steerlm.evaluation.answers import JUDGE, SECOND, Measured, score_column
 from steerlm.evaluation.bootstrap import Estimate, bootstrap_figures, draw_weights, mean_estimates
 from steerlm.training.metrics import spearman
 
@@ -27,7 +27,6 @@ RULE = (
     f"own scale is measured, that of the slope of measured on asked above {MIN_SLOPE}. Of fewer than {MIN_PROMPTS} "
     f"prompts there is no verdict."
 )
-# What stands for an attribute where no attribute model measures it.
 PROXIES = {"verbosity": "characters", "complexity": "reading_grade", "toxicity": "toxic_words"}
 
 
@@ -47,10 +46,14 @@ class Sweep:
 
     @property
     def own(self) -> str | None:
-        """The measure of the attribute itself: of an attribute model, the second one before the first."""
-        name = self.attribute.name
-        candidates = (f"{SECOND}{name}", f"{JUDGE}{name}", PROXIES.get(name, ""))
-        return next((found for found in candidates if found in self.columns), None)
+        """The measure of the attribute itself: a score, or what stands for it."""
+        return score_column(self.attribute.name, self.columns) or self.proxy
+
+    @property
+    def proxy(self) -> str | None:
+        """What stands for the attribute where no attribute model measures it."""
+        name = PROXIES.get(self.attribute.name)
+        return name if name in self.columns else None
 
     @property
     def own_has_scale(self) -> bool:
@@ -225,18 +228,20 @@ def _quality_cost(sweep: Sweep, schema: Schema, weights_BP: Floats) -> dict[str,
     """What the ends of the scale do, against the default level, to the mean score of the attributes of which more is
     better (the swept one left out).
     """
-    good = [
-        f"{JUDGE}{item.name}"
+    good = {
+        item.name: column
         for item in schema
-        if item.desirable == "high" and item.name != sweep.attribute.name and f"{JUDGE}{item.name}" in sweep.columns
-    ]
+        if item.desirable == "high"
+        and item.name != sweep.attribute.name
+        and (column := score_column(item.name, sweep.columns))
+    }
     if not good:
         return None
-    quality_PL = np.mean([sweep.column(name) for name in good], axis=0)
+    quality_PL = np.mean([sweep.column(column) for column in good.values()], axis=0)
     default = sweep.attribute.default - sweep.attribute.low
     low, high = mean_estimates(quality_PL[:, [0, -1]] - quality_PL[:, [default]], weights_BP)
     return {
-        "of": [name.removeprefix(JUDGE) for name in good],
+        "of": list(good),
         "at_lowest": low._asdict(),
         "at_highest": high._asdict(),
     }
@@ -244,10 +249,9 @@ def _quality_cost(sweep: Sweep, schema: Schema, weights_BP: Floats) -> dict[str,
 
 def leakage(figures: Mapping[str, Mapping[str, Any]], schema: Schema) -> dict[str, dict[str, Any]]:
     """`leakage[i][j]`: how far the score of j moves when i goes from the bottom of its scale to the top."""
-    prefix = SECOND if any(name.startswith(SECOND) for row in figures.values() for name in row["effects"]) else JUDGE
     return {
         name: {
-            other: row["effects"][f"{prefix}{other}"] for other in schema.names if f"{prefix}{other}" in row["effects"]
+            other: row["effects"][column] for other in schema.names if (column := score_column(other, row["effects"]))
         }
         for name, row in figures.items()
     }

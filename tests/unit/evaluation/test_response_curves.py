@@ -68,6 +68,16 @@ def test_the_independent_judge_has_the_say() -> None:
     assert row["verdict"] == "does not steer"
 
 
+def test_the_independent_judge_says_what_the_ends_cost() -> None:
+    """It alone, or beside the teacher, which sees nothing of what is lost at the bottom: two points of quality."""
+    scores = {f"{SECOND}complexity": lambda p, k: float(k), f"{SECOND}quality": lambda p, k: 4.0 if k else 2.0}
+    for teacher in ({}, {f"{JUDGE}quality": lambda p, k: 4.0}):
+        row = figures(measured({**teacher, **scores}))
+        assert row["quality_cost"]["of"] == ["quality"]
+        assert row["quality_cost"]["at_lowest"]["value"] == pytest.approx(-2)
+        assert leakage({"complexity": row}, STEERLM)["complexity"]["quality"]["value"] == 2
+
+
 def test_without_a_judge_the_reading_grade_stands_in() -> None:
     row = figures(measured({"reading_grade": lambda p, k: 3.0 * k + RANDOM.normal(0, 1)}))
     assert (row["own"], row["verdict"], row["slope"]) == ("reading_grade", "steers", None)
