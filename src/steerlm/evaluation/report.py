@@ -79,7 +79,7 @@ def compared_with_published(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _charts(record: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
-    """For each attribute its titled charts: its own measure, that without length, and two of the text."""
+    """For each attribute its titled charts: its own measure, two of the text, and those without length."""
     titles = measure_titles(record)
     found: dict[str, list[tuple[str, Any]]] = {}
     for attribute in record["settings"]["attributes"]:
@@ -95,9 +95,9 @@ def _charts(record: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
             ]
             on_scale = column.startswith((JUDGE, SECOND))
             charts.append((titles[column], line_chart(titles[column], first["levels"], lines, diagonal=on_scale)))
-        if controlled := first.get("length_controlled"):
+        for controlled in first.get("length_controlled", ()):
             title = f"{titles[controlled['measure']]}, at equal length"
             line = Line(record["conditions"][lead]["title"], controlled["curve"], list(rows).index(lead))
-            charts.insert(1, (title, line_chart(title, first["levels"], [line])))
+            charts.append((title, line_chart(title, first["levels"], [line])))
         found[attribute] = charts
     return found

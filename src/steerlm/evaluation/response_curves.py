@@ -91,6 +91,7 @@ def sweep_figures(sweep: Sweep, schema: Schema, resamples: int, seed: int) -> di
         "prompts": prompts,
         "curves": curves,
         "effects": {name: effect._asdict() for name, effect in zip(sweep.columns, effects, strict=True)},
+        "within": _within_estimates(sweep, weights_BP),
         "cut": sweep.cut_L.tolist(),
         "ratio_of_length": _length_ratio(sweep, resamples, seed)._asdict(),
         "quality_cost": _quality_cost(sweep, schema, weights_BP),
@@ -121,7 +122,11 @@ def _own_figures(sweep: Sweep, own: str, weights_BP: Floats, resamples: int, see
         "within_prompt": within._asdict(),
         "slope": slope._asdict() if sweep.own_has_scale else None,
         "miss": miss._asdict() if sweep.own_has_scale else None,
-        "length_controlled": None if own == "characters" else length_controlled(sweep, own, resamples, seed),
+        "length_controlled": [
+            length_controlled(sweep, name, resamples, seed)
+            for name in dict.fromkeys([own, sweep.proxy])
+            if name and name != "characters"
+        ],
         "verdict": verdict,
         "why": why,
     }
@@ -138,9 +143,9 @@ def _obedience(sweep: Sweep, own: str) -> Floats:
 
 
 def against(sweep: Sweep, other: Sweep, resamples: int, seed: int) -> dict[str, Any] | None:
-    """How much better a sweep follows what is asked than another one of the same prompts, such as that of the base asked
-    in words: what it gains in correlation within a prompt, in slope, and in how little it misses, and the verdict.
-    None where nothing measures the attribute.
+    """How much better a sweep follows what is asked than another one of the same prompts, such as that of the base:
+    what it gains in correlation within a prompt, in slope, and in how little it misses, and the verdict. None where
+    nothing measures the attribute.
     """
     if sweep.own is None:
         return None
@@ -170,6 +175,14 @@ def judge_steering(within: Estimate, slope: Estimate | None, prompts: int) -> tu
     if prompts < MIN_PROMPTS:
         return "too few prompts", f"{prompts} of at least {MIN_PROMPTS}; {why}"
     return ("steers" if passed else "does not steer"), why
+
+
+def _within_estimates(sweep: Sweep, weights_BP: Floats) -> dict[str, Any]:
+    """For every measure the mean over prompts of its rank correlation with what is asked."""
+    levels_L = np.array(sweep.attribute.levels, dtype=np.float64)
+    within_PM = np.array([[_within(levels_L, row_L) for row_L in row_LM.T] for row_LM in sweep.values_PLM])
+    estimates = mean_estimates(within_PM, weights_BP)
+    return {name: estimate._asdict() for name, estimate in zip(sweep.columns, estimates, strict=True)}
 
 
 def _within(levels_L: Floats, values_L: Floats) -> float:

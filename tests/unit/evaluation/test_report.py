@@ -155,7 +155,7 @@ def test_without_a_judge_and_goals() -> None:
         condition["goal_space"] = condition["consistency"] = None
         for row in condition["attributes"].values():
             row |= {"own": None, "verdict": "not measured", "why": "no attribute model measures it"}
-            row["quality_cost"] = row["length_controlled"] = None
+            row["quality_cost"], row["length_controlled"] = None, []
     page = read(report_html(record, "x"))
     assert "No attribute model was given" in page.text
     assert "not measured" in page.text

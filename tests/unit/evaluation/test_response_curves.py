@@ -96,9 +96,26 @@ def test_what_is_only_length_goes_away_at_equal_length() -> None:
 
     bare = figures(measured({f"{JUDGE}complexity": only_length}, characters))
     assert bare["effects"][f"{JUDGE}complexity"]["value"] > 1
-    assert bare["length_controlled"]["effect"]["value"] == pytest.approx(0, abs=1e-6)
+    assert bare["length_controlled"][0]["effect"]["value"] == pytest.approx(0, abs=1e-6)
     more = figures(measured({f"{JUDGE}complexity": lambda p, k: only_length(p, k) + k}, characters))
-    assert more["length_controlled"]["effect"]["value"] == pytest.approx(4, abs=1e-6)
+    assert more["length_controlled"][0]["effect"]["value"] == pytest.approx(4, abs=1e-6)
+
+
+def test_texts_are_looked_at_beside_a_judge() -> None:
+    """Scores follow to the letter; reading grades are the length's logarithm, and fall for every other prompt."""
+
+    def characters(prompt: int, level: int) -> float:
+        return 50.0 * (level + 1 if prompt % 2 else 5 - level)
+
+    scores = {f"{JUDGE}complexity": lambda p, k: float(k), "reading_grade": lambda p, k: np.log1p(characters(p, k))}
+    row = figures(measured(scores, characters))
+    assert {name: found["value"] for name, found in row["within"].items()} == pytest.approx(
+        {f"{JUDGE}complexity": 1, "reading_grade": 0, "characters": 0}
+    )
+    assert row["within"][f"{JUDGE}complexity"] == row["within_prompt"]
+    assert row["within"]["characters"]["low"] < -0.3
+    assert [item["measure"] for item in row["length_controlled"]] == [f"{JUDGE}complexity", "reading_grade"]
+    assert row["length_controlled"][1]["effect"]["value"] == pytest.approx(0, abs=1e-6)
 
 
 def test_figures_by_hand() -> None:
