@@ -46,7 +46,7 @@ def measure_titles(record: Mapping[str, Any]) -> dict[str, str]:
     first = next(iter(record["conditions"].values()))
     columns = next(iter(first["attributes"].values()))["curves"]
     titles = {item.name: item.title for item in (*TEXT_MEASURES, TOXIC_WORDS)}
-    titles[PERPLEXITY] = "perplexity under the untuned base"
+    titles[PERPLEXITY] = "perplexity under the untuned base (geometric mean)"
     return {column: _title(column, titles) for column in columns}
 
 

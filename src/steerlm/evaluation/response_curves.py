@@ -13,8 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerlm.attributes import Attribute, Schema
-from steerlm.evaluation.answers import JUDGE, SECOND, Measured, score_column
-from steerlm.evaluation.bootstrap import Estimate, bootstrap_figures, draw_weights, mean_estimates
+from steerlm.evaluation.answers import JUDGE, PERPLEXITY, SECOND, Measured, score_column
+from steerlm.evaluation.bootstrap import (
+    Estimate,
+    bootstrap_figures,
+    draw_weights,
+    mean_draws,
+    mean_estimates,
+    with_intervals,
+)
 from steerlm.training.metrics import spearman
 
 Floats = NDArray[np.float64]
@@ -84,13 +91,16 @@ def sweep_figures(sweep: Sweep, schema: Schema, resamples: int, seed: int) -> di
         name: [flat[level * measures + number]._asdict() for level in range(levels)]
         for number, name in enumerate(sweep.columns)
     }
-    effects = mean_estimates(sweep.values_PLM[:, -1] - sweep.values_PLM[:, 0], weights_BP)
+    changes = mean_estimates(sweep.values_PLM[:, -1] - sweep.values_PLM[:, 0], weights_BP)
+    effects = {name: change._asdict() for name, change in zip(sweep.columns, changes, strict=True)}
+    if PERPLEXITY in sweep.columns:
+        *curves[PERPLEXITY], effects[PERPLEXITY] = _geometric(sweep.column(PERPLEXITY), weights_BP)
     record: dict[str, Any] = {
         "levels": list(sweep.attribute.levels),
         "default": sweep.attribute.default,
         "prompts": prompts,
         "curves": curves,
-        "effects": {name: effect._asdict() for name, effect in zip(sweep.columns, effects, strict=True)},
+        "effects": effects,
         "within": _within_estimates(sweep, weights_BP),
         "cut": sweep.cut_L.tolist(),
         "ratio_of_length": _length_ratio(sweep, resamples, seed)._asdict(),
@@ -100,6 +110,15 @@ def sweep_figures(sweep: Sweep, schema: Schema, resamples: int, seed: int) -> di
     if sweep.own is None:
         return {**record, "verdict": "not measured", "why": "no attribute model measures it"}
     return record | _own_figures(sweep, sweep.own, weights_BP, resamples, seed)
+
+
+def _geometric(values_PL: Floats, weights_BP: Floats) -> list[dict[str, float]]:
+    """Geometric means at each level, and of the highest less the lowest. A few answers that the base finds absurd
+    would make up nearly all of an arithmetic mean of perplexities.
+    """
+    whole_L, draws_BL = map(np.exp, mean_draws(np.log(values_PL), weights_BP))
+    whole, draws = (np.append(found, found[..., -1:] - found[..., :1], axis=-1) for found in (whole_L, draws_BL))
+    return [estimate._asdict() for estimate in with_intervals(whole, draws)]
 
 
 def _own_figures(sweep: Sweep, own: str, weights_BP: Floats, resamples: int, seed: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from steerlm.attributes import STEERLM
-from steerlm.evaluation.answers import JUDGE, SECOND, Answer, Measured
+from steerlm.evaluation.answers import JUDGE, PERPLEXITY, SECOND, Answer, Measured
 from steerlm.evaluation.asks import Ask, sweep
 from steerlm.evaluation.bootstrap import bootstrap, draw_weights, mean_estimates
 from steerlm.evaluation.response_curves import Sweep, against, leakage, sweep_figures, sweep_of
@@ -174,6 +174,24 @@ def test_against_words_without_a_score() -> None:
     assert (against(*few, 500, 0) or {})["verdict"] == "too few prompts"
     nothing = sweep_of(measured({"words": lambda p, k: 3.0}), STEERLM["complexity"])
     assert against(nothing, nothing, 500, 0) is None
+
+
+def test_one_absurd_answer_does_not_make_up_the_perplexity() -> None:
+    """At each level it is 2 and 8 by turns, 4 in the mean; at the top once e^50 besides, and once not measured."""
+
+    def likely(prompt: int, level: int) -> float:
+        if level == 4 and prompt < 2:
+            return float(np.exp(50)) if prompt else float("nan")
+        return 8.0 if prompt % 2 else 2.0
+
+    row = figures(measured({PERPLEXITY: likely}))
+    curve = row["curves"][PERPLEXITY]
+    assert [point["value"] for point in curve[:4]] == pytest.approx([4] * 4)
+    assert 2 <= curve[0]["low"] < 4 < curve[0]["high"] <= 8
+    # Of eleven: five of 2, five of 8, and e^50.
+    top = float(np.exp((5 * np.log(2) + 5 * np.log(8) + 50) / 11))
+    assert curve[4]["value"] == pytest.approx(top)
+    assert row["effects"][PERPLEXITY]["value"] == pytest.approx(top - 4)
 
 
 def test_missing_scores_are_left_out() -> None:
