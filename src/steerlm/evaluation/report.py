@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,6 @@ def report_html(record: Mapping[str, Any], name: str) -> str:
         measures=measure_titles(record),
         teaching=_teaching(record),
         published=compared_with_published(record),
-        when=datetime.now(UTC).strftime("%Y-%m-%d"),
     )
 
 

@@ -22,6 +22,7 @@ from steerlm.evaluation.conditions import (
     VerifiedCondition,
     WordsCondition,
     answer_all,
+    base_of,
     untuned_base,
 )
 from steerlm.evaluation.goal_space import consistency, goal_figures
@@ -30,6 +31,7 @@ from steerlm.evaluation.records import read_record, write_record
 from steerlm.evaluation.response_curves import RULE, against, examples, leakage, sweep_figures, sweep_of
 from steerlm.evaluation.steering_settings import ConditionName, SteeringSettings
 from steerlm.evaluation.text_measures import text_measures
+from steerlm.models.base import weights_digest
 from steerlm.models.load import SteerModel
 from steerlm.provenance import environment
 
@@ -198,6 +200,7 @@ class _Evaluation:
             self.conditions[name] = measure(
                 condition, asks, answers, self.prompts, self.policy.info.system, instruments
             )
+            kept.note(self._made(name), self.conditions[name])
         write_record(self.folder, NAME, {"key": key, **self._record(left_out)})
         written = read_record(self.folder, NAME)
         assert written is not None
@@ -272,17 +275,7 @@ class _Evaluation:
     def _answers(
         self, name: ConditionName, condition: Condition, asks: Sequence[Ask], kept: AnswersFile
     ) -> dict[Hashable, Answer]:
-        own = {_OF_CONDITION[name]} if name in _OF_CONDITION else set()
-        made = digest_of(
-            name,
-            self.answering.identity,
-            self.policy.info.fingerprint,
-            self.policy.info.system,
-            self.policy.schema.to_list(),
-            self.prompts,
-            self.settings.model_dump(mode="json", include={*_OF_ANSWERS, *own}),
-            self.judge.model.info.fingerprint if self.judge and name == "verified" else None,
-        )
+        made = self._made(name)
         known = kept.get(made, condition, asks)
         missing = [ask for ask in asks if condition.key(ask) not in known]
         if missing:
@@ -293,8 +286,23 @@ class _Evaluation:
             kept.put(made, name, condition, asks, self.prompts, known)
         return known
 
+    def _made(self, name: ConditionName) -> str:
+        """A digest of all that the answers of a condition depend on."""
+        own = {_OF_CONDITION[name]} if name in _OF_CONDITION else set()
+        return digest_of(
+            name,
+            self.answering.identity,
+            self.policy.info.fingerprint,
+            self.policy.info.system,
+            self.policy.schema.to_list(),
+            self.prompts,
+            self.settings.model_dump(mode="json", include={*_OF_ANSWERS, *own}),
+            self.judge.model.info.fingerprint if self.judge and name == "verified" else None,
+        )
+
     def _record(self, left_out: int) -> dict[str, Any]:
-        settings, schema = self.settings, self.policy.schema
+        settings, info, schema = self.settings, self.policy.info, self.policy.schema
+        base_digest = info.base.digest if info.base else weights_digest(base_of(info)) if self.base else None
         conditions: dict[str, Any] = {}
         all_sweeps = {
             name: {attribute: sweep_of(measured, schema[attribute]) for attribute in settings.attributes}
@@ -322,11 +330,12 @@ class _Evaluation:
             }
         return {
             "kind": "steering",
-            "model": self.policy.info.fingerprint,
-            "base": self.policy.info.provenance.get("base"),
+            "model": info.fingerprint,
+            "base": info.base_name,
+            "base_digest": base_digest,
             "judge": self.judge.model.info.fingerprint if self.judge else None,
             "second_judge": self.second.model.info.fingerprint if self.second else None,
-            "annotated_by": self.policy.info.provenance.get("annotated_by"),
+            "annotated_by": info.provenance.get("annotated_by"),
             "engine": self.answering.identity,
             "rule": RULE,
             "prompts": {"used": len(self.prompts), "left_out": left_out, "digest": digest_of(self.prompts)},

@@ -63,6 +63,8 @@ def result(obeys: bool) -> dict[str, Any]:
         "judge": "fedcba9876543210",
         "second_judge": None,
         "annotated_by": None,
+        "base_digest": "ba5e",
+        "date": "2024-02-29",
         "rule": RULE,
         "prompts": {"used": len(PROMPTS), "left_out": 1, "digest": "d"},
         "schema": STEERLM.to_list(),
@@ -127,6 +129,8 @@ def test_the_page_stands_alone_and_says_what_was_found(tmp_path: Path) -> None:
     assert "figures of other, far larger models" in page.text
     assert "<script>alert(0)</script>" in page.text
     assert page.text.count("1 prompts were too long") == 1
+    assert "measured on2024-02-29" in re.sub(r"\n", "", page.text)
+    assert "smollm2, digest ba5e" in page.text
 
 
 def test_a_deaf_policy_is_called_one() -> None:

@@ -8,9 +8,11 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from steerlm.annotation import Scorer
@@ -22,8 +24,11 @@ from steerlm.engines.base import Deliver
 from steerlm.errors import ConfigError, DataError, SchemaError
 from steerlm.evaluation import measuring
 from steerlm.evaluation.prompts import read_prompts
+from steerlm.evaluation.report import report_html
 from steerlm.evaluation.steering import Judges, evaluate_steering
 from steerlm.evaluation.steering_settings import ConditionName, SteeringSettings
+from steerlm.files import write_json
+from steerlm.models.base import weights_digest
 from steerlm.models.load import SteerModel, load_model, new_model
 from steerlm.steering import distance, nearest
 from tiny import TOKENIZERS, save_base
@@ -111,6 +116,19 @@ def test_what_is_there_is_not_done_again(policy: SteerModel, tmp_path: Path) -> 
     other = QUICK.model_copy(update={"max_tokens": 80})
     evaluate_steering(policy, PROMPTS, other, tmp_path, engine=engine)
     assert engine.answered == len(PROMPTS) * (5 + 4 + 5)
+
+
+def test_a_result_that_is_read_back_keeps_its_day(
+    policy: SteerModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate_steering(policy, PROMPTS, QUICK, tmp_path, engine=Scripted(policy, lambda asked: asked))
+    written = json.loads((tmp_path / "steering.json").read_text())
+    assert date.fromisoformat(written["date"]) <= datetime.now(UTC).date()
+    write_json(tmp_path / "steering.json", {**written, "date": "2024-02-29"})
+    again = evaluate_steering(policy, PROMPTS, QUICK, tmp_path, engine=Scripted(policy, lambda asked: asked))
+    assert again["date"] == "2024-02-29"
+    assert "2024-02-29" in report_html(again, "x")
+    assert str(datetime.now(UTC).date()) not in report_html(again, "x")
 
 
 def test_a_setting_of_one_condition_leaves_the_answers_of_others(policy: SteerModel, tmp_path: Path) -> None:
@@ -205,7 +223,9 @@ def test_prompts_that_the_memory_of_the_engine_has_no_room_for_are_left_out(
     assert (record["prompts"]["used"], record["prompts"]["left_out"]) == (1, 1)
 
 
-def test_every_condition_and_measure(policy: SteerModel, judge_directory: Path, tmp_path: Path) -> None:
+def test_every_condition_and_measure(
+    policy: SteerModel, chatml_base: Path, judge_directory: Path, tmp_path: Path
+) -> None:
     settings = SteeringSettings(
         attributes=["verbosity", "humor"],
         max_prompts=2,
@@ -231,6 +251,18 @@ def test_every_condition_and_measure(policy: SteerModel, judge_directory: Path, 
         assert len(condition["examples"]["humor"][0]["answers"]) == 5
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert {row["condition"] for row in rows} == set(settings.conditions)
+    assert all(
+        set(row["measured"]) == set(record["conditions"]["words"]["attributes"]["humor"]["curves"]) for row in rows
+    )
+    swept = [row for row in rows if row["condition"] == "words" and row["asked"] == [["humor", 3]]]
+    means = record["conditions"]["words"]["attributes"]["humor"]["curves"]["second:humor"]
+    plain = [row["measured"]["second:humor"] for row in swept if row["paraphrase"] == 0]
+    assert means[3]["value"] == pytest.approx(np.mean(plain))
+    # What the base is, without where it lies.
+    assert (record["base"], record["base_digest"]) == (chatml_base.name, weights_digest(chatml_base))
+    page = report_html(record, "x")
+    assert str(chatml_base) not in page
+    assert str(chatml_base.parent) not in (tmp_path / "steering.json").read_text()
     assert any("untuned base" in line for line in said)
 
 
