@@ -25,6 +25,7 @@ _MARK_LINE = re.compile(
 )
 _OLD_MARK = f"{MARK}. -->"
 """The whole mark of earlier versions."""
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _HUB_NAMES = {"smollm2": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
 
 
@@ -102,6 +103,7 @@ def card_text(model: str | Path, license_: str | None = None) -> str:
     data = ModelCardData(
         base_model=known,
         license=license_ or known_license,
+        datasets=[name for name in info.provenance.get("sources", ()) if _HUB_ID.fullmatch(name)] or None,
         library_name="transformers",
         pipeline_tag="text-generation" if info.kind == "policy" else "text-classification",
         tags=["steerlm", info.kind, *(["attribute-conditioned"] if info.kind == "policy" else ["reward-model"])],

@@ -86,6 +86,7 @@ def test_annotations_fill_the_unrated_quarter(finished: Path) -> None:
     judge = load_model(finished / "run" / "attribute-model", "attribute-model").info.fingerprint
     policy = load_model(finished / "run" / "policy", "policy")
     assert policy.info.provenance["annotated_by"] == [judge]
+    assert policy.info.provenance["sources"] == ["sample"]
     assert json.loads((finished / "run/policy/evaluation/steering.json").read_text())["annotated_by"] == [judge]
     assert any("ratings" in answer for answer in answers)
 

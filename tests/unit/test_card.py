@@ -125,6 +125,15 @@ def test_a_policy(model: Path) -> None:
     assert str(model.parent) not in text
 
 
+def test_the_data_are_named(tmp_path: Path) -> None:
+    named = {"sources": ["OpenAssistant/oasst1", "mine", "../secret"], "annotated_by": ["a77e"]}
+    replace(INFO, provenance=INFO.provenance | named).save(tmp_path)
+    text = write_card(tmp_path).read_text()
+    assert ModelCard(text).data.datasets == ["OpenAssistant/oasst1"]
+    assert "Sources of the data: OpenAssistant/oasst1, mine" in text
+    assert "Annotated by the attribute model `a77e`." in text
+
+
 def test_results_are_shown_and_those_of_another_state_are_not(model: Path) -> None:
     write_record(evaluation_folder(model), "steering", steering("another"))
     write_card(model)

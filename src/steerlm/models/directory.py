@@ -42,7 +42,7 @@ class ModelInfo:
     system        the system text of prompts that bring none
     fingerprint   digest of weights, schema and dialect: what `predicted_by` refers to
     base          where the directory holds an adapter: the model that it adapts
-    provenance    base model, data files and their digests, settings, code and library versions
+    provenance    base model, digest, sources and annotators of the data, settings, code and library versions
     metrics       validation figures of the kept weights
     """
 

@@ -346,6 +346,7 @@ class _Run:
             "data": self.data.digest,
             "steps": progress.step,
             "learnt_from": str(progress.report),
+            "sources": sorted(self.data.survey.sources),
             "annotated_by": sorted(self.data.survey.annotators),
             "settings": self.settings.model_dump(mode="json"),
         }

@@ -60,6 +60,8 @@ class Survey:
         """Ratings and predictions of the responses that have both, by attribute."""
         self.annotators: set[str] = set()
         """Fingerprints of the attribute models that predicted, the first thousand."""
+        self.sources: set[str] = set()
+        """What the conversations say that they come from, the first thousand."""
         self.sample: list[Message] = []
         """Responses with ratings or predictions, each as likely to be here as any other, without their texts."""
         self._systems: Counter[str] = Counter()
@@ -74,6 +76,7 @@ class Survey:
 
     def add(self, conversation: Conversation) -> None:
         self.conversations += 1
+        _note(self.sources, conversation.source)
         # System texts beyond the first thousand are unlikely to become the commonest.
         if conversation.system in self._systems or len(self._systems) < _SYSTEMS:
             self._systems[conversation.system] += 1
