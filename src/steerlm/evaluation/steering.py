@@ -25,7 +25,7 @@ from steerlm.evaluation.conditions import (
     base_of,
     untuned_base,
 )
-from steerlm.evaluation.goal_space import consistency, goal_figures
+from steerlm.evaluation.goal_space import consistency, goal_figures, grid_cells
 from steerlm.evaluation.measuring import Instruments, measure
 from steerlm.evaluation.records import read_record, write_record
 from steerlm.evaluation.response_curves import RULE, against, examples, leakage, sweep_figures, sweep_of
@@ -325,6 +325,7 @@ class _Evaluation:
                 "attributes": figures,
                 "leakage": leakage(figures, schema),
                 "goal_space": goal_figures(measured, schema, settings.attributes, settings.resamples, settings.seed),
+                "grid": grid_cells(measured, settings.attributes),
                 "consistency": consistency(measured, schema, settings.attributes),
                 "examples": {attribute: examples(item, self.prompts) for attribute, item in sweeps.items()},
             }

@@ -18,7 +18,7 @@ from steerlm.evaluation.answers import JUDGE, PERPLEXITY, Answer, Measured
 from steerlm.evaluation.asks import goals, sweep
 from steerlm.evaluation.charts import Line, line_chart
 from steerlm.evaluation.figures import remove_figures, write_figures
-from steerlm.evaluation.goal_space import goal_figures
+from steerlm.evaluation.goal_space import goal_figures, grid_cells
 from steerlm.evaluation.report import report_html, write_report
 from steerlm.evaluation.response_curves import RULE, against, examples, leakage, sweep_figures, sweep_of
 from steerlm.evaluation.steering_tables import end_contrasts, level_rows, steering_view
@@ -50,6 +50,7 @@ def result(obeys: bool) -> dict[str, Any]:
             "attributes": figures,
             "leakage": leakage(figures, STEERLM),
             "goal_space": goal_figures(measured, STEERLM, NAMES, 100, 0),
+            "grid": grid_cells(measured, NAMES),
             "consistency": {"humor": {"over_paraphrases": 0.1, "over_prompts": 0.2}},
             "examples": {attribute: examples(item, PROMPTS) for attribute, item in sweeps.items()},
         }
@@ -163,6 +164,7 @@ def test_without_a_judge_and_goals() -> None:
     page = read(report_html(record, "x"))
     assert "No attribute model was given" in page.text
     assert "not measured" in page.text
+    assert "Not measured: not every attribute has a score." in page.text
 
 
 @pytest.mark.parametrize(
