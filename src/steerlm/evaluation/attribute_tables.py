@@ -25,6 +25,8 @@ def _parts(record: Mapping[str, Any]) -> Iterator[RenderableType]:
             f"{record['responses']} responses of {record['conversations']} conversations; intervals: 95%, bootstrap "
             f"over conversations; mean, ridge: RMSE of the baselines, fitted on {record['baselines_fitted_on']}"
         )
+        yield Text()
+        yield _baselines(figures)
         if record["unscored"]:
             yield Text(f"{record['unscored']} rated responses are longer than the context and left out")
         for name, row in figures.items():
@@ -77,6 +79,20 @@ def _agreement(figures: Mapping[str, Any]) -> Table:
             cells += [number(model[key]["value"]) for key in ("mae", "rmse")]
             cells += [number(part[other]["rmse"]) for other in ("mean", "ridge")]
             table.add_row(title, str(part["n"]), *cells)
+    return table
+
+
+def _baselines(figures: Mapping[str, Any]) -> Table:
+    """Pearson of always saying the mean does not exist."""
+    table = Table(title="Beside the baselines", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("attribute", no_wrap=True)
+    for name in ("MAE", "of the mean", "of the ridge", "Pearson", "of the ridge"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, row in figures.items():
+        part = row["overall"]
+        errors = [part["model"]["mae"]["value"], part["mean"]["mae"], part["ridge"]["mae"]]
+        correlations = [part["model"]["pearson"]["value"], part["ridge"]["pearson"]]
+        table.add_row(name, *map(number, errors + correlations))
     return table
 
 

@@ -192,7 +192,13 @@ def test_a_judge_of_nothing_but_length_does_not_beat_the_ridge(judge: SteerModel
     assert verbosity["ranking"]["gain"]["length"]["value"] == pytest.approx(gap)
     shown = Console(record=True, width=120, file=io.StringIO())
     shown.print(evaluation_view(figures))
-    assert "verbosity, ranking: does not beat a ridge regression" in shown.export_text()
+    text = shown.export_text()
+    assert "verbosity, ranking: does not beat a ridge regression" in text
+    beside = next(line for line in text.partition("Beside the baselines")[2].splitlines() if "verbosity" in line)
+    overall = verbosity["overall"]
+    wanted = [overall["model"]["mae"]["value"], overall["mean"]["mae"], overall["ridge"]["mae"]]
+    wanted += [overall["model"]["pearson"]["value"], overall["ridge"]["pearson"]]
+    assert [float(cell) for cell in beside.split()[1:]] == pytest.approx(wanted, abs=0.005)
 
 
 def test_each_source_has_its_verdict(judge: SteerModel) -> None:
