@@ -145,6 +145,13 @@ def test_a_deaf_policy_is_called_one() -> None:
     assert "humor, against the untuned base asked in words: no difference shown" in text
 
 
+def test_leakage_has_intervals() -> None:
+    record = result(obeys=True)
+    record["conditions"]["policy"]["leakage"]["humor"]["quality"] = {"value": 1.5, "low": 1.25, "high": 1.75}
+    leaks = report_html(record, "x").partition("<h2>Leakage</h2>")[2].partition("<h2>")[0]
+    assert "<td>1.50 [1.25, 1.75]</td>" in leaks
+
+
 def test_a_result_read_back_gives_the_same_page() -> None:
     """In a file what is not a number is null."""
     record = result(obeys=True)
