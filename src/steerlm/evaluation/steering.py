@@ -30,7 +30,7 @@ from steerlm.evaluation.measuring import Instruments, measure
 from steerlm.evaluation.records import read_record, write_record
 from steerlm.evaluation.response_curves import RULE, against, examples, leakage, sweep_figures, sweep_of
 from steerlm.evaluation.steering_settings import ConditionName, SteeringSettings
-from steerlm.evaluation.text_measures import text_measures
+from steerlm.evaluation.text_measures import TOXIC_WORDS, text_measures
 from steerlm.models.base import weights_digest
 from steerlm.models.load import SteerModel
 from steerlm.provenance import environment
@@ -193,6 +193,8 @@ class _Evaluation:
         instruments = Instruments(
             self.judge, self.second, self.base if settings.perplexity else None, min(2048, context)
         )
+        if TOXIC_WORDS not in text_measures():
+            self.say("toxic words are not counted: their lexicon is not installed (pip install 'steerlm[report]')")
         for name in settings.conditions:
             condition = self._condition(name)
             answers = self._answers(name, condition, asks, kept)

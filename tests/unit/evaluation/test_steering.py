@@ -148,17 +148,22 @@ def test_a_lexicon_that_is_installed_later_is_used(
     policy: SteerModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, find_spec = Scripted(policy, lambda asked: asked), importlib.util.find_spec
-    settings = QUICK.model_copy(update={"attributes": ["toxicity"]})
+    settings, said = QUICK.model_copy(update={"attributes": ["toxicity"]}), list[str]()
 
     def without_lexicon(name: str, *rest: Any) -> Any:
         return None if name == "glin_profanity" else find_spec(name, *rest)
 
     with monkeypatch.context() as patched:
         patched.setattr(importlib.util, "find_spec", without_lexicon)
-        record = evaluate_steering(policy, PROMPTS, settings, tmp_path, engine=engine)
+        record = evaluate_steering(policy, PROMPTS, settings, tmp_path, engine=engine, say=said.append)
         assert record["conditions"]["policy"]["attributes"]["toxicity"]["verdict"] == "not measured"
+        assert any("pip install 'steerlm[report]'" in line for line in said)
+        assert "their lexicon was not installed" in report_html(record, "x")
     answered = engine.answered
-    record = evaluate_steering(policy, PROMPTS, settings, tmp_path, engine=engine)
+    said.clear()
+    record = evaluate_steering(policy, PROMPTS, settings, tmp_path, engine=engine, say=said.append)
+    assert not any("lexicon" in line for line in said)
+    assert "their lexicon was not installed" not in report_html(record, "x")
     assert record["conditions"]["policy"]["attributes"]["toxicity"]["own"] == "toxic_words"
     assert engine.answered == answered
 
