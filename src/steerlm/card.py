@@ -25,6 +25,7 @@ _MARK_LINE = re.compile(
 )
 _OLD_MARK = f"{MARK}. -->"
 """The whole mark of earlier versions."""
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _HUB_NAMES = {"smollm2": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
 
 
@@ -98,10 +99,11 @@ def card_text(model: str | Path, license_: str | None = None) -> str:
     policy = steering["conditions"].get("policy") if steering else None
     names = steering["settings"]["attributes"] if steering and policy else []
     figures = [f"{name}.png" for name in names if (folder / FIGURES / f"{name}.png").is_file()]
-    known, known_license = _HUB_NAMES.get(str(info.provenance.get("base")), (_hub_id(info), None))
+    known, known_license = _HUB_NAMES.get(str(info.provenance.get("base")), (info.hub_base, None))
     data = ModelCardData(
         base_model=known,
         license=license_ or known_license,
+        datasets=[name for name in info.provenance.get("sources", ()) if _HUB_ID.fullmatch(name)] or None,
         library_name="transformers",
         pipeline_tag="text-generation" if info.kind == "policy" else "text-classification",
         tags=["steerlm", info.kind, *(["attribute-conditioned"] if info.kind == "policy" else ["reward-model"])],
@@ -115,7 +117,7 @@ def card_text(model: str | Path, license_: str | None = None) -> str:
         mark=MARK,
         name=name,
         info=info,
-        base=known or _base_name(info),
+        base=known or info.base_name or "an unnamed base model",
         license=license_ or known_license,
         prompt=prompt_text(dialect, info.system, line if info.kind == "policy" else ""),
         prompt_turns=prompt_text(dialect, info.system, line if info.kind == "policy" else "", turns=2),
@@ -152,18 +154,6 @@ def prompt_text(dialect: Dialect, system: str, label_line: str, turns: int = 1) 
 def _own(info: ModelInfo, record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """A result of this very model; one of an earlier state of the directory says nothing of it."""
     return record if record and record.get("model") == info.fingerprint else None
-
-
-def _hub_id(info: ModelInfo) -> str | None:
-    """The base as the hub knows it; a path of some machine is no name."""
-    base = info.base.name if info.base else info.provenance.get("base")
-    is_id = isinstance(base, str) and base.count("/") == 1 and not base.startswith((".", "/", "~")) and "\\" not in base
-    return str(base) if is_id and not Path(str(base)).exists() else None
-
-
-def _base_name(info: ModelInfo) -> str:
-    base = info.provenance.get("base")
-    return Path(base).name if isinstance(base, str) else "an unnamed base model"
 
 
 def _results(policy: Mapping[str, Any] | None, attributes: Mapping[str, Any] | None) -> list[EvalResult]:

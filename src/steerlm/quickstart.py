@@ -61,7 +61,9 @@ class QuickstartSettings(Settings):
     """Settings of the policy's training, as in `steerlm train policy`."""
     annotation: AnnotateSettings = AnnotateSettings()
     """Settings of the annotation."""
-    steering: SteeringSettings = SteeringSettings(conditions=["policy"], goals=0)
+    steering: SteeringSettings = SteeringSettings(
+        attributes=["verbosity", "complexity", "humor"], conditions=["policy"], goals=0
+    )
     """Settings of the measurement at the end."""
 
 

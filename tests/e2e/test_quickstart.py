@@ -83,6 +83,11 @@ def test_annotations_fill_the_unrated_quarter(finished: Path) -> None:
     answers = [m for line in lines for m in json.loads(line)["messages"] if m["role"] == "assistant"]
     assert all(set(answer["predicted"]) == set(answers[0]["predicted"]) for answer in answers)
     assert any("ratings" not in answer for answer in answers)
+    judge = load_model(finished / "run" / "attribute-model", "attribute-model").info.fingerprint
+    policy = load_model(finished / "run" / "policy", "policy")
+    assert policy.info.provenance["annotated_by"] == [judge]
+    assert policy.info.provenance["sources"] == ["sample"]
+    assert json.loads((finished / "run/policy/evaluation/steering.json").read_text())["annotated_by"] == [judge]
     assert any("ratings" in answer for answer in answers)
 
 

@@ -35,6 +35,7 @@ INFO = ModelInfo(
 )
 ROW = {
     "verdict": "steers",
+    "against_words": {"verdict": "better"},
     "own": "score:humor",
     "within_prompt": {"value": 0.9, "low": 0.8, "high": 1.0},
     "slope": {"value": 0.7, "low": 0.6, "high": 0.8},
@@ -62,6 +63,47 @@ def steering(fingerprint: str) -> dict[str, Any]:
     }
 
 
+def estimate(value: float) -> dict[str, float]:
+    return {"value": value, "low": value - 0.1, "high": value + 0.1}
+
+
+def check(name: str, holds: bool) -> dict[str, Any]:
+    return {"name": name, "responses": 9, "difference": 0.0 if holds else 0.25, "holds": holds}
+
+
+def rated() -> dict[str, Any]:
+    """What `steerlm eval attributes` finds on rated data."""
+    figures = {"pearson": 0.5, "spearman": 0.4, "mae": 0.7, "rmse": 0.9}
+    part = {
+        "n": 90,
+        "model": {name: estimate(value) for name, value in figures.items()},
+        "mean": {"rmse": 0.95},
+        "ridge": {"rmse": 0.8},
+    }
+    row = {
+        "overall": part,
+        "sources": {},
+        "calibration": [
+            {"level": 0, "n": 70, "predicted": 0.1, "rated": estimate(0.5)},
+            {"level": 1, "n": 20, "predicted": 1.1, "rated": estimate(1.2)},
+        ],
+        "ranking": {
+            "pairs": 40,
+            "model": estimate(0.6),
+            "length": estimate(0.7),
+            "verdict": "does not beat length alone",
+        },
+        "verdict": "does not beat a ridge regression on length and text statistics",
+    }
+    return {
+        "responses": 90,
+        "conversations": 30,
+        "baselines_fitted_on": "the training data",
+        "attributes": {"humor": row},
+        "swapped_outputs": {"found": False, "order": {}, "gain": None},
+    }
+
+
 def silent(text: str) -> None:
     raise AssertionError(f"nothing is to be said, but was: {text}")
 
@@ -83,6 +125,15 @@ def test_a_policy(model: Path) -> None:
     assert str(model.parent) not in text
 
 
+def test_the_data_are_named(tmp_path: Path) -> None:
+    named = {"sources": ["OpenAssistant/oasst1", "mine", "../secret"], "annotated_by": ["a77e"]}
+    replace(INFO, provenance=INFO.provenance | named).save(tmp_path)
+    text = write_card(tmp_path).read_text()
+    assert ModelCard(text).data.datasets == ["OpenAssistant/oasst1"]
+    assert "Sources of the data: OpenAssistant/oasst1, mine" in text
+    assert "Annotated by the attribute model `a77e`." in text
+
+
 def test_results_are_shown_and_those_of_another_state_are_not(model: Path) -> None:
     write_record(evaluation_folder(model), "steering", steering("another"))
     write_card(model)
@@ -93,7 +144,8 @@ def test_results_are_shown_and_those_of_another_state_are_not(model: Path) -> No
     (evaluation_folder(model) / "figures" / "an_earlier_one.png").write_bytes(b"")
     refresh_card(model, silent)
     text = (model / FILE).read_text()
-    assert "| humor | steers | 0.90 [0.80, 1.00] | 0.70 [0.60, 0.80] | 0.50 [0.40, 0.60] | 3.0 [2.0, 4.0] |" in text
+    figures = "0.90 [0.80, 1.00] | 0.70 [0.60, 0.80] | 0.50 [0.40, 0.60] | 3.0 [2.0, 4.0]"
+    assert f"| humor | steers | better | {figures} |" in text
     assert "![response curves](evaluation/figures/humor.png)" in text
     assert "an_earlier_one" not in text
     (found,) = ModelCard(text).data.eval_results
@@ -103,15 +155,7 @@ def test_results_are_shown_and_those_of_another_state_are_not(model: Path) -> No
 
 def test_an_attribute_model(tmp_path: Path) -> None:
     info = replace(INFO, kind="attribute-model", provenance={"base": "/data/models/llama"})
-    figures = {"pearson": {"value": 0.5, "low": 0.4, "high": 0.6}, "spearman": {"value": 0.4, "low": 0.3, "high": 0.5}}
-    part = {"n": 90, "model": {**figures, "mae": {"value": 0.7, "low": 0.6, "high": 0.8}}}
-    record = {
-        "model": info.fingerprint,
-        "responses": 90,
-        "conversations": 30,
-        "baselines_fitted_on": "the training data",
-        "attributes": {"humor": {"overall": part, "sources": {}, "verdict": "beats both baselines"}},
-    }
+    record = {"model": info.fingerprint, **rated(), "invariance": [check("packing", True)]}
     info.save(tmp_path)
     write_record(evaluation_folder(tmp_path), "attributes", record)
     text = write_card(tmp_path, license_="llama2").read_text()
@@ -121,7 +165,41 @@ def test_an_attribute_model(tmp_path: Path) -> None:
     assert card.data.pipeline_tag == "text-classification"
     assert "/data/models" not in text
     assert "made from llama by regression" in " ".join(text.split())
-    assert "| humor | 90 | 0.50 [0.40, 0.60] | 0.40 [0.30, 0.50] | 0.70 [0.60, 0.80] | beats both baselines |" in text
+    figures = "0.50 [0.40, 0.60] | 0.40 [0.30, 0.50] | 0.70 [0.60, 0.80] | 0.90 [0.80, 1.00] | 0.95 | 0.80"
+    assert f"| humor | 90 | {figures} | does not beat a ridge regression on length and text statistics |" in text
+    assert "| humor | 0: 0.50 (70), 1: 1.20 (20) |" in text
+    assert "| humor | 40 | 0.60 [0.50, 0.70] | – | 0.70 [0.60, 0.80] | does not beat length alone |" in text
+    assert "Scores do not depend on what is scored beside a response." in text
+    assert "mixed up" not in text
+
+
+def test_an_attribute_model_with_faults(tmp_path: Path) -> None:
+    info = replace(INFO, kind="attribute-model")
+    swapped = {"found": True, "order": {"humor": "quality", "quality": "humor"}, "gain": estimate(0.3)}
+    record = {
+        "model": info.fingerprint,
+        **rated(),
+        "swapped_outputs": swapped,
+        "invariance": [check("packing", False), check("order", True)],
+    }
+    info.save(tmp_path)
+    write_record(evaluation_folder(tmp_path), "attributes", record)
+    text = write_card(tmp_path).read_text()
+    assert "(humor by the output of quality, quality by the output of humor)" in text
+    assert "**Scores depend on what is scored beside a response**: packing, by up to 0.2500.\n" in text
+
+
+def test_an_attribute_model_that_was_compared_with_preferences_only(tmp_path: Path) -> None:
+    info = replace(INFO, kind="attribute-model")
+    accuracy = {"weighted sum": estimate(0.4), "humor": estimate(0.5), "length": estimate(0.9)}
+    found = {"pairs": 12, "accuracy": accuracy, "verdict": "does not beat length alone"}
+    info.save(tmp_path)
+    record = {"model": info.fingerprint, "preferences": {"p.jsonl": found}}
+    write_record(evaluation_folder(tmp_path), "attributes", record)
+    text = write_card(tmp_path).read_text()
+    row = "| p.jsonl | 12 | 0.40 [0.30, 0.50] | – | 0.90 [0.80, 1.00] | does not beat length alone |"
+    assert row in text
+    assert "Not yet evaluated" not in text
 
 
 def test_a_card_of_somebody_else_stays(model: Path) -> None:

@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 
 from steerlm.attributes import Attribute
 from steerlm.evaluation.attribute_settings import AttributeEvaluationSettings
-from steerlm.evaluation.baselines import Baselines
+from steerlm.evaluation.baselines import Baselines, folds
 from steerlm.evaluation.bootstrap import Estimate, bootstrap_figures, cluster_bootstrap
 from steerlm.evaluation.responses import RatedResponses
 from steerlm.training.metrics import mean_error, pearson, root_mean_square, spearman
@@ -26,6 +26,11 @@ STATISTICS: dict[str, Callable[[Floats, Floats], float]] = {
     "rmse": root_mean_square,
     "pearson": pearson,
     "spearman": spearman,
+}
+BASELINES = {
+    "mean": "the mean rating",
+    "ridge": "a ridge regression on length and text statistics",
+    "length": "length alone",
 }
 _SWAP_MARGIN = 0.05
 
@@ -61,6 +66,8 @@ def attribute_figures(
             str(source): _agreement(responses, columns, column, present_R & (responses.source_R == source), settings)
             for source in (sources if len(sources) > 1 else ())
         }
+        for part in by_source.values():
+            part |= verdict(part["rmse_gain"], part["independent"])
         predicted_R, owner_R = columns["model"][present_R], responses.group_R[present_R]
         found[attribute.name] = {
             "overall": overall,
@@ -68,7 +75,7 @@ def attribute_figures(
             "calibration": calibration(attribute, predicted_R, rated_R[present_R], owner_R, settings),
             "confusion": confusion(attribute, predicted_R, rated_R[present_R]),
             "ranking": _ranking(responses, columns, column, settings),
-            **_verdict(overall),
+            **verdict(overall["rmse_gain"], overall["independent"]),
         }
     return found
 
@@ -109,19 +116,19 @@ def _agreement(
     }
 
 
-def _verdict(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """A model beats a baseline where the 95% interval of (its RMSE less the model's) lies above 0. None where nothing
-    can be said: there was no rating to fit the baseline on, or a single conversation, which leaves no interval.
+def verdict(gains: Mapping[str, Mapping[str, float]], independent: int) -> dict[str, Any]:
+    """A model beats a baseline where the 95% interval of what it gains over it, in the same draws, lies above 0: of
+    (the baseline's RMSE less the model's), or of (the model's accuracy less the baseline's). None where nothing can be
+    said: there was no rating to fit the baseline on, or one `independent` unit to draw, which leaves no interval.
     """
     beats = {
-        name: gain["low"] > 0 if figures["independent"] > 1 and np.isfinite(gain["low"]) else None
-        for name, gain in figures["rmse_gain"].items()
+        name: gain["low"] > 0 if independent > 1 and np.isfinite(gain["low"]) else None for name, gain in gains.items()
     }
-    what = {"mean": "the mean rating", "ridge": "a ridge regression on length and text statistics"}
-    lost = [what[name] for name, beaten in beats.items() if beaten is False]
+    lost = [BASELINES[name] for name, beaten in beats.items() if beaten is False]
     if None in beats.values():
         return {"beats": beats, "verdict": "not compared"}
-    return {"beats": beats, "verdict": f"does not beat {' and '.join(lost)}" if lost else "beats both baselines"}
+    beaten = "both baselines" if len(beats) > 1 else " ".join(BASELINES[name] for name in beats)
+    return {"beats": beats, "verdict": f"does not beat {' and '.join(lost)}" if lost else f"beats {beaten}"}
 
 
 def calibration(
@@ -175,18 +182,29 @@ def won(higher: Floats, lower: Floats) -> Floats:
 def _ranking(
     responses: RatedResponses, columns: Mapping[str, Floats], column: int, settings: AttributeEvaluationSettings
 ) -> dict[str, Any] | None:
-    """How often a pair of responses to one prompt is ranked as people ranked it; also by length alone."""
+    """How often a pair of responses to one prompt is ranked as people ranked it; also by length alone, and by the ridge
+    where it could be fitted.
+    """
     pairs = ranked_pairs(responses, column)
     if not len(pairs):
         return None
     owner_P = responses.group_R[pairs[:, 0]]
     lengths = np.array([float(len(text)) for text in responses.texts])
-    by = {"model": columns["model"], "ridge": columns["ridge"], "length": lengths}
-    accuracy = {
-        name: mean_estimate(won(values[pairs[:, 0]], values[pairs[:, 1]]), owner_P, settings)._asdict()
-        for name, values in by.items()
+    fitted = {"ridge": columns["ridge"]} if np.isfinite(columns["ridge"][pairs]).all() else {}
+    by = {"model": columns["model"], **fitted, "length": lengths}
+    wins = {name: won(values[pairs[:, 0]], values[pairs[:, 1]]) for name, values in by.items()}
+    accuracy = {name: mean_estimate(found, owner_P, settings)._asdict() for name, found in wins.items()}
+    return {"pairs": len(pairs), **accuracy, **ranking_gains(wins, "model", owner_P, settings)}
+
+
+def ranking_gains(
+    wins: Mapping[str, Floats], own: str, clusters: NDArray[Any], settings: AttributeEvaluationSettings
+) -> dict[str, Any]:
+    """How much more often than each baseline `own` ranks the same pairs as people did, and the verdict."""
+    gains = {
+        name: mean_estimate(wins[own] - wins[name], clusters, settings)._asdict() for name in BASELINES if name in wins
     }
-    return {"pairs": len(pairs), **accuracy}
+    return {"gain": gains, **verdict(gains, len(np.unique(clusters)))}
 
 
 def mean_estimate(values: Floats, clusters: NDArray[Any], settings: AttributeEvaluationSettings) -> Estimate:
@@ -199,31 +217,38 @@ def mean_estimate(values: Floats, clusters: NDArray[Any], settings: AttributeEva
 def swapped_outputs(evaluated: Evaluated, settings: AttributeEvaluationSettings) -> dict[str, Any]:
     """Whether another order of the outputs agrees better with the ratings: outputs that were mixed up show here.
 
-    `order[a]` is the output that fits attribute a best when each is used once; `found` says that its mean correlation
-    with the ratings is above that of the model's own order by at least 0.05, with the 95% interval above 0.
+    `order[a]` is the output that fits attribute a best when each is used once, where that is not its own; `found` says
+    that over these attributes the mean correlation with the ratings is above that of the model's own order by at least
+    0.05, with the 95% interval above 0. The order is chosen on some of the conversations and compared on the others: of
+    so many orders the best one always looks better where it was chosen.
     """
     responses, names = evaluated.responses, evaluated.responses.schema.names
     rated_RA, predicted_RA = responses.rated_RA, evaluated.predicted_RA
     rated = [a for a in range(len(names)) if (~np.isnan(rated_RA[:, a])).sum() >= 3 and np.nanstd(rated_RA[:, a]) > 0]
     if len(rated) < 2:
         return {"found": False, "order": {}, "gain": None}
-    fit_AA = np.array([[_correlation(predicted_RA[:, b], rated_RA[:, a]) for b in range(len(names))] for a in rated])
+    choosing_R = folds(responses.group_R) % 2 == 0
+    own_RA, fit_RA = predicted_RA[choosing_R], rated_RA[choosing_R]
+    fit_AA = np.array([[_correlation(own_RA[:, b], fit_RA[:, a]) for b in range(len(names))] for a in rated])
     rows, best = linear_sum_assignment(-np.nan_to_num(fit_AA, nan=-1.0))
-    order = {names[rated[row]]: names[column] for row, column in zip(rows, best, strict=True)}
+    moved = [(rated[row], column) for row, column in zip(rows, best, strict=True) if rated[row] != column]
+    comparing = np.flatnonzero(~choosing_R)
+    if not moved or len(np.unique(responses.group_R[comparing])) < 2:
+        return {"found": False, "order": {}, "gain": None}
 
     def gain(entries: NDArray[np.int64]) -> Floats:
+        chosen = comparing[entries]
         total = [
-            _correlation(predicted_RA[entries, column], rated_RA[entries, rated[row]])
-            - _correlation(predicted_RA[entries, rated[row]], rated_RA[entries, rated[row]])
-            for row, column in zip(rows, best, strict=True)
+            _correlation(predicted_RA[chosen, output], rated_RA[chosen, attribute])
+            - _correlation(predicted_RA[chosen, attribute], rated_RA[chosen, attribute])
+            for attribute, output in moved
         ]
         return np.array([np.nanmean(total) if not np.all(np.isnan(total)) else np.nan])
 
-    estimate = bootstrap_figures(gain, responses.group_R, settings.resamples, settings.seed)[0]
-    moved = {name: output for name, output in order.items() if name != output}
+    estimate = bootstrap_figures(gain, responses.group_R[comparing], settings.resamples, settings.seed)[0]
     return {
-        "found": bool(moved) and estimate.low > 0 and estimate.value >= _SWAP_MARGIN,
-        "order": moved,
+        "found": estimate.low > 0 and estimate.value >= _SWAP_MARGIN,
+        "order": {names[attribute]: names[output] for attribute, output in moved},
         "gain": estimate._asdict(),
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 from steerlm.evaluation.asks import Ask
 
 JUDGE, SECOND, PERPLEXITY = "score:", "second:", "perplexity"
-"""Names of measures: scores of the attribute model and of the independent one, each before an attribute's name."""
+"""Names of measures: scores of the attribute model and of the second one, each before an attribute's name."""
+
+
+def score_column(attribute: str, columns: Container[str]) -> str | None:
+    """The measure among `columns` by which an attribute is judged: the score of the second attribute model before that
+    of the first.
+    """
+    return next((name for name in (f"{SECOND}{attribute}", f"{JUDGE}{attribute}") if name in columns), None)
 
 
 @dataclass(frozen=True, slots=True)

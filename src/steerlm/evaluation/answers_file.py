@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steerlm.evaluation.answers import Answer
+from steerlm.evaluation.answers import Answer, Measured
 from steerlm.evaluation.asks import Ask
 from steerlm.files import read_records, write_jsonl
 
@@ -26,17 +26,9 @@ class AnswersFile:
     def get(self, digest: str, condition: Condition, asks: Sequence[Ask]) -> dict[Hashable, Answer]:
         """Those of these asks that are there."""
         kept = {
-            (row["prompt"], row["paraphrase"], tuple((name, level) for name, level in row["asked"])): Answer(
-                row["text"], row["tokens"], row["cut"]
-            )
-            for row in self._rows
-            if row.get("made") == digest
+            _ask(row): Answer(row["text"], row["tokens"], row["cut"]) for row in self._rows if row.get("made") == digest
         }
-        return {
-            condition.key(ask): kept[ask.prompt, ask.paraphrase, ask.named]
-            for ask in asks
-            if (ask.prompt, ask.paraphrase, ask.named) in kept
-        }
+        return {condition.key(ask): kept[ask] for ask in asks if ask in kept}
 
     def put(
         self,
@@ -65,6 +57,21 @@ class AnswersFile:
                 }
             )
         write_jsonl(self.path, self._rows)
+
+    def note(self, digest: str, measured: Measured) -> None:
+        """Write beside the answers under a digest what was measured in each; null where nothing was this time."""
+        found = {
+            ask: {name: float(column[number]) for name, column in measured.columns.items()}
+            for number, ask in enumerate(measured.asks)
+        }
+        for row in self._rows:
+            if row.get("made") == digest:
+                row["measured"] = found.get(_ask(row))
+        write_jsonl(self.path, self._rows)
+
+
+def _ask(row: Mapping[str, Any]) -> Ask:
+    return Ask(row["prompt"], tuple((name, level) for name, level in row["asked"]), row["paraphrase"])
 
 
 def digest_of(*parts: Any) -> str:

@@ -25,14 +25,19 @@ def _parts(record: Mapping[str, Any]) -> Iterator[RenderableType]:
             f"{record['responses']} responses of {record['conversations']} conversations; intervals: 95%, bootstrap "
             f"over conversations; mean, ridge: RMSE of the baselines, fitted on {record['baselines_fitted_on']}"
         )
+        yield Text()
+        yield _baselines(figures)
         if record["unscored"]:
             yield Text(f"{record['unscored']} rated responses are longer than the context and left out")
         for name, row in figures.items():
-            if not all(row["beats"].values()):
-                yield Text(f"{name}: {row['verdict']}", style="yellow")
+            yield from _lost(name, row)
+            for source, part in row["sources"].items():
+                yield from _lost(f"{name} of {source}", part)
         yield from _swapped(record["swapped_outputs"])
         yield Text()
         yield _ranking(figures)
+        for name, row in figures.items():
+            yield from _lost(f"{name}, ranking", row["ranking"] or {"beats": {}})
         yield Text()
         yield _calibration(figures)
         yield Text()
@@ -40,9 +45,22 @@ def _parts(record: Mapping[str, Any]) -> Iterator[RenderableType]:
     for name, figures in record.get("preferences", {}).items():
         yield Text()
         yield _preferences(name, figures)
+        yield Text(f"{name}: the weighted sum {figures['verdict']}", style="" if _won(figures) else "yellow")
+        for subset, gains in figures["subset_gains"].items():
+            yield from _lost(f"{name}, {subset}", gains)
     if (checks := record.get("invariance")) is not None:
         yield Text()
         yield _invariance(checks) if checks else Text("Invariance is not checked: no response fits into the context")
+
+
+def _won(row: Mapping[str, Any]) -> bool:
+    return all(row["beats"].values())
+
+
+def _lost(title: str, row: Mapping[str, Any]) -> Iterator[Text]:
+    """The verdict, where the model does not beat all baselines."""
+    if not _won(row):
+        yield Text(f"{title}: {row['verdict']}", style="yellow")
 
 
 def _agreement(figures: Mapping[str, Any]) -> Table:
@@ -64,6 +82,20 @@ def _agreement(figures: Mapping[str, Any]) -> Table:
     return table
 
 
+def _baselines(figures: Mapping[str, Any]) -> Table:
+    """Pearson of always saying the mean does not exist."""
+    table = Table(title="Beside the baselines", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("attribute", no_wrap=True)
+    for name in ("MAE", "of the mean", "of the ridge", "Pearson", "of the ridge"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, row in figures.items():
+        part = row["overall"]
+        errors = [part["model"]["mae"]["value"], part["mean"]["mae"], part["ridge"]["mae"]]
+        correlations = [part["model"]["pearson"]["value"], part["ridge"]["pearson"]]
+        table.add_row(name, *map(number, errors + correlations))
+    return table
+
+
 def _swapped(found: Mapping[str, Any]) -> Iterator[Text]:
     if found["found"]:
         moved = ", ".join(f"{name} by the output of {output}" for name, output in found["order"].items())
@@ -81,7 +113,7 @@ def _ranking(figures: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="right")
     for name, row in figures.items():
         if ranking := row["ranking"]:
-            shown = [figure(ranking[key]) for key in ("model", "ridge", "length")]
+            shown = [figure(ranking.get(key)) for key in ("model", "ridge", "length")]
             table.add_row(name, str(ranking["pairs"]), *shown)
     return table
 

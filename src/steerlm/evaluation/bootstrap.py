@@ -63,7 +63,7 @@ def bootstrap_figures(
         lengths = sizes[chosen]
         ends = np.cumsum(lengths)
         row[:] = figures(order[np.arange(ends[-1]) + np.repeat(starts[chosen] - (ends - lengths), lengths)])
-    return [_estimate(float(value), column) for value, column in zip(whole, draws.T, strict=True)]
+    return with_intervals(whole, draws)
 
 
 def _estimate(value: float, draws: Floats) -> Estimate:
@@ -79,9 +79,17 @@ def draw_weights(size: int, resamples: int = RESAMPLES, seed: int = 0) -> Floats
 
 def mean_estimates(values: Floats, weights: Floats) -> list[Estimate]:
     """The mean over units of each column of `values` [size, K], entries that are NaN left out, with its interval."""
+    return with_intervals(*mean_draws(values, weights))
+
+
+def mean_draws(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """The means behind `mean_estimates`, [K], and those of each draw, [B, K]."""
     present = np.isfinite(values)
     filled = np.where(present, values, 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        draws = (weights @ filled) / (weights @ present)
-        whole = filled.sum(axis=0) / present.sum(axis=0)
+        return filled.sum(axis=0) / present.sum(axis=0), (weights @ filled) / (weights @ present)
+
+
+def with_intervals(whole: Floats, draws: Floats) -> list[Estimate]:
+    """Figures, [K], with the intervals that their draws, [B, K], give."""
     return [_estimate(float(value), column) for value, column in zip(whole, draws.T, strict=True)]

@@ -128,10 +128,17 @@ def untuned_base(info: ModelInfo) -> SteerModel:
     """The model that a policy was made from, with its own prompt format and no label lines. Raises `ConfigError` where
     the policy does not say what it was made from, `ModelError` where it cannot be loaded.
     """
+    return new_model(
+        "policy", base_of(info), info.schema, as_level_tokens=False, system=info.system, marker_tokens=False
+    )
+
+
+def base_of(info: ModelInfo) -> str:
+    """What a policy was made from. Raises `ConfigError` where it does not say."""
     name = info.base.name if info.base else info.provenance.get("base")
     if not isinstance(name, str):
         raise ConfigError("the policy does not say what base model it was made from; leave out what needs the base")
-    return new_model("policy", name, info.schema, as_level_tokens=False, system=info.system, marker_tokens=False)
+    return name
 
 
 def answer_all(

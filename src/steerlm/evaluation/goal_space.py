@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerlm.attributes import Attribute, Schema
-from steerlm.evaluation.answers import JUDGE, SECOND, Measured
+from steerlm.evaluation.answers import PERPLEXITY, Measured, score_column
+from steerlm.evaluation.asks import Values
 from steerlm.evaluation.bootstrap import bootstrap_figures
 
 Floats = NDArray[np.float64]
@@ -49,13 +50,8 @@ def goal_figures(
     """Figures of the answers that set all attributes at once; None where there are none, or no scores."""
     items = [schema[name] for name in attributes]
     columns = [_column(measured, name) for name in attributes]
-    rows = [
-        number
-        for number, ask in enumerate(measured.asks)
-        if len(ask.named) == len(attributes) > 1 and ask.paraphrase == 0
-    ]
     starts = _starts(measured, items)
-    rows = [number for number in rows if measured.asks[number].prompt in starts]
+    rows = [number for number in _goal_rows(measured, attributes) if measured.asks[number].prompt in starts]
     if not rows or any(column is None for column in columns):
         return None
     measured_GA = np.stack([_unit(item, column[rows]) for item, column in zip(items, columns, strict=True)], axis=1)  # type: ignore[index]
@@ -90,6 +86,39 @@ def goal_figures(
     }
 
 
+def grid_cells(measured: Measured, attributes: Sequence[str]) -> list[dict[str, Any]]:
+    """For each setting of all attributes at once that was asked for: its number of answers, and the mean of every
+    measure over them (of perplexities the geometric one).
+    """
+    cells: dict[Values, list[int]] = {}
+    for number in _goal_rows(measured, attributes):
+        cells.setdefault(measured.asks[number].named, []).append(number)
+    return [
+        {
+            "asked": dict(asked),
+            "n": len(rows),
+            "means": {name: _mean(name, column[rows]) for name, column in measured.columns.items()},
+        }
+        for asked, rows in sorted(cells.items())
+    ]
+
+
+def _mean(name: str, values: Floats) -> float:
+    """Over what was measured; NaN where nothing was."""
+    present = values[np.isfinite(values)]
+    if not len(present):
+        return float("nan")
+    return float(np.exp(np.log(present).mean()) if name == PERPLEXITY else present.mean())
+
+
+def _goal_rows(measured: Measured, attributes: Sequence[str]) -> list[int]:
+    return [
+        number
+        for number, ask in enumerate(measured.asks)
+        if len(ask.named) == len(attributes) > 1 and ask.paraphrase == 0
+    ]
+
+
 def coverage(attribute: Attribute, measured_G: Floats) -> float:
     """The share of the levels that at least one answer in twenty reaches, rounded, while goals ask for all equally."""
     reached = np.array([attribute.level(float(value)) for value in measured_G])
@@ -120,7 +149,7 @@ def consistency(measured: Measured, schema: Schema, attributes: Sequence[str]) -
 
 
 def _column(measured: Measured, name: str) -> Floats | None:
-    return measured.columns.get(f"{SECOND}{name}", measured.columns.get(f"{JUDGE}{name}"))
+    return measured.columns.get(score_column(name, measured.columns) or "")
 
 
 def _starts(measured: Measured, attributes: Sequence[Attribute]) -> dict[int, int]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from steerlm.annotation import Scorer
 from steerlm.conversation import Conversation
 from steerlm.errors import DataError
-from steerlm.evaluation.agreement import mean_estimate, won
+from steerlm.evaluation.agreement import mean_estimate, ranking_gains, won
 from steerlm.evaluation.attribute_settings import AttributeEvaluationSettings
 from steerlm.evaluation.baselines import text_statistics
 from steerlm.evaluation.preferences import Preference, Preferences
@@ -26,7 +26,8 @@ def preference_figures(
     predictors: Mapping[str, Callable[[Floats], Floats]],
 ) -> dict[str, Any]:
     """How often the weighted sum of attributes, and each attribute, is higher for the preferred response; also that
-    sum of what the ridge regressions `predictors` say, where there is one for each weighed attribute, and the length.
+    sum of what the ridge regressions `predictors` say, where there is one for each weighed attribute, and the length;
+    and whether the weighted sum beats these.
     """
     schema = scorer.model.schema
     weights = {name: weight for name, weight in settings.weights.items() if name in schema}
@@ -56,19 +57,26 @@ def preference_figures(
     prompts = np.array([_prompt_of(pair.conversation) for pair, _ in kept])
     subset_P = np.array([pair.subset for pair, _ in kept])
     subsets = np.unique(subset_P)
+    compared = {name: wins for name, wins in figures.items() if name in ("weighted sum", "ridge", "length")}
+    parts = {str(subset): subset_P == subset for subset in (subsets if len(subsets) > 1 else ())}
     return {
         "pairs": len(kept),
         "ties": preferences.ties,
         "unscored": len(preferences.pairs) - len(kept),
         "weights": weights,
         "accuracy": {name: mean_estimate(wins, prompts, settings)._asdict() for name, wins in figures.items()},
+        **ranking_gains(compared, "weighted sum", prompts, settings),
         "subsets": {
-            str(subset): {
-                name: mean_estimate(figures[name][subset_P == subset], prompts[subset_P == subset], settings)._asdict()
-                for name in ("weighted sum", "ridge", "length")
-                if name in figures
+            name: {
+                by: mean_estimate(wins[part_P], prompts[part_P], settings)._asdict() for by, wins in compared.items()
             }
-            for subset in (subsets if len(subsets) > 1 else ())
+            for name, part_P in parts.items()
+        },
+        "subset_gains": {
+            name: ranking_gains(
+                {by: wins[part_P] for by, wins in compared.items()}, "weighted sum", prompts[part_P], settings
+            )
+            for name, part_P in parts.items()
         },
     }
 

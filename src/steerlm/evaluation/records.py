@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ def leading(record: Mapping[str, Any]) -> str:
 
 
 def write_record(folder: Path, name: str, record: Mapping[str, Any]) -> Path:
-    """Write a result as `name`.json; returns its path."""
+    """Write a result as `name`.json, with the day (UTC); returns its path."""
     path = folder / f"{name}.json"
-    write_json(path, record)
+    write_json(path, {**record, "date": datetime.now(UTC).date().isoformat()})
     return path
 
 

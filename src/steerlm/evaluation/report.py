@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,8 @@ def report_html(record: Mapping[str, Any], name: str) -> str:
         attributes=record["settings"]["attributes"],
         charts=_charts(record),
         measures=measure_titles(record),
+        teaching=_teaching(record),
         published=compared_with_published(record),
-        when=datetime.now(UTC).strftime("%Y-%m-%d"),
     )
 
 
@@ -45,7 +44,7 @@ def measure_titles(record: Mapping[str, Any]) -> dict[str, str]:
     first = next(iter(record["conditions"].values()))
     columns = next(iter(first["attributes"].values()))["curves"]
     titles = {item.name: item.title for item in (*TEXT_MEASURES, TOXIC_WORDS)}
-    titles[PERPLEXITY] = "perplexity under the untuned base"
+    titles[PERPLEXITY] = "perplexity under the untuned base (geometric mean)"
     return {column: _title(column, titles) for column in columns}
 
 
@@ -53,8 +52,17 @@ def _title(column: str, titles: Mapping[str, str]) -> str:
     if column.startswith(JUDGE):
         return f"{column.removeprefix(JUDGE)}, by the attribute model"
     if column.startswith(SECOND):
-        return f"{column.removeprefix(SECOND)}, by the independent attribute model"
+        return f"{column.removeprefix(SECOND)}, by the second attribute model"
     return titles[column]
+
+
+def _teaching(record: Mapping[str, Any]) -> str:
+    """Whether the policy learnt from the attribute model that verdicts rest on: it annotated the policy's data."""
+    if record["annotated_by"] is None:
+        return "of which the policy does not say whether it learnt from it"
+    if (record["second_judge"] or record["judge"]) in record["annotated_by"]:
+        return "which annotated the data that the policy learnt from: it is the policy's teacher"
+    return "which annotated none of the data that the policy learnt from"
 
 
 def compared_with_published(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -69,7 +77,7 @@ def compared_with_published(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _charts(record: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
-    """For each attribute its titled charts: its own measure, that without length, and two of the text."""
+    """For each attribute its titled charts: its own measure, two of the text, and those without length."""
     titles = measure_titles(record)
     found: dict[str, list[tuple[str, Any]]] = {}
     for attribute in record["settings"]["attributes"]:
@@ -85,9 +93,9 @@ def _charts(record: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
             ]
             on_scale = column.startswith((JUDGE, SECOND))
             charts.append((titles[column], line_chart(titles[column], first["levels"], lines, diagonal=on_scale)))
-        if controlled := first.get("length_controlled"):
+        for controlled in first.get("length_controlled", ()):
             title = f"{titles[controlled['measure']]}, at equal length"
             line = Line(record["conditions"][lead]["title"], controlled["curve"], list(rows).index(lead))
-            charts.insert(1, (title, line_chart(title, first["levels"], [line])))
+            charts.append((title, line_chart(title, first["levels"], [line])))
         found[attribute] = charts
     return found

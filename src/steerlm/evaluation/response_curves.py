@@ -13,8 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerlm.attributes import Attribute, Schema
-from steerlm.evaluation.answers import JUDGE, SECOND, Measured
-from steerlm.evaluation.bootstrap import Estimate, bootstrap_figures, draw_weights, mean_estimates
+from steerlm.evaluation.answers import JUDGE, PERPLEXITY, SECOND, Measured, score_column
+from steerlm.evaluation.bootstrap import (
+    Estimate,
+    bootstrap_figures,
+    draw_weights,
+    mean_draws,
+    mean_estimates,
+    with_intervals,
+)
 from steerlm.training.metrics import spearman
 
 Floats = NDArray[np.float64]
@@ -27,7 +34,6 @@ RULE = (
     f"own scale is measured, that of the slope of measured on asked above {MIN_SLOPE}. Of fewer than {MIN_PROMPTS} "
     f"prompts there is no verdict."
 )
-# What stands for an attribute where no attribute model measures it.
 PROXIES = {"verbosity": "characters", "complexity": "reading_grade", "toxicity": "toxic_words"}
 
 
@@ -47,10 +53,14 @@ class Sweep:
 
     @property
     def own(self) -> str | None:
-        """The measure of the attribute itself: of an attribute model, the independent one before the teacher."""
-        name = self.attribute.name
-        candidates = (f"{SECOND}{name}", f"{JUDGE}{name}", PROXIES.get(name, ""))
-        return next((found for found in candidates if found in self.columns), None)
+        """The measure of the attribute itself: a score, or what stands for it."""
+        return score_column(self.attribute.name, self.columns) or self.proxy
+
+    @property
+    def proxy(self) -> str | None:
+        """What stands for the attribute where no attribute model measures it."""
+        name = PROXIES.get(self.attribute.name)
+        return name if name in self.columns else None
 
     @property
     def own_has_scale(self) -> bool:
@@ -81,13 +91,17 @@ def sweep_figures(sweep: Sweep, schema: Schema, resamples: int, seed: int) -> di
         name: [flat[level * measures + number]._asdict() for level in range(levels)]
         for number, name in enumerate(sweep.columns)
     }
-    effects = mean_estimates(sweep.values_PLM[:, -1] - sweep.values_PLM[:, 0], weights_BP)
+    changes = mean_estimates(sweep.values_PLM[:, -1] - sweep.values_PLM[:, 0], weights_BP)
+    effects = {name: change._asdict() for name, change in zip(sweep.columns, changes, strict=True)}
+    if PERPLEXITY in sweep.columns:
+        *curves[PERPLEXITY], effects[PERPLEXITY] = _geometric(sweep.column(PERPLEXITY), weights_BP)
     record: dict[str, Any] = {
         "levels": list(sweep.attribute.levels),
         "default": sweep.attribute.default,
         "prompts": prompts,
         "curves": curves,
-        "effects": {name: effect._asdict() for name, effect in zip(sweep.columns, effects, strict=True)},
+        "effects": effects,
+        "within": _within_estimates(sweep, weights_BP),
         "cut": sweep.cut_L.tolist(),
         "ratio_of_length": _length_ratio(sweep, resamples, seed)._asdict(),
         "quality_cost": _quality_cost(sweep, schema, weights_BP),
@@ -98,17 +112,21 @@ def sweep_figures(sweep: Sweep, schema: Schema, resamples: int, seed: int) -> di
     return record | _own_figures(sweep, sweep.own, weights_BP, resamples, seed)
 
 
+def _geometric(values_PL: Floats, weights_BP: Floats) -> list[dict[str, float]]:
+    """Geometric means at each level, and of the highest less the lowest. A few answers that the base finds absurd
+    would make up nearly all of an arithmetic mean of perplexities.
+    """
+    whole_L, draws_BL = map(np.exp, mean_draws(np.log(values_PL), weights_BP))
+    whole, draws = (np.append(found, found[..., -1:] - found[..., :1], axis=-1) for found in (whole_L, draws_BL))
+    return [estimate._asdict() for estimate in with_intervals(whole, draws)]
+
+
 def _own_figures(sweep: Sweep, own: str, weights_BP: Floats, resamples: int, seed: int) -> dict[str, Any]:
     """How the attribute's own measure follows what is asked."""
     values_PL = sweep.column(own)
     levels_L = np.array(sweep.attribute.levels, dtype=np.float64)
-    within_P = np.array([_within(levels_L, row_L) for row_L in values_PL])
-    centred_L = levels_L - levels_L.mean()
-    slope_P = values_PL @ centred_L / (centred_L @ centred_L)
-    miss_P = np.abs(values_PL - levels_L).mean(axis=1)
-    spread_P = values_PL.std(axis=1)
-    table = np.stack([within_P, slope_P, miss_P, spread_P], axis=1)
-    within, slope, miss, _ = mean_estimates(table, weights_BP)
+    table = _obedience(sweep, own)
+    within, slope, miss = mean_estimates(table, weights_BP)
 
     def pooled(chosen: NDArray[np.int64]) -> Floats:
         asked, found = np.tile(levels_L, len(chosen)), values_PL[chosen].ravel()
@@ -116,16 +134,54 @@ def _own_figures(sweep: Sweep, own: str, weights_BP: Floats, resamples: int, see
         return np.array([spearman(asked[present], found[present])])
 
     rank = bootstrap_figures(pooled, np.arange(len(values_PL)), resamples, seed)[0]
-    measured = int(np.isfinite(within_P).sum())
+    measured = int(np.isfinite(table[:, 0]).sum())
     verdict, why = judge_steering(within, slope if sweep.own_has_scale else None, measured)
     return {
         "spearman": rank._asdict(),
         "within_prompt": within._asdict(),
         "slope": slope._asdict() if sweep.own_has_scale else None,
         "miss": miss._asdict() if sweep.own_has_scale else None,
-        "length_controlled": None if own == "characters" else length_controlled(sweep, own, resamples, seed),
+        "length_controlled": [
+            length_controlled(sweep, name, resamples, seed)
+            for name in dict.fromkeys([own, sweep.proxy])
+            if name and name != "characters"
+        ],
         "verdict": verdict,
         "why": why,
+    }
+
+
+def _obedience(sweep: Sweep, own: str) -> Floats:
+    """For each prompt how a measure follows what is asked: rank correlation, slope, mean miss, [P, 3]."""
+    values_PL = sweep.column(own)
+    levels_L = np.array(sweep.attribute.levels, dtype=np.float64)
+    within_P = np.array([_within(levels_L, row_L) for row_L in values_PL])
+    centred_L = levels_L - levels_L.mean()
+    slope_P = values_PL @ centred_L / (centred_L @ centred_L)
+    return np.stack([within_P, slope_P, np.abs(values_PL - levels_L).mean(axis=1)], axis=1)
+
+
+def against(sweep: Sweep, other: Sweep, resamples: int, seed: int) -> dict[str, Any] | None:
+    """How much better a sweep follows what is asked than another one of the same prompts, such as that of the base:
+    what it gains in correlation within a prompt, in slope, and in how little it misses, and the verdict. None where
+    nothing measures the attribute.
+    """
+    if sweep.own is None:
+        return None
+    differences = (_obedience(sweep, sweep.own) - _obedience(other, sweep.own)) * (1, 1, -1)
+    within, slope, miss = mean_estimates(differences, draw_weights(len(differences), resamples, seed))
+    decisive = [slope, miss] if sweep.own_has_scale else [within]
+    better, worse = any(gain.low > 0 for gain in decisive), any(gain.high < 0 for gain in decisive)
+    verdict = {(True, False): "better", (False, True): "worse", (True, True): "better and worse"}.get(
+        (better, worse), "no difference shown"
+    )
+    if np.isfinite(differences[:, 0]).sum() < MIN_PROMPTS:
+        verdict = "too few prompts"
+    return {
+        "within_prompt": within._asdict(),
+        "slope": slope._asdict() if sweep.own_has_scale else None,
+        "miss": miss._asdict() if sweep.own_has_scale else None,
+        "verdict": verdict,
     }
 
 
@@ -138,6 +194,14 @@ def judge_steering(within: Estimate, slope: Estimate | None, prompts: int) -> tu
     if prompts < MIN_PROMPTS:
         return "too few prompts", f"{prompts} of at least {MIN_PROMPTS}; {why}"
     return ("steers" if passed else "does not steer"), why
+
+
+def _within_estimates(sweep: Sweep, weights_BP: Floats) -> dict[str, Any]:
+    """For every measure the mean over prompts of its rank correlation with what is asked."""
+    levels_L = np.array(sweep.attribute.levels, dtype=np.float64)
+    within_PM = np.array([[_within(levels_L, row_L) for row_L in row_LM.T] for row_LM in sweep.values_PLM])
+    estimates = mean_estimates(within_PM, weights_BP)
+    return {name: estimate._asdict() for name, estimate in zip(sweep.columns, estimates, strict=True)}
 
 
 def _within(levels_L: Floats, values_L: Floats) -> float:
@@ -196,18 +260,20 @@ def _quality_cost(sweep: Sweep, schema: Schema, weights_BP: Floats) -> dict[str,
     """What the ends of the scale do, against the default level, to the mean score of the attributes of which more is
     better (the swept one left out).
     """
-    good = [
-        f"{JUDGE}{item.name}"
+    good = {
+        item.name: column
         for item in schema
-        if item.desirable == "high" and item.name != sweep.attribute.name and f"{JUDGE}{item.name}" in sweep.columns
-    ]
+        if item.desirable == "high"
+        and item.name != sweep.attribute.name
+        and (column := score_column(item.name, sweep.columns))
+    }
     if not good:
         return None
-    quality_PL = np.mean([sweep.column(name) for name in good], axis=0)
+    quality_PL = np.mean([sweep.column(column) for column in good.values()], axis=0)
     default = sweep.attribute.default - sweep.attribute.low
     low, high = mean_estimates(quality_PL[:, [0, -1]] - quality_PL[:, [default]], weights_BP)
     return {
-        "of": [name.removeprefix(JUDGE) for name in good],
+        "of": list(good),
         "at_lowest": low._asdict(),
         "at_highest": high._asdict(),
     }
@@ -215,10 +281,9 @@ def _quality_cost(sweep: Sweep, schema: Schema, weights_BP: Floats) -> dict[str,
 
 def leakage(figures: Mapping[str, Mapping[str, Any]], schema: Schema) -> dict[str, dict[str, Any]]:
     """`leakage[i][j]`: how far the score of j moves when i goes from the bottom of its scale to the top."""
-    prefix = SECOND if any(name.startswith(SECOND) for row in figures.values() for name in row["effects"]) else JUDGE
     return {
         name: {
-            other: row["effects"][f"{prefix}{other}"] for other in schema.names if f"{prefix}{other}" in row["effects"]
+            other: row["effects"][column] for other in schema.names if (column := score_column(other, row["effects"]))
         }
         for name, row in figures.items()
     }

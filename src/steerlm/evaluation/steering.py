@@ -12,7 +12,7 @@ from typing import Any
 from steerlm import __version__
 from steerlm.annotation import Scorer
 from steerlm.engines import Engine, LocalEngine, Precision, Sampling, TorchEngine, engine_for
-from steerlm.errors import ConfigError, DataError
+from steerlm.errors import ConfigError, DataError, SchemaError
 from steerlm.evaluation.answers import Answer, Measured
 from steerlm.evaluation.answers_file import AnswersFile, digest_of
 from steerlm.evaluation.asks import Ask, goals, paraphrased, sweep
@@ -22,14 +22,16 @@ from steerlm.evaluation.conditions import (
     VerifiedCondition,
     WordsCondition,
     answer_all,
+    base_of,
     untuned_base,
 )
-from steerlm.evaluation.goal_space import consistency, goal_figures
+from steerlm.evaluation.goal_space import consistency, goal_figures, grid_cells
 from steerlm.evaluation.measuring import Instruments, measure
 from steerlm.evaluation.records import read_record, write_record
-from steerlm.evaluation.response_curves import RULE, examples, leakage, sweep_figures, sweep_of
+from steerlm.evaluation.response_curves import RULE, against, examples, leakage, sweep_figures, sweep_of
 from steerlm.evaluation.steering_settings import ConditionName, SteeringSettings
-from steerlm.evaluation.text_measures import text_measures
+from steerlm.evaluation.text_measures import TOXIC_WORDS, text_measures
+from steerlm.models.base import weights_digest
 from steerlm.models.load import SteerModel
 from steerlm.provenance import environment
 
@@ -49,10 +51,20 @@ TITLES: dict[ConditionName, str] = {
 
 @dataclass(frozen=True)
 class Judges:
-    """The attribute models that measure: `judge`, and `second`, which the policy did not learn from."""
+    """The attribute models that measure: `judge`, and `second`, another one, which the policy did not learn from.
+
+    Raises `ConfigError` where both are the same.
+    """
 
     judge: SteerModel | None = None
     second: SteerModel | None = None
+
+    def __post_init__(self) -> None:
+        if self.judge and self.second and self.judge.info.fingerprint == self.second.info.fingerprint:
+            raise ConfigError(
+                f"judge and second judge are the same attribute model, {self.judge.info.fingerprint}; give another one "
+                "with --second-judge, or leave it out"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +106,8 @@ def evaluate_steering(
     `directory` is where the policy lies, whose form for OpenVINO is then kept there. `engine` answers for it in place
     of the one that the settings name. A result made under the same circumstances is read back.
 
-    Raises `SchemaError` for an attribute that the policy does not know, `DataError` where no prompt is left,
-    `ConfigError` for a condition that lacks what it needs.
+    Raises `SchemaError` for an attribute that the policy does not know, or that it knows on another scale than a judge,
+    `DataError` where no prompt is left, `ConfigError` for a condition that lacks what it needs.
     """
     return _Evaluation(policy, list(prompts), settings, folder, judges, directory, engine, say).run()
 
@@ -112,12 +124,15 @@ class _Evaluation:
         engine: Engine | None,
         say: Callable[[str], None],
     ) -> None:
+        settings = settings.model_copy(update={"attributes": settings.attributes or list(policy.schema.names)})
         self.policy, self.settings, self.folder, self.say = policy, settings, folder, say
         self.directory, self.given_engine = directory, engine
         for name in settings.attributes:
             policy.schema[name]
         if "verified" in settings.conditions and judges.judge is None:
             raise ConfigError("verified steering needs an attribute model to choose by; give --judge, or leave it out")
+        for model in (judges.judge, judges.second):
+            _require_same_scales(policy, model)
         self.judge, self.second = (Scorer(model) if model else None for model in (judges.judge, judges.second))
         self.base: SteerModel | None = None
         self.sampling = Sampling(
@@ -178,6 +193,8 @@ class _Evaluation:
         instruments = Instruments(
             self.judge, self.second, self.base if settings.perplexity else None, min(2048, context)
         )
+        if TOXIC_WORDS not in text_measures():
+            self.say("toxic words are not counted: their lexicon is not installed (pip install 'steerlm[report]')")
         for name in settings.conditions:
             condition = self._condition(name)
             answers = self._answers(name, condition, asks, kept)
@@ -185,6 +202,7 @@ class _Evaluation:
             self.conditions[name] = measure(
                 condition, asks, answers, self.prompts, self.policy.info.system, instruments
             )
+            kept.note(self._made(name), self.conditions[name])
         write_record(self.folder, NAME, {"key": key, **self._record(left_out)})
         written = read_record(self.folder, NAME)
         assert written is not None
@@ -200,6 +218,7 @@ class _Evaluation:
             info.fingerprint,
             info.system,
             info.schema.to_list(),
+            info.provenance.get("annotated_by"),
             *models,
             self.prompts,
             measures,
@@ -258,17 +277,7 @@ class _Evaluation:
     def _answers(
         self, name: ConditionName, condition: Condition, asks: Sequence[Ask], kept: AnswersFile
     ) -> dict[Hashable, Answer]:
-        own = {_OF_CONDITION[name]} if name in _OF_CONDITION else set()
-        made = digest_of(
-            name,
-            self.answering.identity,
-            self.policy.info.fingerprint,
-            self.policy.info.system,
-            self.policy.schema.to_list(),
-            self.prompts,
-            self.settings.model_dump(mode="json", include={*_OF_ANSWERS, *own}),
-            self.judge.model.info.fingerprint if self.judge and name == "verified" else None,
-        )
+        made = self._made(name)
         known = kept.get(made, condition, asks)
         missing = [ask for ask in asks if condition.key(ask) not in known]
         if missing:
@@ -279,29 +288,57 @@ class _Evaluation:
             kept.put(made, name, condition, asks, self.prompts, known)
         return known
 
+    def _made(self, name: ConditionName) -> str:
+        """A digest of all that the answers of a condition depend on."""
+        own = {_OF_CONDITION[name]} if name in _OF_CONDITION else set()
+        return digest_of(
+            name,
+            self.answering.identity,
+            self.policy.info.fingerprint,
+            self.policy.info.system,
+            self.policy.schema.to_list(),
+            self.prompts,
+            self.settings.model_dump(mode="json", include={*_OF_ANSWERS, *own}),
+            self.judge.model.info.fingerprint if self.judge and name == "verified" else None,
+        )
+
     def _record(self, left_out: int) -> dict[str, Any]:
-        settings, schema = self.settings, self.policy.schema
+        settings, info, schema = self.settings, self.policy.info, self.policy.schema
+        base_digest = info.base.digest if info.base else weights_digest(base_of(info)) if self.base else None
         conditions: dict[str, Any] = {}
+        all_sweeps = {
+            name: {attribute: sweep_of(measured, schema[attribute]) for attribute in settings.attributes}
+            for name, measured in self.conditions.items()
+        }
+        in_words = all_sweeps.get("words")
         for name, measured in self.conditions.items():
-            sweeps = {attribute: sweep_of(measured, schema[attribute]) for attribute in settings.attributes}
+            sweeps = all_sweeps[name]
             figures = {
                 attribute: sweep_figures(item, schema, settings.resamples, settings.seed)
                 for attribute, item in sweeps.items()
             }
+            if in_words and name != "words":
+                for attribute, item in sweeps.items():
+                    figures[attribute]["against_words"] = against(
+                        item, in_words[attribute], settings.resamples, settings.seed
+                    )
             conditions[name] = {
                 "title": TITLES[name],
                 "attributes": figures,
                 "leakage": leakage(figures, schema),
                 "goal_space": goal_figures(measured, schema, settings.attributes, settings.resamples, settings.seed),
+                "grid": grid_cells(measured, settings.attributes),
                 "consistency": consistency(measured, schema, settings.attributes),
                 "examples": {attribute: examples(item, self.prompts) for attribute, item in sweeps.items()},
             }
         return {
             "kind": "steering",
-            "model": self.policy.info.fingerprint,
-            "base": self.policy.info.provenance.get("base"),
+            "model": info.fingerprint,
+            "base": info.base_name,
+            "base_digest": base_digest,
             "judge": self.judge.model.info.fingerprint if self.judge else None,
             "second_judge": self.second.model.info.fingerprint if self.second else None,
+            "annotated_by": info.provenance.get("annotated_by"),
             "engine": self.answering.identity,
             "rule": RULE,
             "prompts": {"used": len(self.prompts), "left_out": left_out, "digest": digest_of(self.prompts)},
@@ -310,6 +347,19 @@ class _Evaluation:
             "settings": settings.model_dump(mode="json"),
             **environment(*(["openvino"] if self.answering.name == "openvino" else [])),
         }
+
+
+def _require_same_scales(policy: SteerModel, judge: SteerModel | None) -> None:
+    """What is measured is compared with what was asked, so it has to be on the same scale."""
+    for own in policy.schema:
+        if judge is None or own.name not in judge.schema:
+            continue
+        item = judge.schema[own.name]
+        if (item.low, item.high) != (own.low, own.high):
+            raise SchemaError(
+                f"the attribute model scores {item.name} on {item.low}..{item.high}, the policy is asked for it on "
+                f"{own.low}..{own.high}; use one that was trained on the policy's scale"
+            )
 
 
 # The longest frame of a paraphrase and an instruction in words for one attribute, on the safe side.

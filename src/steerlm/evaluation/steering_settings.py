@@ -15,8 +15,9 @@ ConditionName = Literal["policy", "words", "guidance", "verified"]
 class SteeringSettings(Settings):
     """How a policy is measured."""
 
-    attributes: list[str] = Field(default_factory=lambda: ["verbosity", "complexity", "humor"])
-    """Attributes to set to each of their levels in turn, the others staying at their defaults."""
+    attributes: list[str] = Field(default_factory=list)
+    """Attributes to set to each of their levels in turn, the others staying at their defaults; all that the policy
+    knows unless given."""
     max_prompts: Annotated[int, Field(ge=1)] = 16
     """Most held-out prompts to answer at each level; the first of them are taken."""
     conditions: Annotated[list[ConditionName], Field(min_length=1)] = Field(

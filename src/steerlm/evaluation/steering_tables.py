@@ -36,6 +36,8 @@ def _parts(record: Mapping[str, Any]) -> Iterator[RenderableType]:
     for name, row in lead["attributes"].items():
         style = "green" if row["verdict"] == "steers" else "red"
         yield Text.assemble(f"{name}: ", (row["verdict"], style), f" ({row['why']})")
+        if compared := row.get("against_words"):
+            yield Text(f"{name}, against the untuned base asked in words: {compared['verdict']}")
 
 
 def _levels(condition: Mapping[str, Any]) -> Table:

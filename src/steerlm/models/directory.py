@@ -42,7 +42,7 @@ class ModelInfo:
     system        the system text of prompts that bring none
     fingerprint   digest of weights, schema and dialect: what `predicted_by` refers to
     base          where the directory holds an adapter: the model that it adapts
-    provenance    base model, data files and their digests, settings, code and library versions
+    provenance    base model, digest, sources and annotators of the data, settings, code and library versions
     metrics       validation figures of the kept weights
     """
 
@@ -84,6 +84,23 @@ class ModelInfo:
         if kind is not None and info.kind != kind:
             raise ModelError(f"{directory} is {_ARTICLES.get(info.kind, info.kind)}, where {_ARTICLES[kind]} is needed")
         return info
+
+    @property
+    def hub_base(self) -> str | None:
+        """The base as the hub knows it; a path of some machine is no name."""
+        base = self._base
+        is_id = base is not None and base.count("/") == 1 and not base.startswith((".", "/", "~")) and "\\" not in base
+        return base if is_id and not Path(str(base)).exists() else None
+
+    @property
+    def base_name(self) -> str | None:
+        """The base by a name that says nothing of a machine: of a path its last part; None where none is known."""
+        return self.hub_base or (Path(self._base).name if self._base is not None else None)
+
+    @property
+    def _base(self) -> str | None:
+        base = self.base.name if self.base else self.provenance.get("base")
+        return base if isinstance(base, str) else None
 
 
 def weights_fingerprint(directory: str | Path, schema: Schema, dialect: str, base: Base | None = None) -> str:

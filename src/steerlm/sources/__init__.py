@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
@@ -15,6 +15,7 @@ from steerlm.attributes import STEERLM, Schema
 from steerlm.conversation import Conversation
 from steerlm.errors import ConfigError
 from steerlm.sources.helpsteer import read_helpsteer
+from steerlm.sources.hub import PREFIX, parse_reference
 from steerlm.sources.nemo import read_nemo
 from steerlm.sources.nemo_export import ExportReport, to_nemo_regression, to_nemo_sft
 from steerlm.sources.oasst import read_oasst
@@ -76,7 +77,8 @@ def import_conversations(
 ) -> Imported:
     """Read one or more sources of a kind: file paths, or `hub:OWNER/NAME[@REVISION][:SPLIT or /FILE]`.
 
-    Ids are unique in the result and depend only on the data. Raises `DataError` for what cannot be read or is
+    Ids are unique in the result and depend only on the data. Where a single data set of the hub is read, its
+    conversations come from it by name. Raises `DataError` for what cannot be read or is
     faulty (with file, line and what to do), `SchemaError` and `ConfigError` for options that do not fit.
     """
     options = options or ImportOptions()
@@ -90,6 +92,8 @@ def import_conversations(
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError(f"{twice[0]} is given twice")
     report = Report(kind, names, options.skip_faulty)
+    # Another data set may have the same layout: of one that is named, the name says more than that of the kind.
+    origin = parse_reference(names[0]).repository if len(names) == 1 and names[0].startswith(PREFIX) else kind
     kept: list[Conversation] = []
     for conversation in SOURCES[kind].read(names, options, schema, report):
         short = without(conversation, _too_long(conversation, options.max_characters), report)
@@ -98,7 +102,7 @@ def import_conversations(
         if options.max_conversations is not None and len(kept) >= options.max_conversations:
             report.leave_out_conversation(f"beyond the first {options.max_conversations}", short)
         else:
-            kept.append(short)
+            kept.append(replace(short, source=origin) if short.source == kind else short)
     report.keep(kept)
     return Imported(tuple(kept), report)
 

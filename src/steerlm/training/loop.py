@@ -383,6 +383,8 @@ class _Run:
             "data": self.data.digest,
             "steps": progress.step,
             "learnt_from": str(progress.report),
+            "sources": sorted(self.data.survey.sources),
+            "annotated_by": sorted(self.data.survey.annotators),
             "settings": self.settings.model_dump(mode="json"),
         }
         info = replace(model.info, provenance=provenance, metrics=progress.figures)

@@ -13,6 +13,7 @@ from steerlm.conversation import Conversation, Message
 
 _SAMPLE = 10_000
 _SYSTEMS = 1_000
+_NAMES = 1_000
 
 
 @dataclass(slots=True)
@@ -37,6 +38,11 @@ class Moments:
         return math.sqrt(max(0.0, self.squares / self.count - self.mean**2))
 
 
+def _note(names: set[str], name: str | None) -> None:
+    if name and len(names) < _NAMES:
+        names.add(name)
+
+
 class Survey:
     """Counts over conversations, of a size that does not grow with them."""
 
@@ -52,6 +58,10 @@ class Survey:
         """By attribute."""
         self.paired: defaultdict[str, tuple[Moments, Moments]] = defaultdict(lambda: (Moments(), Moments()))
         """Ratings and predictions of the responses that have both, by attribute."""
+        self.annotators: set[str] = set()
+        """Fingerprints of the attribute models that predicted, the first thousand."""
+        self.sources: set[str] = set()
+        """What the conversations say that they come from, the first thousand."""
         self.sample: list[Message] = []
         """Responses with ratings or predictions, each as likely to be here as any other, without their texts."""
         self._systems: Counter[str] = Counter()
@@ -66,6 +76,7 @@ class Survey:
 
     def add(self, conversation: Conversation) -> None:
         self.conversations += 1
+        _note(self.sources, conversation.source)
         # System texts beyond the first thousand are unlikely to become the commonest.
         if conversation.system in self._systems or len(self._systems) < _SYSTEMS:
             self._systems[conversation.system] += 1
@@ -74,6 +85,7 @@ class Survey:
             self.responses += 1
             self.rated += bool(message.ratings)
             self.predicted += bool(message.predicted)
+            _note(self.annotators, message.predicted_by)
             for values, moments in ((message.ratings, self.ratings), (message.predicted, self.predictions)):
                 for name, value in values.items():
                     moments[name].add(value)

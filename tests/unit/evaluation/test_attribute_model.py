@@ -19,12 +19,14 @@ from steerlm.attributes import STEERLM, Schema
 from steerlm.cli.main import run
 from steerlm.conversation import Conversation, Message
 from steerlm.errors import DataError
+from steerlm.evaluation.agreement import Evaluated, swapped_outputs
 from steerlm.evaluation.attribute_model import evaluate_attributes
 from steerlm.evaluation.attribute_settings import AttributeEvaluationSettings
 from steerlm.evaluation.attribute_tables import evaluation_view
 from steerlm.evaluation.invariance import check_invariance
 from steerlm.evaluation.preferences import Preference, Preferences
 from steerlm.evaluation.records import distinct_names
+from steerlm.evaluation.responses import RatedResponses
 from steerlm.files import write_conversations
 from steerlm.models.load import SteerModel, head_of, load_model
 from tiny_judge import WORDS, random_trees, save_tiny_judge
@@ -142,6 +144,39 @@ def test_outputs_in_the_wrong_order_are_exposed(judge: SteerModel) -> None:
     assert sum(verdict.startswith("does not beat") for verdict in verdicts) > len(verdicts) / 2
 
 
+def correlated(seed: int, correlation: float, columns: list[int]) -> Evaluated:
+    """1,000 responses whose ratings each output follows to some degree, with the outputs in the order `columns`."""
+    generator = np.random.default_rng(seed)
+    rated_RA = generator.normal(size=(1000, len(STEERLM)))
+    noise_RA = generator.normal(size=rated_RA.shape)
+    predicted_RA = correlation * rated_RA + np.sqrt(1 - correlation**2) * noise_RA
+    number = np.arange(1000)
+    places, texts = tuple((int(k), 1) for k in number), ("",) * 1000
+    responses = RatedResponses(
+        STEERLM, places, number, number, number, np.full(1000, "survey"), rated_RA, texts=texts, prompts=texts
+    )
+    return Evaluated(responses, predicted_RA[:, columns], unscored=0)
+
+
+def test_a_single_pair_of_weak_outputs_that_were_exchanged_is_found() -> None:
+    """Each correlates by 0.2 with the ratings; the seven others are in place and tell of no gain."""
+    exchanged = list(range(len(STEERLM)))
+    exchanged[2], exchanged[5] = 5, 2
+    names = STEERLM.names
+    for seed in range(10):
+        found = swapped_outputs(correlated(seed, 0.2, exchanged), SETTINGS)
+        assert found["found"]
+        assert found["order"] == {names[2]: names[5], names[5]: names[2]}
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.05, 0.2])
+def test_outputs_in_place_are_not_called_mixed_up(correlation: float) -> None:
+    """Not even those that follow no rating, of which some order always fits better by chance; 5% may be wrong."""
+    in_place = list(range(len(STEERLM)))
+    found = [swapped_outputs(correlated(seed, correlation, in_place), SETTINGS)["found"] for seed in range(20)]
+    assert sum(found) <= 2
+
+
 def test_a_judge_of_nothing_but_length_does_not_beat_the_ridge(judge: SteerModel) -> None:
     """People rate by length, the judge rates at random: the ridge knows, and the model is said not to beat it."""
     conversations = unrated(40)
@@ -152,6 +187,55 @@ def test_a_judge_of_nothing_but_length_does_not_beat_the_ridge(judge: SteerModel
     assert verbosity["verdict"] == "does not beat the mean rating and a ridge regression on length and text statistics"
     assert verbosity["overall"]["ridge"]["pearson"] > 0.95
     assert verbosity["ranking"]["length"]["value"] == 1.0
+    assert verbosity["ranking"]["beats"] == {"ridge": False, "length": False}
+    gap = verbosity["ranking"]["model"]["value"] - verbosity["ranking"]["length"]["value"]
+    assert verbosity["ranking"]["gain"]["length"]["value"] == pytest.approx(gap)
+    shown = Console(record=True, width=120, file=io.StringIO())
+    shown.print(evaluation_view(figures))
+    text = shown.export_text()
+    assert "verbosity, ranking: does not beat a ridge regression" in text
+    beside = next(line for line in text.partition("Beside the baselines")[2].splitlines() if "verbosity" in line)
+    overall = verbosity["overall"]
+    wanted = [overall["model"]["mae"]["value"], overall["mean"]["mae"], overall["ridge"]["mae"]]
+    wanted += [overall["model"]["pearson"]["value"], overall["ridge"]["pearson"]]
+    assert [float(cell) for cell in beside.split()[1:]] == pytest.approx(wanted, abs=0.005)
+
+
+def test_each_source_has_its_verdict(judge: SteerModel) -> None:
+    """In the forum people rate by length, in the survey as the judge does."""
+    conversations = rated_by(unrated(80), lambda values: {"humor": clipped(values)["humor"]}, judge)
+    rated = [
+        with_ratings(c, lambda message: {"humor": min(len(message.text) / 20, 4.0)}) if c.source == "forum" else c
+        for c in conversations
+    ]
+    sources = evaluate_attributes(judge, rated, SETTINGS)["attributes"]["humor"]["sources"]
+    assert sources["survey"]["verdict"] == "beats both baselines"
+    assert sources["forum"]["beats"]["ridge"] is False
+
+
+def test_a_weighted_sum_that_length_outdoes_is_called_so(judge: SteerModel) -> None:
+    """People prefer the longer answer; the judge's score of verbosity knows nothing of length. Then they prefer what
+    the judge scores higher, whatever the length.
+    """
+    generator = random.Random(1)
+    texts = [sorted((" ".join(generator.choices(WORDS, k=k)) for k in (2, 12)), key=len) for _ in range(30)]
+    settings = SETTINGS.model_copy(update={"weights": {"verbosity": 1.0}})
+    figures = evaluate_attributes(
+        judge, [], settings, preferences={"p": preferring([("a", long, short) for short, long in texts])}
+    )["preferences"]["p"]
+    assert figures["verdict"] == "does not beat length alone"
+    pairs = preferring([("ab"[k % 2], *pair) for k, pair in enumerate(texts)])
+    scores = Scorer(judge, SETTINGS).score([pair.conversation for pair in pairs.pairs]).values
+    rows = [
+        ("ab"[k % 2], *(pair if values[1]["verbosity"] > values[2]["verbosity"] else reversed(pair)))
+        for k, (pair, values) in enumerate(zip(texts, scores, strict=True))
+    ]
+    figures = evaluate_attributes(judge, [], settings, preferences={"p": preferring(rows)})["preferences"]["p"]
+    assert figures["accuracy"]["weighted sum"]["value"] == 1.0
+    assert figures["verdict"] == "beats length alone"
+    assert {name: part["verdict"] for name, part in figures["subset_gains"].items()} == dict.fromkeys(
+        "ab", "beats length alone"
+    )
 
 
 def test_the_same_prompt_in_two_conversations(judge: SteerModel) -> None:

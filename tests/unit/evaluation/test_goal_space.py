@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from steerlm.attributes import STEERLM, Attribute, Schema
-from steerlm.evaluation.answers import JUDGE, Answer, Measured
+from steerlm.evaluation.answers import JUDGE, PERPLEXITY, Answer, Measured
 from steerlm.evaluation.asks import Ask, goals, paraphrased
-from steerlm.evaluation.goal_space import consistency, coverage, goal_figures, steering_errors
+from steerlm.evaluation.goal_space import consistency, coverage, goal_figures, grid_cells, steering_errors
 
 START = np.array([[0.5, 0.5]])
 
@@ -96,6 +96,27 @@ def test_figures_of_one_that_does_what_it_is_asked() -> None:
     assert figures["error"]["value"] == figures["miscalibration"]["value"] == 0
     assert figures["within_one_level"]["value"] == 1
     assert goal_figures(obedient(asks[:5]), STEERLM, names, 200, 0) is None
+
+
+def test_cells_of_the_grid() -> None:
+    """Three prompts at each of the 25 settings; at the corner (4, 4) they have 1, 2 and 6 characters and perplexities
+    of 1, 2 and 4.
+    """
+    names = ["verbosity", "humor"]
+    asks = [Ask(prompt, (("humor", 0),)) for prompt in range(3)] + goals(STEERLM, names, 3, 25, seed=1)
+    found = obedient(asks)
+    columns = {
+        **found.columns,
+        "characters": np.array([[1.0, 2.0, 6.0][ask.prompt] for ask in asks]),
+        PERPLEXITY: np.array([[1.0, 2.0, 4.0][ask.prompt] for ask in asks]),
+    }
+    cells = grid_cells(Measured(found.asks, found.answers, columns), names)
+    assert len(cells) == 25
+    assert all(cell["n"] == 3 for cell in cells)
+    (corner,) = (cell for cell in cells if cell["asked"] == {"verbosity": 4, "humor": 4})
+    scores = {f"{JUDGE}{name}": 4 for name in names}
+    assert corner["means"] == pytest.approx({**scores, "characters": 3, PERPLEXITY: 2})
+    assert grid_cells(obedient(asks[:3]), names) == []
 
 
 def test_consistency() -> None:

@@ -18,9 +18,9 @@ from steerlm.evaluation.answers import JUDGE, PERPLEXITY, Answer, Measured
 from steerlm.evaluation.asks import goals, sweep
 from steerlm.evaluation.charts import Line, line_chart
 from steerlm.evaluation.figures import remove_figures, write_figures
-from steerlm.evaluation.goal_space import goal_figures
+from steerlm.evaluation.goal_space import goal_figures, grid_cells
 from steerlm.evaluation.report import report_html, write_report
-from steerlm.evaluation.response_curves import RULE, examples, leakage, sweep_figures, sweep_of
+from steerlm.evaluation.response_curves import RULE, against, examples, leakage, sweep_figures, sweep_of
 from steerlm.evaluation.steering_tables import end_contrasts, level_rows, steering_view
 from steerlm.evaluation.text_measures import text_measures
 
@@ -30,7 +30,7 @@ PROMPTS = ["Why is the <b>sea</b> salty?", "And the sky?", "How so?", "Since whe
 
 def result(obeys: bool) -> dict[str, Any]:
     """As `evaluate_steering` makes one; the second condition is always deaf."""
-    conditions = {}
+    conditions, all_sweeps = {}, {}
     for number, (name, title) in enumerate((("policy", "policy"), ("words", "untuned base, asked in words"))):
         asks = [*sweep(STEERLM, NAMES, len(PROMPTS)), *goals(STEERLM, NAMES, len(PROMPTS), 2, 0)]
         follows = obeys and number == 0
@@ -50,15 +50,22 @@ def result(obeys: bool) -> dict[str, Any]:
             "attributes": figures,
             "leakage": leakage(figures, STEERLM),
             "goal_space": goal_figures(measured, STEERLM, NAMES, 100, 0),
+            "grid": grid_cells(measured, NAMES),
             "consistency": {"humor": {"over_paraphrases": 0.1, "over_prompts": 0.2}},
             "examples": {attribute: examples(item, PROMPTS) for attribute, item in sweeps.items()},
         }
+        all_sweeps[name] = sweeps
+    for attribute, row in conditions["policy"]["attributes"].items():
+        row["against_words"] = against(all_sweeps["policy"][attribute], all_sweeps["words"][attribute], 100, 0)
     return {
         "kind": "steering",
         "model": "0123456789abcdef",
         "base": "smollm2",
         "judge": "fedcba9876543210",
         "second_judge": None,
+        "annotated_by": None,
+        "base_digest": "ba5e",
+        "date": "2024-02-29",
         "rule": RULE,
         "prompts": {"used": len(PROMPTS), "left_out": 1, "digest": "d"},
         "schema": STEERLM.to_list(),
@@ -115,11 +122,16 @@ def test_the_page_stands_alone_and_says_what_was_found(tmp_path: Path) -> None:
     assert "prefers-color-scheme: dark" in html
     assert "Does my policy do what it is asked?" in page.text
     assert html.count('class="steers"') == 2
+    assert html.count("<td>better</td>") == 2
+    for title in ("policy", "untuned base, asked in words"):
+        assert all(f"{name}: means at each level ({title})" in page.text for name in NAMES)
     assert html.count("<svg") == 8
     assert "422.3" in re.sub(r"\s", "", page.text)
     assert "figures of other, far larger models" in page.text
     assert "<script>alert(0)</script>" in page.text
     assert page.text.count("1 prompts were too long") == 1
+    assert "measured on2024-02-29" in re.sub(r"\n", "", page.text)
+    assert "smollm2, digest ba5e" in page.text
 
 
 def test_a_deaf_policy_is_called_one() -> None:
@@ -128,7 +140,16 @@ def test_a_deaf_policy_is_called_one() -> None:
     assert html.count("does not steer") >= 6
     shown = Console(record=True, width=120, file=io.StringIO())
     shown.print(steering_view(result(obeys=False)))
-    assert shown.export_text().count("does not steer") >= 4
+    text = shown.export_text()
+    assert text.count("does not steer") >= 4
+    assert "humor, against the untuned base asked in words: no difference shown" in text
+
+
+def test_leakage_has_intervals() -> None:
+    record = result(obeys=True)
+    record["conditions"]["policy"]["leakage"]["humor"]["quality"] = {"value": 1.5, "low": 1.25, "high": 1.75}
+    leaks = report_html(record, "x").partition("<h2>Leakage</h2>")[2].partition("<h2>")[0]
+    assert "<td>1.50 [1.25, 1.75]</td>" in leaks
 
 
 def test_a_result_read_back_gives_the_same_page() -> None:
@@ -146,10 +167,37 @@ def test_without_a_judge_and_goals() -> None:
         condition["goal_space"] = condition["consistency"] = None
         for row in condition["attributes"].values():
             row |= {"own": None, "verdict": "not measured", "why": "no attribute model measures it"}
-            row["quality_cost"] = row["length_controlled"] = None
+            row["quality_cost"], row["length_controlled"] = None, []
     page = read(report_html(record, "x"))
     assert "No attribute model was given" in page.text
     assert "not measured" in page.text
+    assert "Not measured: not every attribute has a score." in page.text
+
+
+@pytest.mark.parametrize(
+    ("annotated_by", "second", "said"),
+    [
+        (None, None, "attribute model, of which the policy does not say whether it learnt from it"),
+        (["fedcba9876543210"], None, "attribute model, which annotated the data that the policy learnt from"),
+        (["fedcba9876543210"], "other", "second attribute model, which annotated none of the data"),
+        (["fedcba9876543210", "other"], "other", "second attribute model, which annotated the data"),
+        ([], None, "attribute model, which annotated none of the data"),
+    ],
+)
+def test_whether_the_judge_is_the_teacher(annotated_by: list[str] | None, second: str | None, said: str) -> None:
+    record = result(obeys=True) | {"annotated_by": annotated_by, "second_judge": second}
+    text = " ".join(read(report_html(record, "x")).text.split())
+    assert f"Verdicts on scores rest on the {said}" in text
+    assert "chosen by the very attribute model" not in text
+
+
+def test_verified_answers_were_chosen_by_their_judge() -> None:
+    record = result(obeys=True)
+    record["conditions"]["verified"] = {**record["conditions"]["policy"], "title": "policy, verified"}
+    said = "Verified answers were chosen by the very attribute model that scores them here"
+    assert said in " ".join(read(report_html(record, "x")).text.split())
+    record["second_judge"] = "other"
+    assert said not in " ".join(read(report_html(record, "x")).text.split())
 
 
 def test_rows_and_contrasts() -> None:
@@ -200,6 +248,7 @@ def test_the_base_alone_is_not_called_the_policy() -> None:
     html = report_html(record, "x")
     assert "means at each level (untuned base, asked in words)" in html
     assert "(policy)" not in html
+    assert "Against asking in words" not in html
     assert "this model" not in html
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from steerlm.attributes import STEERLM
-from steerlm.evaluation.answers import JUDGE, SECOND, Answer, Measured
+from steerlm.evaluation.answers import JUDGE, PERPLEXITY, SECOND, Answer, Measured
 from steerlm.evaluation.asks import Ask, sweep
 from steerlm.evaluation.bootstrap import bootstrap, draw_weights, mean_estimates
-from steerlm.evaluation.response_curves import leakage, sweep_figures, sweep_of
+from steerlm.evaluation.response_curves import Sweep, against, leakage, sweep_figures, sweep_of
 
 PROMPTS = 12
 RANDOM = np.random.default_rng(0)
@@ -67,6 +68,16 @@ def test_the_independent_judge_has_the_say() -> None:
     assert row["verdict"] == "does not steer"
 
 
+def test_the_independent_judge_says_what_the_ends_cost() -> None:
+    """It alone, or beside the teacher, which sees nothing of what is lost at the bottom: two points of quality."""
+    scores = {f"{SECOND}complexity": lambda p, k: float(k), f"{SECOND}quality": lambda p, k: 4.0 if k else 2.0}
+    for teacher in ({}, {f"{JUDGE}quality": lambda p, k: 4.0}):
+        row = figures(measured({**teacher, **scores}))
+        assert row["quality_cost"]["of"] == ["quality"]
+        assert row["quality_cost"]["at_lowest"]["value"] == pytest.approx(-2)
+        assert leakage({"complexity": row}, STEERLM)["complexity"]["quality"]["value"] == 2
+
+
 def test_without_a_judge_the_reading_grade_stands_in() -> None:
     row = figures(measured({"reading_grade": lambda p, k: 3.0 * k + RANDOM.normal(0, 1)}))
     assert (row["own"], row["verdict"], row["slope"]) == ("reading_grade", "steers", None)
@@ -85,9 +96,26 @@ def test_what_is_only_length_goes_away_at_equal_length() -> None:
 
     bare = figures(measured({f"{JUDGE}complexity": only_length}, characters))
     assert bare["effects"][f"{JUDGE}complexity"]["value"] > 1
-    assert bare["length_controlled"]["effect"]["value"] == pytest.approx(0, abs=1e-6)
+    assert bare["length_controlled"][0]["effect"]["value"] == pytest.approx(0, abs=1e-6)
     more = figures(measured({f"{JUDGE}complexity": lambda p, k: only_length(p, k) + k}, characters))
-    assert more["length_controlled"]["effect"]["value"] == pytest.approx(4, abs=1e-6)
+    assert more["length_controlled"][0]["effect"]["value"] == pytest.approx(4, abs=1e-6)
+
+
+def test_texts_are_looked_at_beside_a_judge() -> None:
+    """Scores follow to the letter; reading grades are the length's logarithm, and fall for every other prompt."""
+
+    def characters(prompt: int, level: int) -> float:
+        return 50.0 * (level + 1 if prompt % 2 else 5 - level)
+
+    scores = {f"{JUDGE}complexity": lambda p, k: float(k), "reading_grade": lambda p, k: np.log1p(characters(p, k))}
+    row = figures(measured(scores, characters))
+    assert {name: found["value"] for name, found in row["within"].items()} == pytest.approx(
+        {f"{JUDGE}complexity": 1, "reading_grade": 0, "characters": 0}
+    )
+    assert row["within"][f"{JUDGE}complexity"] == row["within_prompt"]
+    assert row["within"]["characters"]["low"] < -0.3
+    assert [item["measure"] for item in row["length_controlled"]] == [f"{JUDGE}complexity", "reading_grade"]
+    assert row["length_controlled"][1]["effect"]["value"] == pytest.approx(0, abs=1e-6)
 
 
 def test_figures_by_hand() -> None:
@@ -106,6 +134,64 @@ def test_figures_by_hand() -> None:
     assert [point["value"] for point in row["curves"]["characters"]] == [10, 20, 30, 40, 50]
     matrix = leakage({"complexity": row}, STEERLM)
     assert {name: cell["value"] for name, cell in matrix["complexity"].items()} == {"quality": 2, "complexity": 3}
+
+
+@pytest.mark.parametrize(
+    ("words", "verdict"),
+    [
+        (lambda p, k: 2.0, "better"),
+        (lambda p, k: float(k), "worse"),
+        (lambda p, k: 0.5 * k + 1.0, "no difference shown"),
+        (lambda p, k: 0.5 * k + 3.0, "better"),  # the same slope, but off the mark
+        (lambda p, k: float(k) + 9.0, "better and worse"),  # steeper, and off the mark
+    ],
+)
+def test_against_asking_in_words(words: Score, verdict: str) -> None:
+    """The policy says 1, 1.5, 2, 2.5, 3: slope 1/2, and it misses by 1, 1/2, 0, 1/2, 1. Noise is the same for both but
+    for a little of it, so that pairing by prompts tells them apart that differ by less than prompts do.
+    """
+    random = np.random.default_rng(0)
+    base, rest = random.normal(0, 0.1, PROMPTS), random.normal(0, 0.01, (2, PROMPTS, 5))
+    column = f"{JUDGE}complexity"
+
+    def noisy(of: Score, noise_PL: np.ndarray) -> Sweep:
+        return sweep_of(measured({column: lambda p, k: of(p, k) + base[p] + noise_PL[p, k]}), STEERLM["complexity"])
+
+    found = against(noisy(lambda p, k: 0.5 * k + 1.0, rest[0]), noisy(words, rest[1]), 500, 0)
+    assert found is not None
+    assert found["verdict"] == verdict
+    assert found["slope"]["value"] == pytest.approx(0.5 - (words(0, 4) - words(0, 0)) / 4, abs=0.02)
+
+
+def test_against_words_without_a_score() -> None:
+    """Reading grades that follow, against ones that do not; of four prompts nothing is said."""
+    grades, flat = {"reading_grade": lambda p, k: 3.0 * k}, {"reading_grade": lambda p, k: float((7 * p + 3 * k) % 5)}
+    one, other = (sweep_of(measured(dict(of)), STEERLM["complexity"]) for of in (grades, flat))
+    found = against(one, other, 500, 0)
+    assert found is not None
+    assert (found["verdict"], found["slope"]) == ("better", None)
+    few = replace(one, values_PLM=one.values_PLM[:4]), replace(other, values_PLM=other.values_PLM[:4])
+    assert (against(*few, 500, 0) or {})["verdict"] == "too few prompts"
+    nothing = sweep_of(measured({"words": lambda p, k: 3.0}), STEERLM["complexity"])
+    assert against(nothing, nothing, 500, 0) is None
+
+
+def test_one_absurd_answer_does_not_make_up_the_perplexity() -> None:
+    """At each level it is 2 and 8 by turns, 4 in the mean; at the top once e^50 besides, and once not measured."""
+
+    def likely(prompt: int, level: int) -> float:
+        if level == 4 and prompt < 2:
+            return float(np.exp(50)) if prompt else float("nan")
+        return 8.0 if prompt % 2 else 2.0
+
+    row = figures(measured({PERPLEXITY: likely}))
+    curve = row["curves"][PERPLEXITY]
+    assert [point["value"] for point in curve[:4]] == pytest.approx([4] * 4)
+    assert 2 <= curve[0]["low"] < 4 < curve[0]["high"] <= 8
+    # Of eleven: five of 2, five of 8, and e^50.
+    top = float(np.exp((5 * np.log(2) + 5 * np.log(8) + 50) / 11))
+    assert curve[4]["value"] == pytest.approx(top)
+    assert row["effects"][PERPLEXITY]["value"] == pytest.approx(top - 4)
 
 
 def test_missing_scores_are_left_out() -> None:

@@ -8,13 +8,15 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from steerlm.annotation import Scorer
-from steerlm.attributes import STEERLM
+from steerlm.attributes import STEERLM, Attribute, Schema
 from steerlm.cli.main import run
 from steerlm.conversation import Conversation
 from steerlm.engines import Piece, Request
@@ -22,12 +24,15 @@ from steerlm.engines.base import Deliver
 from steerlm.errors import ConfigError, DataError, SchemaError
 from steerlm.evaluation import measuring
 from steerlm.evaluation.prompts import read_prompts
+from steerlm.evaluation.report import report_html
 from steerlm.evaluation.steering import Judges, evaluate_steering
 from steerlm.evaluation.steering_settings import ConditionName, SteeringSettings
+from steerlm.files import write_json
+from steerlm.models.base import weights_digest
 from steerlm.models.load import SteerModel, load_model, new_model
 from steerlm.steering import distance, nearest
 from tiny import TOKENIZERS, save_base
-from tiny_judge import save_tiny_judge
+from tiny_judge import save_tiny_base, save_tiny_judge
 
 PROMPTS = ["Why is the sea salty?", "Is it?", "What is rock?", "How do rivers carry it?", "And then?", "Why me?"]
 QUICK = SteeringSettings(attributes=["verbosity"], conditions=["policy"], goals=0, perplexity=False, resamples=100)
@@ -69,6 +74,11 @@ def judge_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_judge(tmp_path_factory.mktemp("judge"))
 
 
+def another(judge: SteerModel) -> SteerModel:
+    """The same weights under another fingerprint."""
+    return replace(judge, info=replace(judge.info, fingerprint="another"))
+
+
 def test_one_that_obeys_and_one_that_guesses(policy: SteerModel, tmp_path: Path) -> None:
     obedient = evaluate_steering(policy, PROMPTS, QUICK, tmp_path / "a", engine=Scripted(policy, lambda asked: asked))
     row = obedient["conditions"]["policy"]["attributes"]["verbosity"]
@@ -81,6 +91,14 @@ def test_one_that_obeys_and_one_that_guesses(policy: SteerModel, tmp_path: Path)
     assert row["attributes"]["verbosity"]["verdict"] == "does not steer"
     assert obedient["prompts"]["used"] == 6
     assert obedient["steerlm"]
+
+
+def test_all_attributes_are_measured_unless_some_are_named(chatml_base: Path, tmp_path: Path) -> None:
+    """Of a policy that knows neither complexity nor humor."""
+    known = new_model("policy", chatml_base, STEERLM.only(["helpfulness", "verbosity"]))
+    settings = QUICK.model_copy(update={"attributes": SteeringSettings().attributes})
+    record = evaluate_steering(known, PROMPTS, settings, tmp_path, engine=Scripted(known, lambda asked: asked))
+    assert set(record["conditions"]["policy"]["attributes"]) == {"helpfulness", "verbosity"}
 
 
 def test_what_is_there_is_not_done_again(policy: SteerModel, tmp_path: Path) -> None:
@@ -100,6 +118,19 @@ def test_what_is_there_is_not_done_again(policy: SteerModel, tmp_path: Path) -> 
     assert engine.answered == len(PROMPTS) * (5 + 4 + 5)
 
 
+def test_a_result_that_is_read_back_keeps_its_day(
+    policy: SteerModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate_steering(policy, PROMPTS, QUICK, tmp_path, engine=Scripted(policy, lambda asked: asked))
+    written = json.loads((tmp_path / "steering.json").read_text())
+    assert date.fromisoformat(written["date"]) <= datetime.now(UTC).date()
+    write_json(tmp_path / "steering.json", {**written, "date": "2024-02-29"})
+    again = evaluate_steering(policy, PROMPTS, QUICK, tmp_path, engine=Scripted(policy, lambda asked: asked))
+    assert again["date"] == "2024-02-29"
+    assert "2024-02-29" in report_html(again, "x")
+    assert str(datetime.now(UTC).date()) not in report_html(again, "x")
+
+
 def test_a_setting_of_one_condition_leaves_the_answers_of_others(policy: SteerModel, tmp_path: Path) -> None:
     engine = Scripted(policy, lambda asked: asked)
     both = QUICK.model_copy(update={"conditions": ["policy", "guidance"]})
@@ -117,17 +148,22 @@ def test_a_lexicon_that_is_installed_later_is_used(
     policy: SteerModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, find_spec = Scripted(policy, lambda asked: asked), importlib.util.find_spec
-    settings = QUICK.model_copy(update={"attributes": ["toxicity"]})
+    settings, said = QUICK.model_copy(update={"attributes": ["toxicity"]}), list[str]()
 
     def without_lexicon(name: str, *rest: Any) -> Any:
         return None if name == "glin_profanity" else find_spec(name, *rest)
 
     with monkeypatch.context() as patched:
         patched.setattr(importlib.util, "find_spec", without_lexicon)
-        record = evaluate_steering(policy, PROMPTS, settings, tmp_path, engine=engine)
+        record = evaluate_steering(policy, PROMPTS, settings, tmp_path, engine=engine, say=said.append)
         assert record["conditions"]["policy"]["attributes"]["toxicity"]["verdict"] == "not measured"
+        assert any("pip install 'steerlm[report]'" in line for line in said)
+        assert "their lexicon was not installed" in report_html(record, "x")
     answered = engine.answered
-    record = evaluate_steering(policy, PROMPTS, settings, tmp_path, engine=engine)
+    said.clear()
+    record = evaluate_steering(policy, PROMPTS, settings, tmp_path, engine=engine, say=said.append)
+    assert not any("lexicon" in line for line in said)
+    assert "their lexicon was not installed" not in report_html(record, "x")
     assert record["conditions"]["policy"]["attributes"]["toxicity"]["own"] == "toxic_words"
     assert engine.answered == answered
 
@@ -192,7 +228,9 @@ def test_prompts_that_the_memory_of_the_engine_has_no_room_for_are_left_out(
     assert (record["prompts"]["used"], record["prompts"]["left_out"]) == (1, 1)
 
 
-def test_every_condition_and_measure(policy: SteerModel, judge_directory: Path, tmp_path: Path) -> None:
+def test_every_condition_and_measure(
+    policy: SteerModel, chatml_base: Path, judge_directory: Path, tmp_path: Path
+) -> None:
     settings = SteeringSettings(
         attributes=["verbosity", "humor"],
         max_prompts=2,
@@ -205,10 +243,11 @@ def test_every_condition_and_measure(policy: SteerModel, judge_directory: Path, 
     )
     judge = load_model(judge_directory, "attribute-model")
     said: list[str] = []
-    record = evaluate_steering(policy, PROMPTS, settings, tmp_path, Judges(judge, judge), say=said.append)
+    record = evaluate_steering(policy, PROMPTS, settings, tmp_path, Judges(judge, another(judge)), say=said.append)
     assert list(record["conditions"]) == settings.conditions
-    for condition in record["conditions"].values():
+    for name, condition in record["conditions"].items():
         row = condition["attributes"]["humor"]
+        assert row.get("against_words", {}).get("verdict") == (None if name == "words" else "too few prompts")
         assert row["own"] == "second:humor"
         assert {"score:quality", "perplexity", "characters", "reading_grade", "toxic_words"} <= set(row["curves"])
         assert all(point["value"] is None or point["value"] > 0 for point in row["curves"]["perplexity"])
@@ -217,6 +256,18 @@ def test_every_condition_and_measure(policy: SteerModel, judge_directory: Path, 
         assert len(condition["examples"]["humor"][0]["answers"]) == 5
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert {row["condition"] for row in rows} == set(settings.conditions)
+    assert all(
+        set(row["measured"]) == set(record["conditions"]["words"]["attributes"]["humor"]["curves"]) for row in rows
+    )
+    swept = [row for row in rows if row["condition"] == "words" and row["asked"] == [["humor", 3]]]
+    means = record["conditions"]["words"]["attributes"]["humor"]["curves"]["second:humor"]
+    plain = [row["measured"]["second:humor"] for row in swept if row["paraphrase"] == 0]
+    assert means[3]["value"] == pytest.approx(np.mean(plain))
+    # What the base is, without where it lies.
+    assert (record["base"], record["base_digest"]) == (chatml_base.name, weights_digest(chatml_base))
+    page = report_html(record, "x")
+    assert str(chatml_base) not in page
+    assert str(chatml_base.parent) not in (tmp_path / "steering.json").read_text()
     assert any("untuned base" in line for line in said)
 
 
@@ -241,7 +292,7 @@ def test_answers_are_measured_under_the_system_text_that_they_were_given_under(
     changes = {"conditions": ["policy", "words", "verified"], "max_prompts": 1, "max_tokens": 3, "draws": 2}
     settings = QUICK.model_copy(update={**changes, "perplexity": True})
     judge = load_model(judge_directory, "attribute-model")
-    evaluate_steering(kind, PROMPTS, settings, tmp_path, Judges(judge, judge))
+    evaluate_steering(kind, PROMPTS, settings, tmp_path, Judges(judge, another(judge)))
     assert seen == {"scores": {"Be kind."}, "perplexity": {"Be kind."}}
 
 
@@ -258,6 +309,21 @@ def test_refusals(
 ) -> None:
     with pytest.raises(error, match=message):
         evaluate_steering(policy, PROMPTS, QUICK.model_copy(update=changes), tmp_path)
+
+
+def test_the_second_judge_is_another_one(judge_directory: Path) -> None:
+    judge = load_model(judge_directory, "attribute-model")
+    with pytest.raises(ConfigError, match=f"the same attribute model, {judge.info.fingerprint}; give another one"):
+        Judges(judge, load_model(judge_directory, "attribute-model"))
+
+
+@pytest.mark.parametrize("place", ["judge", "second"])
+def test_a_judge_on_another_scale_is_refused(policy: SteerModel, tmp_path: Path, place: str) -> None:
+    """At 9 of 0..9 it would seem to miss the top of 0..4 by five points."""
+    wide = Schema((Attribute("humor", high=9), Attribute("wit", high=9)))
+    judge = new_model("attribute-model", save_tiny_base(tmp_path / "base"), wide)
+    with pytest.raises(SchemaError, match=r"scores humor on 0\.\.9, the policy is asked for it on 0\.\.4; use one"):
+        evaluate_steering(policy, PROMPTS, QUICK, tmp_path, Judges(**{place: judge}))
 
 
 def test_a_base_that_is_not_named(policy: SteerModel, tmp_path: Path) -> None:

@@ -71,6 +71,19 @@ def write(path: Path, *rows: dict[str, Any]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+def test_conversations_of_a_data_set_have_its_name(repository: Path, tmp_path: Path) -> None:
+    """Those of a file have that of the layout, and so have those of several sources, of which some share a tree."""
+    row = {"prompt": "p", "response": "r", "helpfulness": 1}
+    write(repository / "train.jsonl", row)
+    write(tmp_path / "mine.jsonl", {**row, "prompt": "q"})
+    for names, wanted in (
+        (["hub:a/b"], {"a/b"}),
+        ([str(tmp_path / "mine.jsonl")], {"helpsteer"}),
+        (["hub:a/b", str(tmp_path / "mine.jsonl")], {"helpsteer"}),
+    ):
+        assert {c.source for c in import_conversations("helpsteer", names).conversations} == wanted
+
+
 def test_a_split_is_its_files_in_order_and_no_others(repository: Path) -> None:
     row = {"prompt": "p", "response": "r", "helpfulness": 1}
     write(repository / "data" / "train-00001-of-00002.jsonl", {**row, "response": "second"})

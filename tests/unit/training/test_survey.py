@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -36,6 +37,22 @@ def test_counts_and_means() -> None:
         ({}, {"quality": 3.0}),
     ]
     assert {message.text for message in found.sample} == {""}
+
+
+def test_who_predicted() -> None:
+    by = ["b", None, "a", "b"]
+    messages = [Message("assistant", "x", 0, {}, {"humor": 1.0} if name else {}, name) for name in by]
+    assert Survey.of([talk("a", *messages)]).annotators == {"a", "b"}
+
+
+def test_where_conversations_come_from() -> None:
+    talks = [replace(talk(str(k), answer("x", {})), source=name) for k, name in enumerate(["b", "", "a/c", "b"])]
+    assert Survey.of(talks).sources == {"b", "a/c"}
+
+
+def test_names_are_noted_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "_NAMES", 2)
+    assert Survey.of(replace(talk(str(k)), source=str(k)) for k in range(5)).sources == {"0", "1"}
 
 
 def test_nothing_was_seen() -> None:
