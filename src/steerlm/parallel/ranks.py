@@ -16,6 +16,7 @@ from steerlm.devices import pick_device
 from steerlm.errors import ConfigError, SteerLMError, StoppedError, TrainingError
 
 if TYPE_CHECKING:
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
@@ -156,6 +157,11 @@ class Ranks:
         """Leave the group of processes; nothing can be exchanged after it."""
         if self.mesh is not None and distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def first_cause(error: CheckpointException) -> BaseException:
+    """What went wrong on the first of the ranks that failed to save or load together."""
+    return next((failure for failure, _ in error.failures.values()), error)
 
 
 def is_first_to_tell(error: Exception) -> bool:

@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 from steerlm.errors import TrainingError
 from steerlm.files import sha256, sync, write_json
 from steerlm.packing import Report
-from steerlm.parallel.ranks import Ranks
+from steerlm.parallel.ranks import Ranks, first_cause
 from steerlm.training.plan import Position
 
 _NAME = re.compile(r"step-(\d+)\Z")
@@ -197,8 +197,7 @@ class Checkpoints:
                 save(state, storage_writer=FileSystemWriter(partial))
         except CheckpointException as error:  # on all ranks
             self.ranks.on_main(drop)
-            causes = list(error.failures.values())
-            raise OSError(f"{path}: cannot write the checkpoint: {causes[0][0] if causes else error}") from error
+            raise OSError(f"{path}: cannot write the checkpoint: {first_cause(error)}") from error
         # Each rank reads again what it wrote itself, by the name that PyTorch gives its files.
         own = {file.name: _seal(file) for file in partial.glob(f"__{self.ranks.rank}_*")}
         written = {name: seal for share in self.ranks.gather_from_all(own) for name, seal in share.items()}
