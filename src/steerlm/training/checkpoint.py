@@ -45,7 +45,8 @@ class Progress:
     validated  the step of the last validation, -1 before the first
     best       the figure by which the best weights so far were chosen, where the best are kept
     figures    of the validation of the weights that are to be saved: the best, or else the last
-    report     what fitting did to the conversations of the first epoch so far
+    report     what fitting did to the conversations of the first epoch so far; before the first step, to those that
+               the model was prepared with
     """
 
     step: int = 0
