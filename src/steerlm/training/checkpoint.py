@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
-from steerlm.errors import TrainingError
+from steerlm.errors import ConfigError, TrainingError
 from steerlm.files import sha256, sync, write_json
 from steerlm.packing import Report
 from steerlm.parallel.ranks import Ranks, first_cause
@@ -106,16 +106,17 @@ class Checkpoints:
     def resume(self, network: nn.Module, optimizer: Optimizer) -> Progress | None:
         """Load the newest checkpoint that is whole, if there is one; a damaged one is passed over with a warning.
 
-        Raises `TrainingError` where it belongs to another run.
+        Raises `ConfigError` where it belongs to another run.
         """
         path = self.newest()
         if path is None:
             return None
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
         if manifest["key"] != self.key:
-            raise TrainingError(
-                f"{path} belongs to a run with other settings or data; choose another --out, or pass --resume never "
-                "to start over. If it began on another machine, where auto means another precision, name that one"
+            raise ConfigError(
+                f"{path} belongs to a run with other settings or data; choose another --out, or start over with "
+                "--resume never (of quickstart: --fresh). If it began on another machine, where auto means another "
+                "precision, name that one"
             )
         self._read(path, {"network": trained(network), "optimizer": optimizer_state(network, optimizer)})
         return Progress.from_dict(manifest["progress"])
@@ -248,7 +249,8 @@ def listed_files(path: Path) -> dict[str, tuple[int, str]] | str:
         if isinstance(manifest["format"], int) and manifest["format"] != _FORMAT:
             raise TrainingError(
                 f"{path} was written by another version of steerlm (its format is {manifest['format']}, here it is "
-                f"{_FORMAT}); go on with that version, choose another --out, or pass --resume never to start over"
+                f"{_FORMAT}); go on with that version, choose another --out, or start over with --resume never (of "
+                "quickstart: --fresh)"
             )
         return {name: (int(size), str(digest)) for name, (size, digest) in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError) as error:

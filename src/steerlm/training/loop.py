@@ -53,8 +53,8 @@ def train(
     """Run a task to its end, from its last checkpoint where there is one, and save the model to `settings.out`.
 
     `root` holds the task's network, sharded over `ranks`.
-    Raises `DataError` where no response can be trained, `TrainingError` for a non-finite loss or a checkpoint of
-    another run, and `StoppedError` after SIGTERM or SIGINT, with a checkpoint saved.
+    Raises `DataError` where no response can be trained, `ConfigError` for a checkpoint of another run, `TrainingError`
+    for a non-finite loss, and `StoppedError` after SIGTERM or SIGINT, with a checkpoint saved.
     """
     return _Run(task, root, settings, data, checkpoints, ranks).run()
 

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from benchmarks.measure import PassLengths
 from steerlm.attributes import STEERLM
 from steerlm.conversation import Conversation, Message
-from steerlm.errors import ConfigError, TrainingError
+from steerlm.errors import ConfigError
 from steerlm.files import write_conversations
 from steerlm.models.directory import ModelInfo
 from steerlm.models.load import TEMPORARY, SteerModel, load_model
@@ -80,7 +80,7 @@ def test_a_run_keeps_the_precision_that_it_began_with(tmp_path: Path, monkeypatc
     move(has_bfloat16=False)
     assert "stopped after step 2" in stop_on_ranks(tmp_path, "policy", "out", {"precision": "auto", "device": "cpu"}, 2)
     move(has_bfloat16=True)
-    with pytest.raises(TrainingError, match=r"other settings or data.*auto means another precision"):
+    with pytest.raises(ConfigError, match=r"other settings or data.*auto means another precision"):
         train(tmp_path, "policy", "out", precision="auto", device="cpu")
     train(tmp_path, "policy", "out", precision="fp32", device="cpu")
 
