@@ -14,19 +14,19 @@ from pathlib import Path
 from steerlm.cli.main import run as run_command
 
 TARGET = Path(__file__).parent / "scaling.md"
-# Each recipe on one node of 8 GPUs or less, and on 16 nodes.
+# Each recipe on one node of 8 GPUs or less, and on 4 nodes; 70B also on those that its activations need.
 PLANS = (
     "llama2-7b-policy --gpus 8",
-    "llama2-7b-policy --gpus 128 --tensor-parallel 8",
+    "llama2-7b-policy --gpus 32 --tensor-parallel 8",
     "llama2-7b-attribute-model --gpus 8",
-    "llama2-7b-attribute-model --gpus 128 --tensor-parallel 8",
+    "llama2-7b-attribute-model --gpus 32 --tensor-parallel 8",
     "llama2-13b-policy --gpus 8",
-    "llama2-13b-policy --gpus 128 --tensor-parallel 8",
+    "llama2-13b-policy --gpus 32 --tensor-parallel 8",
     "llama2-13b-attribute-model --gpus 8",
-    "llama2-13b-attribute-model --gpus 128 --tensor-parallel 8",
+    "llama2-13b-attribute-model --gpus 32 --tensor-parallel 8",
     "llama2-70b-policy --gpus 8",
-    "llama2-70b-policy --gpus 128",
-    "llama2-70b-policy --gpus 128 --no-gradient-checkpointing",
+    "llama2-70b-policy --gpus 32",
+    "llama2-70b-policy --gpus 64 --no-gradient-checkpointing",
     "llama2-70b-adapter",
 )
 _SHOWN = re.compile(r"^```text\n\$ (steerlm plan .*)\n(?:.*\n)*?```$", re.MULTILINE)

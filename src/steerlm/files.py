@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import gzip
 import hashlib
 import io
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 import zlib
@@ -23,6 +25,8 @@ import zstandard
 from steerlm.attributes import STEERLM, Schema
 from steerlm.conversation import Conversation, record_faults
 from steerlm.errors import DataError
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +218,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with writing(path):
+            yield temporary
         # mkstemp makes private files; what we publish follows the user's umask like any other file.
         umask = os.umask(0)
         os.umask(umask)
@@ -223,6 +228,22 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """What a disk without room raises becomes an `OSError` that names `path`.
+
+    Python's own error of a write names no file, and those of safetensors and of tokenizers are no `OSError`.
+    """
+    try:
+        yield
+    except Exception as error:
+        rust = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(rust[1]) if rust else None
+        if number not in _NO_ROOM:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def sync(path: Path) -> None:

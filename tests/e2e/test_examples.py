@@ -13,6 +13,7 @@ from steerlm.conversation import Conversation
 from steerlm.files import load_conversations, write_conversations
 from steerlm.quickstart import QuickstartSettings
 from steerlm.recipes import FOLDER
+from steerlm.sources import import_conversations
 from steerlm.sources.bundled import SAMPLE, held_out_prompts
 from steerlm.training.config import AttributeSettings, PolicySettings, load_settings
 from tiny import TOKENIZERS, save_base
@@ -42,15 +43,29 @@ def test_recipes_are_valid(name: str) -> None:
         PolicySettings(**settings.policy)
 
 
-def test_papers_figures_are_in_their_recipes() -> None:
-    """FACTS: arXiv 2311.09528, section 4.4: 800 steps of 128 conversations, constant 5e-6, for both models."""
+def test_papers_figures_are_in_their_recipes(real_data: Path) -> None:
+    """FACTS: arXiv 2311.09528, section 4.4: 800 steps of 128 samples, constant 5e-6, for both models.
+
+    A sample is a thread, a conversation of ours a tree: 48,800 threads of Open Assistant, 37,120 responses to 10,459
+    prompts of HelpSteer. About two epochs of the first, less 5% held out, are the policy's training.
+    """
     judge = load_settings(AttributeSettings, "llama2-13b-attribute-model", {})
     policy = load_settings(PolicySettings, "llama2-70b-policy", {})
     for settings in (judge, policy):
-        assert (settings.max_steps, settings.batch_conversations) == (800, 128)
+        assert settings.max_steps == 800
         assert (settings.learning_rate, settings.schedule) == (5e-6, "constant")
         assert settings.context == 4096
     assert "70b" in policy.base
+    trees = list(import_conversations("oasst", real_data / "oasst1" / "messages.jsonl").conversations)
+    threads = sum(tree.threads_through[root] for tree in trees for root in tree.roots) / len(trees)
+    both = (48_800 + 37_120) / (48_800 / threads + 10_459)
+    assert policy.batch_conversations * threads == pytest.approx(128, rel=0.02)
+    assert judge.batch_conversations * both == pytest.approx(128, rel=0.02)
+    assert 800 * policy.batch_conversations * threads / (0.95 * 48_800) == pytest.approx(2, abs=0.25)
+    for path in FOLDER.glob("llama2-*.yaml"):
+        steps = yaml.safe_load(path.read_text(encoding="utf-8"))
+        same = judge if "attribute" in path.name else policy
+        assert (steps["max_steps"], steps["batch_conversations"]) == (800, same.batch_conversations)
 
 
 def test_the_sample_is_what_its_card_says() -> None:

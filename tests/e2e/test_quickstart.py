@@ -15,6 +15,7 @@ from steerlm.cli.main import run
 from steerlm.engines import Sampling, TorchEngine
 from steerlm.files import write_conversations
 from steerlm.models.load import load_model
+from steerlm.training import loop
 from tiny import TOKENIZERS, save_base
 from tiny_judge import random_tree
 
@@ -147,10 +148,17 @@ def test_chat_forgets_its_oldest_turns_when_the_context_is_full(finished: Path) 
     engine = TorchEngine(policy)
     engine.context = 160
     session = ChatSession(policy, engine, Sampling(max_tokens=4))
-    for number in range(6):
-        session.answer(f"This is question number {number}, is it not?", lambda part: None)
-    assert 0 < len(session.history) < 6
+    console = Console(record=True, width=100)
+    talk(session, console, [f"This is question number {number}, is it not?" for number in range(6)])
+    assert 0 < (left := len(session.history)) < 6
     assert session.history[-1].prompt.startswith("This is question number 5")
+    told = re.findall(r"the context is full: oldest turns forgotten: (\d+)", console.export_text())
+    assert sum(map(int, told)) == 6 - left
+    # What does not fit even alone costs nothing.
+    talk(session, console, ["much " * 200])
+    assert "error: " in (text := console.export_text())
+    assert "forgotten" not in text
+    assert len(session.history) == left
 
 
 def test_data_that_rate_some_attributes_only(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,6 +185,23 @@ def test_changed_settings_train_anew(finished: Path, capsys: pytest.CaptureFixtu
     told = capsys.readouterr().err
     for kind in ("attribute-model", "policy"):
         assert re.search(rf"the finished {kind} \w+ in {finished / 'changed' / kind} is replaced when", told)
+
+
+def test_unfinished_work_of_other_settings_is_kept_until_fresh(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["quickstart", "--recipe", str(finished / "recipe.yaml"), "--out", str(finished / "killed")]
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_finish", killed)
+        assert run(arguments) == 130
+    assert run([*arguments, "--seed", "1"]) == 2
+    assert "run with other settings or data" in (told := " ".join(capsys.readouterr().err.split()))
+    assert "of quickstart: --fresh" in told
+    assert run([*arguments, "--seed", "1", "--fresh"]) == 0
 
 
 def test_data_without_ratings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from processes import forkserver
 from steerlm.files import write_conversations
+from steerlm.models.directory import ModelInfo
 from steerlm.training import checkpoint
 from steerlm.training.run import train_policy
 from tiny import TOKENIZERS, save_base
@@ -25,37 +26,41 @@ KILLS = 10
 
 
 def steps_done(out: Path) -> int:
+    """-1 before the log is there, which is made before the first step is prepared."""
     log = out / "metrics.jsonl"
-    return log.read_bytes().count(b'"kind":"train"') if log.is_file() else 0
+    return log.read_bytes().count(b'"kind":"train"') if log.is_file() else -1
 
 
-def test_killed_ten_times(tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", ["policy", "attributes"])
+def test_killed_ten_times(tmp_path: Path, task: str) -> None:
+    """An attribute model begins with a ridge regression, in which the first kill falls, and ends with its best weights,
+    which are kept beside the checkpoints.
+    """
     save_base(tmp_path / "base", TOKENIZERS["chatml"]())
     write_conversations(tmp_path / "data.jsonl", random_trees(150, seed=5))
     processes = forkserver()
-    whole = processes.Process(target=train_process, args=(tmp_path, "whole"))
+    whole = processes.Process(target=train_process, args=(tmp_path, "whole", task))
     whole.start()
     whole.join(timeout=300)
     assert whole.exitcode == 0
     total = steps_done(tmp_path / "whole")
 
     generator = random.Random(0)
-    hits = 0
-    for _ in range(KILLS):
-        process = processes.Process(target=train_process, args=(tmp_path, "parts"))
+    # The steps that are left after the last goal take longer than the sleep.
+    goals = [0, *sorted(generator.sample(range(1, total * 3 // 4), KILLS - 1))]
+    for kill, goal in enumerate(goals):
+        process = processes.Process(target=train_process, args=(tmp_path, "parts", task))
         process.start()
-        goal = steps_done(tmp_path / "parts") + generator.randrange(total // KILLS)
         deadline = time.monotonic() + 120
-        while process.is_alive() and steps_done(tmp_path / "parts") <= goal:
+        while process.is_alive() and steps_done(tmp_path / "parts") < goal:
             assert time.monotonic() < deadline, "the process makes no progress"
             time.sleep(0.001)
         time.sleep(generator.uniform(0, 0.05))
-        if process.is_alive():
-            os.kill(process.pid or 0, signal.SIGKILL)
+        assert process.is_alive(), f"kill {kill} came too late"
+        os.kill(process.pid or 0, signal.SIGKILL)
         process.join(timeout=60)
-        hits += process.exitcode == -signal.SIGKILL
-    assert hits >= KILLS // 2, "the kills must meet a running process"
-    last = processes.Process(target=train_process, args=(tmp_path, "parts"))
+        assert process.exitcode == -signal.SIGKILL
+    last = processes.Process(target=train_process, args=(tmp_path, "parts", task))
     last.start()
     last.join(timeout=300)
     assert last.exitcode == 0
@@ -65,6 +70,8 @@ def test_killed_ten_times(tmp_path: Path) -> None:
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[key], found[key]) for key in expected)
     assert steps_done(tmp_path / "parts") == total
+    metrics = [ModelInfo.load(tmp_path / name).metrics for name in ("whole", "parts")]
+    assert metrics[0] == metrics[1]
     assert {path.name for path in (tmp_path / "parts").iterdir()} == {
         path.name for path in (tmp_path / "whole").iterdir()
     }

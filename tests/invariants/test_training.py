@@ -17,7 +17,7 @@ import torch
 from make_trajectory import TRAJECTORY, trajectories
 from processes import launch
 from steerlm.conversation import Conversation, Message
-from steerlm.errors import StoppedError, TrainingError
+from steerlm.errors import ConfigError, StoppedError, TrainingError
 from steerlm.files import write_conversations
 from steerlm.models.directory import ModelInfo
 from steerlm.models.load import load_model
@@ -242,7 +242,7 @@ def test_finished_run_is_kept_and_another_is_refused(run: Any, monkeypatch: pyte
     monkeypatch.setattr(loop._Run, "_step", dies)
     with pytest.raises(KeyboardInterrupt):
         run("policy", "half")
-    with pytest.raises(TrainingError, match="other settings or data"):
+    with pytest.raises(ConfigError, match="other settings or data"):
         run("policy", "half", learning_rate=1e-4)
 
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from references import path_tokens, thread_nll
 from steerlm.attention import Form, TreeLayout, use_plain_attention, use_tree_attention
 from steerlm.attributes import STEERLM
+from steerlm.conversation import Conversation
 from steerlm.losses import token_nll
 from steerlm.models.load import SteerModel, new_model
 from steerlm.packing import Pack, fit, lay_out, pack
@@ -151,6 +152,11 @@ def scorer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_scores(scorer: SteerModel, data: st.DataObject) -> None:
     trees = data.draw(st.lists(token_trees(most=6, foils=False), min_size=1, max_size=2))
     trees = [within(tree, 400) for tree in trees]
+    compare_scores(scorer, trees, FORMS)
+
+
+def compare_scores(scorer: SteerModel, trees: list[TokenTree], forms: tuple[Form, ...]) -> None:
+    """Each response's with those of its thread alone."""
     made = lay_out(trees)
     use_plain_attention(scorer.network)
     body, head = scorer.network.base_model, scorer.network.score
@@ -159,37 +165,67 @@ def test_scores(scorer: SteerModel, data: st.DataObject) -> None:
             head(body(input_ids=torch.tensor([path_tokens(tree, segment)])).last_hidden_state[0, -1])
             for tree, segment in responses(trees, made)
         ]
-        for form in FORMS if expected else ():
+        for form in forms if expected else ():
             use_tree_attention(scorer.network, form)
             found = predict(scorer, Batch.of(made, torch.device("cpu")))
             torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-4)
 
 
-def test_likelihoods_of_helpsteer(real_data: Path) -> None:
-    """Real prompts with four responses each, fitted and packed, against one forward pass a response."""
-    conversations = import_conversations("helpsteer", real_data / "helpsteer" / "train.jsonl").conversations
-    short = [c for c in conversations if sum(len(message.text) for message in c.messages) < 1800][:8]
-    assert len(short) == 8
+def real_trees(real_data: Path, source: str) -> list[Conversation]:
+    """Some that are short enough to be quick: prompts with four responses each, or dialogues of many branches."""
+    file = {"helpsteer": "helpsteer/train.jsonl", "oasst": "oasst1/messages.jsonl"}[source]
+    conversations = import_conversations(source, real_data / file).conversations
+    least = {"helpsteer": 2, "oasst": 4}[source]
+    depths = [max(len(c.path(index)) for index in c.responses) for c in conversations]
+    sizes = [sum(len(message.text) for message in c.messages) for c in conversations]
+    fitting = [c for c, depth, size in zip(conversations, depths, sizes, strict=True) if depth >= least and size < 1800]
+    assert len(fitting) >= 3
+    return fitting[:3]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+@pytest.mark.parametrize("source", ["helpsteer", "oasst"])
+def test_real_trees(real_data: Path, source: str, name: str) -> None:
+    """Likelihoods and gradients, fitted and packed, against one forward pass of plain attention a response."""
     made = renderer("chatml", "chatml", "levels")
-    trees = [made.tree(c, "policy", {k: c.messages[k].ratings for k in c.responses}) for c in short]
+    trees = [
+        made.tree(c, "policy", {k: c.messages[k].ratings for k in c.responses}) for c in real_trees(real_data, source)
+    ]
     fitted, report = fit(trees, 1200, 1800)
-    assert report.responses == sum(len(tree.active) for tree in trees) > 20
-    model = spread(NETWORKS["llama"](len(made.tokenizer)))
-    use_tree_attention(model, "segments")
+    assert report.responses == sum(len(tree.active) for tree in trees) > 10
+    model = spread(NETWORKS[name](len(made.tokenizer)))
     steerable = SteerModel(None, made, model)  # type: ignore[arg-type]
-    found: dict[tuple[str, int], float] = {}
-    with torch.no_grad():
+    use_plain_attention(model)
+    expected = {}
+    for tree in fitted:
+        for index in tree.active:
+            nll = thread_nll(model, tree, index).sum()
+            (tree.segments[index].weight * nll).backward()
+            expected[tree.conversation, tree.segments[index].message] = -nll.item()
+    gradients = {key: weight.grad.clone() for key, weight in model.named_parameters() if weight.grad is not None}
+    scale = max(gradient.abs().max().item() for gradient in gradients.values())
+    for form in ("dense", "segments"):
+        use_tree_attention(model, form)  # type: ignore[arg-type]
+        model.zero_grad()
+        found: dict[tuple[str, int], float] = {}
         for item in pack(fitted, 1800):
             batch = Batch.of(item, torch.device("cpu"))
-            sums_R = likelihoods(response_nll(steerable, batch, 512), batch)
+            nll_N = response_nll(steerable, batch, 512)
+            (torch.as_tensor(item.weights_N) * nll_N).sum().backward()
             keys = [(response.conversation, response.message) for response in item.responses]
-            found.update(zip(keys, sums_R.tolist(), strict=True))
-        use_plain_attention(model)
-        for tree in fitted:
-            for index in tree.active:
-                expected = -thread_nll(model, tree, index).sum().item()
-                assert found.pop((tree.conversation, tree.segments[index].message)) == pytest.approx(expected, rel=1e-4)
-    assert not found
+            found.update(zip(keys, likelihoods(nll_N, batch).tolist(), strict=True))
+        assert found == pytest.approx(expected, rel=1e-4)
+        for key, gradient in gradients.items():
+            torch.testing.assert_close(model.get_parameter(key).grad, gradient, rtol=1e-3, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("scorer", ["llama", "qwen2"], indirect=True)
+@pytest.mark.parametrize("source", ["helpsteer", "oasst"])
+def test_scores_of_real_trees(scorer: SteerModel, real_data: Path, source: str) -> None:
+    trees = [scorer.renderer.tree(conversation, "score") for conversation in real_trees(real_data, source)]
+    fitted, report = fit(trees, 1200, 1800)
+    assert report.responses == sum(len(tree.active) for tree in trees) > 10
+    compare_scores(scorer, fitted, ("dense", "segments"))
 
 
 def test_attribute_models_of_other_shapes_load_in_bare_transformers(tmp_path: Path) -> None:

@@ -336,7 +336,7 @@ def test_a_full_disk_on_write(tmp_path: Path, suffix: str, monkeypatch: pytest.M
 
     monkeypatch.setattr(Path, "open", on_full_disk)
     monkeypatch.setattr(zstandard, "open", zstd_on_full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
         write_conversations(path, MADE)
     monkeypatch.undo()
     assert contents(tmp_path) == {path.name: b"old"}

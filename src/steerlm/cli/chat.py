@@ -39,17 +39,20 @@ class ChatSession:
     history: list[Turn] = field(default_factory=list)
 
     def answer(self, prompt: str, show: Callable[[str], None]) -> str:
-        """Answer and remember; `show` gets the text as it comes. The oldest turns go where the context is full."""
+        """Answer and remember; `show` gets the text as it comes. The oldest turns go where the context is full, once
+        there is an answer without them.
+        """
         values = asked_values(self.model.schema, self.asked)
         room = self.engine.context - self.sampling.max_tokens
-        while len(ids := prompt_ids(self.model, prompt, values, self.history, self.system)) > room and self.history:
-            self.history.pop(0)
+        kept = list(self.history)
+        while len(ids := prompt_ids(self.model, prompt, values, kept, self.system)) > room and kept:
+            kept.pop(0)
         shown = []
         for piece in stream(self.engine, batch([ids], self.sampling)):
             shown.append(piece.text)
             show(piece.text)
         text = "".join(shown)
-        self.history.append(Turn(prompt, text, values))
+        self.history = [*kept, Turn(prompt, text, values)]
         return text
 
     def command(self, line: str) -> str | Table:
@@ -128,8 +131,11 @@ def talk(session: ChatSession, console: Console, lines: Iterable[str]) -> None:
             if text.startswith("/"):
                 console.print(session.command(text), highlight=False)
             elif text:
+                before = len(session.history)
                 session.answer(text, lambda part: console.print(Text(part), end="", soft_wrap=True))
                 console.print()
+                if forgotten := before + 1 - len(session.history):
+                    console.print(f"the context is full: oldest turns forgotten: {forgotten}", style="dim")
         except SteerLMError as error:
             console.print(f"error: {error}", style="red", markup=False, highlight=False)
         except KeyboardInterrupt:

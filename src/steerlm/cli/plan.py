@@ -37,7 +37,7 @@ def plan_command(
 ) -> None:
     """Tell whether a training fits on GPUs, what to change if not, and how long it takes.
 
-    steerlm plan llama2-70b-policy --gpus 128 --gpu h100
+    steerlm plan llama2-70b-policy --gpus 32 --gpu h100
 
     Nothing is trained and no weights are read: the training step runs on tensors without contents while their bytes
     are counted. All settings of `steerlm train` may be given over the recipe. Llama-2 models need no download.

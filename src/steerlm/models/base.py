@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from steerlm.errors import ModelError
+from steerlm.files import writing
 from steerlm.models.directory import FILE, Base, ModelInfo
 
 SMOLLM2 = "smollm2"
@@ -175,6 +176,7 @@ def _smollm2() -> Path:
     with (
         tempfile.TemporaryDirectory(dir=target.parent, prefix=".smollm2-") as temporary,
         quiet(),
+        writing(target),
         contextlib.redirect_stderr(io.StringIO()),  # the conversion's progress bar heeds no setting
     ):
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)

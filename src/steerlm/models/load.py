@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from steerlm.attributes import Schema
 from steerlm.dialects import DIALECTS, Renderer, detect_dialect, level_tokens
 from steerlm.errors import ModelError
+from steerlm.files import writing
 from steerlm.losses import Rows
 from steerlm.models.adapters import (
     four_bit,
@@ -65,10 +66,13 @@ class SteerModel(Prompting):
         return self.network.device
 
     def save(self, directory: str | Path) -> SteerModel:
-        """Write the model directory, whole or not at all. Returns the model with its fingerprint filled in."""
+        """Write the model directory, whole or not at all. Returns the model with its fingerprint filled in.
+
+        Raises `OSError` where the disk has no room for it.
+        """
         temporary = begin_saving(directory)
         try:
-            with quiet():
+            with quiet(), writing(directory):
                 if has_adapter(self.network):
                     save_adapter(self.network, temporary)
                 else:

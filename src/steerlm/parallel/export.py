@@ -7,15 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from steerlm.files import writing
 from steerlm.models.adapters import WEIGHTS, adapter_weights, has_adapter, save_adapter_config
 from steerlm.models.base import quiet
 from steerlm.models.load import SteerModel, begin_saving, end_saving
-from steerlm.parallel.ranks import Ranks
+from steerlm.parallel.ranks import Ranks, first_cause
 
 FILE_BYTES = 5_000_000_000
 
@@ -24,7 +26,7 @@ def save_sharded(model: SteerModel, directory: str | Path, ranks: Ranks, file_by
     """`SteerModel.save` by all ranks together, which must see the same file system.
 
     Every rank writes its shards; the main one then joins them, tensor by tensor, to files of about `file_bytes`.
-    Returns the model with its fingerprint filled in.
+    Returns the model with its fingerprint filled in. Raises `OSError` where the disk has no room for it.
     """
     if ranks.mesh is None:
         return model.save(directory)
@@ -38,7 +40,7 @@ def save_sharded(model: SteerModel, directory: str | Path, ranks: Ranks, file_by
             write_weights(model.network, temporary, file_bytes)
 
         def finish() -> str:
-            with quiet():
+            with quiet(), writing(directory):
                 if adapted:
                     _one_file(temporary, WEIGHTS)
                     save_adapter_config(model.network, temporary)
@@ -63,7 +65,10 @@ def _write(weights: dict[str, Tensor], directory: Path, numbers: dict[str, int])
     writer = HuggingFaceStorageWriter(
         str(directory), fqn_to_index_mapping=numbers, save_distributed=True, enable_consolidation=True
     )
-    save(weights, storage_writer=writer)
+    try:
+        save(weights, storage_writer=writer)
+    except CheckpointException as error:  # on all ranks
+        raise OSError(f"{directory.parent}: cannot write the model: {first_cause(error)}") from error
 
 
 def _file_numbers(weights: dict[str, Tensor], file_bytes: int) -> dict[str, int]:

@@ -16,6 +16,7 @@ from steerlm.devices import pick_device
 from steerlm.errors import ConfigError, SteerLMError, StoppedError, TrainingError
 
 if TYPE_CHECKING:
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
@@ -165,6 +166,11 @@ def launched() -> tuple[int, int]:
     """
     world = _whole_number(os.environ, "WORLD_SIZE", 1)
     return (_whole_number(os.environ, "RANK") if world > 1 else 0), world
+
+
+def first_cause(error: CheckpointException) -> BaseException:
+    """What went wrong on the first of the ranks that failed to save or load together."""
+    return next((failure for failure, _ in error.failures.values()), error)
 
 
 def is_first_to_tell(error: Exception) -> bool:

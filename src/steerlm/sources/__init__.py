@@ -58,7 +58,7 @@ class Source:
     refuses: frozenset[str] = frozenset()
 
 
-_OASST_ONLY = frozenset({"languages", "keep_deleted", "keep_rejected", "min_labels"})
+_OASST_ONLY = frozenset({"languages", "keep_deleted", "keep_rejected", "drop_unreviewed", "min_labels"})
 SOURCES: dict[str, Source] = {
     "oasst": Source(read_oasst, "Open Assistant 1 and 2: flat messages or nested trees"),
     "helpsteer": Source(read_helpsteer, "HelpSteer and HelpSteer2: prompt, response, ratings", _OASST_ONLY),

@@ -64,6 +64,8 @@ class _Reader:
             return "deleted"
         if record.optional_flag("review_result") is False and not self.options.keep_rejected:
             return "rejected in review"
+        if self.options.drop_unreviewed and record.optional_flag("review_result") is None:
+            return "never reviewed"
         language = record.optional_text("lang")
         if self.options.languages and language is None:
             return "of unknown language"

@@ -20,6 +20,8 @@ class ImportOptions:
     """Keep messages that Open Assistant marks as deleted; for oasst."""
     keep_rejected: bool = False
     """Keep messages that failed Open Assistant's review (review_result false); for oasst."""
+    drop_unreviewed: bool = False
+    """Leave out messages that Open Assistant never reviewed (no review_result); for oasst."""
     min_labels: int = 1
     """Leave out ratings that are the mean of fewer people's labels than this; for oasst."""
     system: str | None = None

@@ -25,10 +25,10 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
-from steerlm.errors import TrainingError
+from steerlm.errors import ConfigError, TrainingError
 from steerlm.files import sha256, sync, write_json
 from steerlm.packing import Report
-from steerlm.parallel.ranks import Ranks
+from steerlm.parallel.ranks import Ranks, first_cause
 from steerlm.training.plan import Position
 
 _STEP, _BEST = "step", "best"
@@ -47,7 +47,8 @@ class Progress:
     validated  the step of the last validation, -1 before the first
     best       the figure by which the best weights so far were chosen, where the best are kept
     figures    of the validation of the weights that are to be saved: the best, or else the last
-    report     what fitting did to the conversations of the first epoch so far
+    report     what fitting did to the conversations of the first epoch so far; before the first step, to those that
+               the model was prepared with
     """
 
     step: int = 0
@@ -108,16 +109,17 @@ class Checkpoints:
     def resume(self, network: nn.Module, optimizer: Optimizer) -> Progress | None:
         """Load the newest checkpoint that is whole, if there is one; a damaged one is passed over with a warning.
 
-        Raises `TrainingError` where it belongs to another run.
+        Raises `ConfigError` where it belongs to another run.
         """
         path = self.newest()
         if path is None:
             return None
         manifest = _manifest(path)
         if manifest["key"] != self.key:
-            raise TrainingError(
-                f"{path} belongs to a run with other settings or data; choose another --out, or pass --resume never "
-                "to start over. If it began on another machine, where auto means another precision, name that one"
+            raise ConfigError(
+                f"{path} belongs to a run with other settings or data; choose another --out, or start over with "
+                "--resume never (of quickstart: --fresh). If it began on another machine, where auto means another "
+                "precision, name that one"
             )
         self._read(path, {"network": trained(network), "optimizer": optimizer_state(network, optimizer)})
         return Progress.from_dict(manifest["progress"])
@@ -218,8 +220,7 @@ class Checkpoints:
                 save(state, storage_writer=FileSystemWriter(partial))
         except CheckpointException as error:  # on all ranks
             self.ranks.on_main(drop)
-            causes = list(error.failures.values())
-            raise OSError(f"{path}: cannot write the checkpoint: {causes[0][0] if causes else error}") from error
+            raise OSError(f"{path}: cannot write the checkpoint: {first_cause(error)}") from error
         # Each rank reads again what it wrote itself, by the name that PyTorch gives its files.
         own = {file.name: _seal(file) for file in partial.glob(f"__{self.ranks.rank}_*")}
         written = {name: seal for share in self.ranks.gather_from_all(own) for name, seal in share.items()}
@@ -273,7 +274,8 @@ def listed_files(path: Path) -> dict[str, tuple[int, str]] | str:
         if isinstance(manifest["format"], int) and manifest["format"] != _FORMAT:
             raise TrainingError(
                 f"{path} was written by another version of steerlm (its format is {manifest['format']}, here it is "
-                f"{_FORMAT}); go on with that version, choose another --out, or pass --resume never to start over"
+                f"{_FORMAT}); go on with that version, choose another --out, or start over with --resume never (of "
+                "quickstart: --fresh)"
             )
         return {name: (int(size), str(digest)) for name, (size, digest) in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -213,7 +213,8 @@ class AttributeSettings(TrainSettings):
     loss_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Weight of each attribute in the loss; 1 where none is given."""
     head: Literal["ridge", "random"] = "ridge"
-    """Start the head as a ridge regression on the untrained backbone (penalties by cross-validation), or at random."""
+    """Start the head as a ridge regression on the untrained backbone (penalties by cross-validation) of 5,000
+    conversations at most, or at random."""
 
     def contradictions(self) -> list[str]:
         """As for all trainings, and: only a policy is compared with itself under other labels."""

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ from steerlm.losses import LossSum
 from steerlm.memory import memory_mb
 from steerlm.models.kernels import interpret_blocks
 from steerlm.models.load import SteerModel
-from steerlm.packing import Pack, fit
+from steerlm.packing import Pack, Report, fit
 from steerlm.parallel.balance import is_blank, share_packs
 from steerlm.parallel.export import save_sharded
 from steerlm.parallel.ranks import Ranks
@@ -52,8 +53,8 @@ def train(
     """Run a task to its end, from its last checkpoint where there is one, and save the model to `settings.out`.
 
     `root` holds the task's network, sharded over `ranks`.
-    Raises `DataError` where no response can be trained, `TrainingError` for a non-finite loss or a checkpoint of
-    another run, and `StoppedError` after SIGTERM or SIGINT, with a checkpoint saved.
+    Raises `DataError` where no response can be trained, `ConfigError` for a checkpoint of another run, `TrainingError`
+    for a non-finite loss, and `StoppedError` after SIGTERM or SIGINT, with a checkpoint saved.
     """
     return _Run(task, root, settings, data, checkpoints, ranks).run()
 
@@ -109,7 +110,7 @@ class _Run:
                 progress = self._with_best(progress)
                 if progress.validated != progress.step:
                     progress = self._validate(progress, log, display)
-                if progress.step:
+                if progress.report.trees:
                     display.say(f"learnt from {progress.report}")
             if self._save_before_end(progress) and self._is_asked_to_stop():
                 raise self._stopped(progress)
@@ -119,14 +120,15 @@ class _Run:
     def _start(self, log: MetricsLog) -> Progress:
         self.checkpoints.clear()  # of a run that did not come to its first checkpoint
         self.new_tokens.straighten()
+        report = Report()
         try:
-            figures = self.task.prepare(self.data.train, self._passes, self.ranks.on_main)
+            figures = self.task.prepare(self.data.train, partial(self._passes, report), self.ranks.on_main)
         except _StopAskedError:
             raise self._stopped(Progress()) from None
         survey = self.data.survey
         data = {"conversations": survey.conversations, "responses": survey.responses}
-        log.write({"step": 0, "kind": "start", **data, **figures})
-        return self._validate(Progress(), log)
+        log.write({"step": 0, "kind": "start", **data, **figures, **_left_out(report)})
+        return self._validate(Progress(report=report), log)
 
     def _steps(self, progress: Progress, log: MetricsLog, display: Display) -> Progress:
         settings = self.settings
@@ -213,7 +215,7 @@ class _Run:
         return (Ready.of(step, self.settings.pack_tokens, self.ranks) for step in steps)
 
     def _advance(self, progress: Progress, ready: Ready) -> Progress:
-        report = replace(progress.report)
+        report = replace(progress.report) if progress.step else Report()
         if ready.step.epoch == 0:
             for _, found in ready.step.items:
                 report += found
@@ -304,17 +306,18 @@ class _Run:
             "Lower learning_rate, use precision fp32, or look into these conversations"
         )
 
-    def _passes(self, trees: Iterable[TokenTree], work: Callable[[Batch], T]) -> list[T]:
+    def _passes(self, report: Report, trees: Iterable[TokenTree], work: Callable[[Batch], T]) -> list[T]:
         """See `steerlm.training.task.Passes`: the results of all ranks, the same on each.
 
-        Raises `_StopAskedError` after a signal.
+        What fitting did to the trees is added to `report`. Raises `_StopAskedError` after a signal.
         """
         found: list[T] = []
         self.network.eval()  # type: ignore[no-untyped-call]
         trees = iter(trees)
         budget = self.settings.validation_pack_tokens
         while window := list(islice(trees, _WINDOW)):
-            fitted, _ = fit(window, self.settings.context, budget)
+            fitted, done = fit(window, self.settings.context, budget)
+            report += done
             for item in share_packs(fitted, budget, self.ranks):
                 with torch.no_grad(), self._computing():
                     result = self.root(work, Batch.of(item, self.device, self.dtype))
@@ -328,13 +331,16 @@ class _Run:
         before, progress = progress, replace(progress, validated=progress.step)
         if not self.data.held_out:
             return progress
+        report = Report()
         try:
-            measured = self._passes(map(self.task.held_out_tree, self.data.held_out), self.task.measure)
+            measured = self._passes(report, map(self.task.held_out_tree, self.data.held_out), self.task.measure)
         except _StopAskedError:
             raise self._stopped(before) from None
-        figures = self.task.figures(measured)
+        figures = {**self.task.figures(measured), **_left_out(report)}
         log.write({"step": progress.step, "kind": "validation", **figures})
         shown = "  ".join(f"{name} {figure:.4f}" for name, figure in figures.items() if isinstance(figure, float))
+        if report.truncated or report.dropped:
+            shown += f"  of {report}"
         if display:
             display.say(f"step {progress.step}: held out: {shown}")
         kept = {"step": progress.step, **figures}
@@ -398,6 +404,11 @@ class _Run:
         enabled = self.dtype != torch.float32 and self.ranks.mesh is None
         with torch.autocast(self.device.type, self.dtype, enabled=enabled):
             yield
+
+
+def _left_out(report: Report) -> dict[str, int]:
+    """Of how many responses the model did not see all."""
+    return {"truncated": report.truncated, "dropped": report.dropped}
 
 
 def make_optimizer(network: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:

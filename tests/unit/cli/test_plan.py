@@ -107,8 +107,8 @@ def test_a_model_that_cannot_be_trained_is_not_planned(tmp_path: Path, capsys: p
 
 @pytest.mark.parametrize("recipe", TRAINED)
 def test_our_recipes_fit_on_what_they_are_for(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """One node of eight 80 GB cards, one such card for an adapter, 16 nodes for all weights of 70B."""
-    gpus = {"llama2-70b-policy": 128, "llama2-70b-adapter": 1}.get(recipe, 8)
+    """One node of eight 80 GB cards, one such card for an adapter, four nodes for all weights of 70B."""
+    gpus = {"llama2-70b-policy": 32, "llama2-70b-adapter": 1}.get(recipe, 8)
     found = plan(capsys, f"{recipe} --gpus {gpus}")
     assert found["fits"]
     assert found["speed"]["steps"] == 800

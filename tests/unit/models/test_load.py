@@ -12,13 +12,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, PreTrainedModel
 
+from full_disk import room_for
 from steerlm.attributes import STEERLM, Attribute, Schema
 from steerlm.conversation import Conversation, Message
 from steerlm.dialects import level_tokens
 from steerlm.errors import ModelError
 from steerlm.files import replacing
 from steerlm.models.directory import weights_fingerprint
-from steerlm.models.load import SteerModel, head_of, load_model, new_model
+from steerlm.models.load import SteerModel, begin_saving, head_of, load_model, new_model
+from steerlm.parallel.export import write_weights
 from tiny import TOKENIZERS
 
 
@@ -158,26 +160,25 @@ def test_weights_of_another_layout_do_not_stay(
     assert (tmp_path / "model" / "metrics.jsonl").is_file()
 
 
-def test_a_save_that_fails_leaves_the_old_model(
-    policy: SteerModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("full", ["model.safetensors", "tokenizer.json", "config.json", "steerlm.json"])
+def test_a_full_disk_leaves_the_old_model(policy: SteerModel, tmp_path: Path, full: str) -> None:
+    """The one error of safetensors, of tokenizers and of Python, which names the model that was to be saved."""
     policy.save(tmp_path / "policy")
     before = {file.name: file.read_bytes() for file in (tmp_path / "policy").iterdir()}
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    for part in ("network.save_pretrained", "renderer.tokenizer.save_pretrained"):
-        owner, name = part.rsplit(".", 1)
-        with monkeypatch.context() as patch:
-            target: object = policy
-            for step in owner.split("."):
-                target = getattr(target, step)
-            patch.setattr(target, name, full)
-            with pytest.raises(OSError, match="No space left"):
-                policy.save(tmp_path / "policy")
+    with room_for(len(before[full]) - 1), pytest.raises(OSError, match="File too large") as error:
+        policy.save(tmp_path / "policy")
+    assert error.value.filename == str(tmp_path / "policy")
     assert {file.name: file.read_bytes() for file in (tmp_path / "policy").iterdir()} == before
     assert list(tmp_path.iterdir()) == [tmp_path / "policy"]
+
+
+def test_a_full_disk_while_saving_shards(policy: SteerModel, tmp_path: Path) -> None:
+    with (
+        room_for(30_000),
+        pytest.warns(UserWarning, match=r"torch.distributed is disabled"),
+        pytest.raises(OSError, match=r"model: cannot write the model: .*File too large"),
+    ):
+        write_weights(policy.network, begin_saving(tmp_path / "model"), file_bytes=40_000)
 
 
 def test_a_directory_that_has_the_description_is_complete(

@@ -132,6 +132,15 @@ def test_a_review_that_has_no_result_rejects_nothing(load: Load) -> None:
     assert load("oasst", [{**item, "review_result": None} for item in TREE]).report.kept["messages"] == 5
 
 
+@pytest.mark.parametrize("never", [{"review_result": None}, {}])
+def test_messages_that_nobody_reviewed_can_be_left_out(load: Load, never: dict[str, None]) -> None:
+    bare = [{key: value for key, value in item.items() if key != "review_result"} for item in TREE]
+    tree = [{**item, **(never if item["message_id"] == "abc" else {"review_result": True})} for item in bare]
+    imported = load("oasst", tree, drop_unreviewed=True)
+    assert shape(imported.conversations[0]) == [("a", None), ("ab", 0), ("ac", 0)]
+    assert imported.report.left_out["messages"] == {"never reviewed": 1, "below a message left out": 1}
+
+
 def test_languages_are_by_message_and_cover_their_variants(load: Load) -> None:
     languages = {"a": "pt-BR", "ab": "pt", "abc": "pt-BR", "abcd": "en"}
     records = [{**item, "lang": languages[item["message_id"]]} for item in TREE if item["message_id"] in languages]

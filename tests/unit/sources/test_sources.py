@@ -89,7 +89,8 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], complai
 
 @pytest.mark.parametrize("kind", ["helpsteer", "nemo", "responses", "jsonl"])
 def test_options_for_open_assistant_are_refused_elsewhere(kind: str) -> None:
-    for option in ({"languages": ("en",)}, {"keep_deleted": True}, {"keep_rejected": True}, {"min_labels": 2}):
+    flags = ({name: True} for name in ("keep_deleted", "keep_rejected", "drop_unreviewed"))
+    for option in ({"languages": ("en",)}, {"min_labels": 2}, *flags):
         with pytest.raises(ConfigError, match=f"{next(iter(option))} means nothing for {kind} data"):
             import_conversations(kind, "unread.jsonl", ImportOptions(**option))  # type: ignore[arg-type]
 

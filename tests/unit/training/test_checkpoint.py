@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-from steerlm.errors import TrainingError
+from steerlm.errors import ConfigError, TrainingError
 from steerlm.files import write_conversations
 from steerlm.packing import Report
 from steerlm.parallel.ranks import Ranks
@@ -102,7 +102,7 @@ def test_the_last_few_are_kept(tmp_path: Path) -> None:
 def test_those_of_another_run_are_refused(tmp_path: Path) -> None:
     Training(tmp_path, key="one").save(1)
     other = Training(tmp_path, key="two")
-    with pytest.raises(TrainingError, match=r"step-00000001 belongs to a run with other settings or data; choose"):
+    with pytest.raises(ConfigError, match=r"step-00000001 belongs to a run with other settings or data; choose"):
         other.resume()
     other.checkpoints.clear()
     assert other.resume() is None

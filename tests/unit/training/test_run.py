@@ -8,6 +8,7 @@ import json
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from traceback import StackSummary
 from typing import Any
@@ -18,14 +19,16 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from benchmarks.measure import PassLengths
 from steerlm.attributes import STEERLM
+from steerlm.conversation import Conversation, Message
 from steerlm.errors import ConfigError, StoppedError, TrainingError
+from steerlm.files import write_conversations
 from steerlm.models.directory import ModelInfo
 from steerlm.models.load import TEMPORARY, SteerModel, load_model
 from steerlm.training import checkpoint, loop, run
 from steerlm.training.checkpoint import Checkpoints
 from steerlm.training.run import _base_state
 from tiny_lora import KINDS, logits, save_lora_base, train_lora
-from tiny_runs import prepare, stop_on_ranks, train
+from tiny_runs import logged, prepare, stop_on_ranks, train
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -79,7 +82,7 @@ def test_a_run_keeps_the_precision_that_it_began_with(tmp_path: Path, monkeypatc
     move(has_bfloat16=False)
     assert "stopped after step 2" in stop_on_ranks(tmp_path, "policy", "out", {"precision": "auto", "device": "cpu"}, 2)
     move(has_bfloat16=True)
-    with pytest.raises(TrainingError, match=r"other settings or data.*auto means another precision"):
+    with pytest.raises(ConfigError, match=r"other settings or data.*auto means another precision"):
         train(tmp_path, "policy", "out", precision="auto", device="cpu")
     train(tmp_path, "policy", "out", precision="fp32", device="cpu")
 
@@ -220,3 +223,31 @@ def test_a_full_disk_before_the_end_does_not_lose_a_short_training(
         found = train(tmp_path, "policy", "out", **changes)
     assert all(torch.equal(whole[name], value) for name, value in found.items())
     assert ModelInfo.load(tmp_path / "out").kind == "policy"
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_responses_that_are_cut_or_dropped_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], steps: int
+) -> None:
+    """Of three responses to learn from one loses its older turns and one does not fit; of three held-out ones too."""
+    prepare(tmp_path)
+
+    def rated(name: str, *texts: str) -> Conversation:
+        turns = [Message("assistant" if k % 2 else "user", text, k - 1 if k else None) for k, text in enumerate(texts)]
+        return Conversation(name, (*turns[:-1], replace(turns[-1], ratings={"humor": 1.0})))
+
+    for file in ("data", "held-out"):
+        trees = [rated(f"{file}-whole", "a", "b"), rated(f"{file}-long", "a", "b" * 900)]
+        write_conversations(tmp_path / f"{file}.jsonl", [*trees, rated(f"{file}-old", "a" * 900, "b", "a", "b")])
+    changes = {"head": "ridge", "max_steps": steps, "batch_tokens": 4000, "validation": [tmp_path / "held-out.jsonl"]}
+    train(tmp_path, "attributes", "out", **changes)
+    start, *rest = logged(tmp_path / "out")
+    assert (start["truncated"], start["dropped"]) == (1, 1)
+    validations = [line for line in rest if line["kind"] == "validation"]
+    assert [(line["truncated"], line["dropped"]) for line in validations] == [(1, 1)] * (steps + 1)
+    said = " ".join(capsys.readouterr().err.split())
+    learnt = ModelInfo.load(tmp_path / "out").provenance["learnt_from"]
+    for report in (learnt, *([said.split("held out", 1)[1]] if steps else [])):
+        assert "2 trees, 2 responses" in report
+        assert "1 responses with older turns cut off, 1 responses too long and dropped" in report
+    assert f"learnt from {learnt}" in said
