@@ -186,7 +186,7 @@ class OpenVinoCore:
             own, scores = scores[: row.wanted], scores[row.wanted :]
             if part.likeliest is not None:
                 part.scored += prompt_logprobs(own, part.ids[row.past + 1 :], part.likeliest)
-            if row.wanted and part.finished:
+            if row.wanted and part.done >= len(part.ids):
                 found[part] = own[-1]
             if part.finished and part.states is not None:
                 self._keep(part.ids, part.states)
