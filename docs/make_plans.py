@@ -28,6 +28,7 @@ PLANS = (
     "llama2-70b-policy --gpus 128",
     "llama2-70b-policy --gpus 128 --no-gradient-checkpointing",
     "llama2-70b-adapter",
+    "llama2-70b-adapter-8gpus --gpus 8",
 )
 _SHOWN = re.compile(r"^```text\n\$ (steerlm plan .*)\n(?:.*\n)*?```$", re.MULTILINE)
 _TABLE = re.compile(r"^<!-- plans -->\n(?:.*\n)*?<!-- end of plans -->$", re.MULTILINE)
