@@ -14,7 +14,7 @@ from pathlib import Path
 from steerlm.cli.main import run as run_command
 
 TARGET = Path(__file__).parent / "scaling.md"
-# Each recipe on one node of 8 GPUs or less, and on 4 nodes; 70B also on those that its activations need.
+# Each recipe on one node of 8 GPUs or less, and on 4 nodes; 70B also on 8 and on the 16 of the paper.
 PLANS = (
     "llama2-7b-policy --gpus 8",
     "llama2-7b-policy --gpus 32 --tensor-parallel 8",
@@ -27,7 +27,9 @@ PLANS = (
     "llama2-70b-policy --gpus 8",
     "llama2-70b-policy --gpus 32",
     "llama2-70b-policy --gpus 64 --no-gradient-checkpointing",
+    "llama2-70b-policy --gpus 128 --tensor-parallel 8",
     "llama2-70b-adapter",
+    "llama2-70b-adapter-8gpus --gpus 8",
 )
 _SHOWN = re.compile(r"^```text\n\$ (steerlm plan .*)\n(?:.*\n)*?```$", re.MULTILINE)
 _TABLE = re.compile(r"^<!-- plans -->\n(?:.*\n)*?<!-- end of plans -->$", re.MULTILINE)

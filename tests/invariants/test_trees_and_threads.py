@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from passes import make_packs
 from references import thread_to
 from steerlm.attention import use_tree_attention
 from steerlm.conversation import Conversation
+from steerlm.files import write_conversations
 from steerlm.models.load import SteerModel
 from steerlm.training.attribute_model import AttributeTask
 from steerlm.training.config import AttributeSettings, PolicySettings
@@ -19,6 +21,7 @@ from steerlm.training.policy import PolicyTask
 from steerlm.training.survey import Survey
 from steerlm.training.task import Batch
 from strategies import random_conversation
+from tiny_runs import TRAIN, logged, prepare, rated_trees, train
 
 SHARED: dict[str, Any] = {"context": 1024, "pack_tokens": 1024}
 
@@ -78,6 +81,35 @@ def test_thread_weights_reproduce_training_on_threads(
     # Without the weights the objective is another one: each response counts once.
     once = objective(model, kind, trees, thread_weights=False)
     assert once[1] < flat[1]
+
+
+@pytest.mark.parametrize("task", TRAIN)
+def test_whole_trainings_on_trees_and_on_threads_go_the_same_way(tmp_path: Path, task: str) -> None:
+    """On the data of the trajectory, of which each step takes all."""
+    prepare(tmp_path)
+    plain = {"contrast": 0.0, "label_dropout": 0.0} if task == "policy" else {}
+    trees = rated_trees(40)
+    steps = {}
+    for name, data in (("trees", trees), ("threads", numbered(flattened(trees)))):
+        write_conversations(tmp_path / "data.jsonl", data)
+        train(
+            tmp_path,
+            task,
+            name,
+            context=512,
+            batch_tokens=4096,
+            batch_conversations=len(data),
+            epochs=5,
+            validation_fraction=0.0,
+            thread_weights=name == "trees",
+            **plain,
+        )
+        steps[name] = [line for line in logged(tmp_path / name) if line["kind"] == "train"]
+    assert len(steps["trees"]) == len(steps["threads"]) == 5
+    for tree, thread in zip(steps["trees"], steps["threads"], strict=True):
+        assert tree["tokens"] < 0.8 * thread["tokens"]
+        for key in ("loss", "gradient_norm"):
+            assert tree[key] == pytest.approx(thread[key], rel=2e-4)
 
 
 @pytest.mark.parametrize("kind", ["policy", "attribute-model"])

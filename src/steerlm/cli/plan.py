@@ -118,7 +118,7 @@ def _memory(plan: Plan) -> Table:
     now, other = ("recomputed", "kept") if settings.gradient_checkpointing else ("kept", "recomputed")
     work, doing = max(
         (found.forward, "one block computed"),
-        (found.loss, f"the loss, logits of {settings.loss_chunk} tokens at a time"),
+        (found.loss, "the loss"),
         (found.backward, "gradients of one block"),
         (found.end, "gradients of embeddings and head"),
     )
@@ -132,6 +132,10 @@ def _memory(plan: Plan) -> Table:
         ("work", work - found.kept, f"at the peak: {doing}"),
     ):
         table.add_row(name, f"{size / GIB:.1f} GiB", note)
+    if isinstance(settings, PolicySettings):
+        when = "which is the work" if work == found.loss else "not at the peak"
+        note = f"{settings.loss_chunk} tokens at a time, {when}"
+        table.add_row("logits", f"{found.logits / GIB:.1f} GiB", note)
     table.add_row("reserve", f"{plan.hardware.reserve:.1f} GiB", "CUDA, NCCL, gaps")
     otherwise = plan.otherwise.peak / GIB + plan.hardware.reserve
     table.add_row("total", f"{plan.total:.1f} GiB", f"with activations {other}: {otherwise:.1f} GiB")

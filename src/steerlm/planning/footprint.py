@@ -55,6 +55,11 @@ class Footprint:
         return self.weights + self.gradients + self.moments
 
     @property
+    def logits(self) -> int:
+        """What the loss adds to what is kept: logits of one chunk, their gradients and those of the head."""
+        return self.loss - self.kept
+
+    @property
     def peak(self) -> int:
         """The most alive at any moment."""
         return self.steady + max(self.forward, self.loss, self.backward, self.end)

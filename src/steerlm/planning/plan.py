@@ -54,7 +54,11 @@ class Plan:
             "base": self.settings.base,
             "hardware": asdict(self.hardware),
             "parameters": asdict(self.parameters),
-            "bytes_per_rank": {**asdict(self.footprint), "peak": self.footprint.peak},
+            "bytes_per_rank": {
+                **asdict(self.footprint),
+                "logits": self.footprint.logits,
+                "peak": self.footprint.peak,
+            },
             "bytes_per_rank_with_gradient_checkpointing_reversed": self.otherwise.peak,
             "total_gib": self.total,
             "fits": self.fits,

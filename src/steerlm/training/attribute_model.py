@@ -130,7 +130,10 @@ class AttributeTask:
     def figures(self, measured: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> dict[str, Any]:
         """Mean squared error, and per attribute the agreement with people beside that of the training mean."""
         if not measured:
-            raise DataError("no held-out response carries ratings; hold out more conversations")
+            raise DataError(
+                f"no held-out response carries ratings, or all that do are beyond context={self.settings.context}; "
+                "hold out more conversations, or raise context"
+            )
         predicted_RA, rated_RA = (np.concatenate(tables) for tables in zip(*measured, strict=True))
         return {
             "loss": float(np.nanmean(np.square(predicted_RA - rated_RA))),

@@ -106,7 +106,7 @@ class TrainSettings(Settings):
     """Compile the decoder's blocks: faster steps and less memory after half a minute of compiling; needs a C++ compiler
     on CPUs."""
     kernels: Literal["torch", "liger"] = "torch"
-    """Whose norms, rotary embeddings and feed-forward layers to use; liger's are for GPUs."""
+    """Whose norms, rotary embeddings and feed-forward layers to use; liger's are Triton kernels, for GPUs alone."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     thread_weights: bool = False

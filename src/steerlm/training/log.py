@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,6 +14,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from steerlm.files import json_line, replacing
 from steerlm.training.trackers import open_dashboards, scalars
+
+# Seconds of which the speed is taken to tell the time left; a step of a large model takes many.
+_SPEED_OVER = 3600.0
 
 
 class MetricsLog:
@@ -88,6 +92,7 @@ class Display:
             TimeRemainingColumn(),
             console=self.console,
             disable=not self._live,
+            speed_estimate_period=_SPEED_OVER,
         )
         self._bar = self._progress.add_task(title, total=1.0, note="")
 
@@ -112,7 +117,9 @@ class Display:
         self._progress.update(self._bar, completed=done, note=note)
         if not self._live and int(done * 20) > self._shown:
             self._shown = int(done * 20)
-            self.say(f"{self.title}: {done:.0%}  {note}")
+            left = self._progress.tasks[self._bar].time_remaining
+            when = "" if left is None else f"  {timedelta(seconds=left)} left"
+            self.say(f"{self.title}: {done:.0%}  {note}{when}")
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False)

@@ -293,7 +293,10 @@ class PolicyTask:
         """Loss in nats a token, and the gap log p(y | own labels) - log p(y | sibling's labels) in nats a response."""
         tokens = sum(pack.tokens for pack in measured)
         if not tokens:
-            raise DataError("no held-out response carries labels; hold out more conversations, or annotate them")
+            raise DataError(
+                f"no held-out response carries labels, or all that do are beyond context={self.settings.context}; hold "
+                "out more conversations, annotate them, or raise context"
+            )
         gaps = [gap for pack in measured for gap in pack.gaps]
         figures: dict[str, Any] = {"loss": sum(pack.nll for pack in measured) / tokens, "tokens": int(tokens)}
         if gaps:

@@ -35,7 +35,17 @@ def test_a_plan_is_shown(base: str, capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "policy on" in shown
     assert "2 GPUs of 79 GiB" in shown
-    for line in ("parameters", "weights", "AdamW's moments", "gradients", "activations", "work", "reserve", "total"):
+    for line in (
+        "parameters",
+        "weights",
+        "AdamW's moments",
+        "gradients",
+        "activations",
+        "work",
+        "logits",
+        "reserve",
+        "total",
+    ):
         assert f"\n{line} " in shown
     assert "10 steps" in shown
     assert shown.endswith("of 79 GiB.\n")
@@ -51,7 +61,9 @@ def test_figures_are_for_programs_too(base: str, capsys: pytest.CaptureFixture[s
     assert found["changes_that_fit"] == []
     assert found["speed"]["step_tokens"] == pytest.approx(2000, rel=0.6)
     assert found["workload"]["tokens_per_conversation"] == pytest.approx(500, rel=0.01)
-    peak = found["bytes_per_rank"]["peak"]
+    sizes = found["bytes_per_rank"]
+    assert sizes["logits"] == sizes["loss"] - sizes["kept"] > 0
+    peak = sizes["peak"]
     assert found["total_gib"] == pytest.approx(peak / 2**30 + found["hardware"]["reserve"])
 
 

@@ -75,6 +75,20 @@ def test_llamas_activations_are_those_derived_by_hand() -> None:
     assert _each_block(D, F, H, K, T, PolicySettings(gradient_checkpointing=True)) == T * 2 * D
 
 
+def test_logits_are_those_derived_by_hand() -> None:
+    """Of each token of a chunk, with V words: logits in bfloat16 (2 V), the same in float32 for the softmax (4 V), its
+    logarithms, and those of the chunk before (8 V). The head's gradient, with D hidden, is in float32 (4 V D).
+    """
+    V, D, T = 3000, 128, 512
+    config = config_of("grouped queries, head of its own")
+
+    def logits(chunk: int) -> int:
+        return footprint(config, PolicySettings(loss_chunk=chunk), one_run(T), gpus=2).logits
+
+    assert logits(128) - logits(64) == pytest.approx(64 * 14 * V, rel=0.001)
+    assert logits(64) == pytest.approx(64 * 14 * V + 4 * V * D, rel=0.05)
+
+
 def _each_block(D: int, F: int, H: int, K: int, T: int, settings: PolicySettings) -> int:
     kept = []
     for blocks in (4, 5):

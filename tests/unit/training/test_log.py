@@ -65,10 +65,12 @@ def test_without_a_path_nothing_is_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def shown(total: int, max_steps: int | None, steps: int, quiet: bool = False) -> list[str]:
-    console = Console(file=io.StringIO(), width=200, quiet=quiet)
+def shown(total: int, max_steps: int | None, steps: int, quiet: bool = False, first: int = 1) -> list[str]:
+    """Each step takes a minute."""
+    number = 0
+    console = Console(file=io.StringIO(), width=200, quiet=quiet, get_time=lambda: 60.0 * number)
     with Display("train policy", total, max_steps, quiet, console) as display:
-        for number in range(1, steps + 1):
+        for number in range(first, steps + 1):
             display.step(number * 2, number, 0.5, {"tokens_per_second": 99.6, "memory_mb": 1536.0})
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
@@ -77,13 +79,20 @@ def shown(total: int, max_steps: int | None, steps: int, quiet: bool = False) ->
 def test_a_log_file_gets_a_line_every_twentieth() -> None:
     lines = shown(total=200, max_steps=None, steps=100)
     assert len(lines) == 20
-    assert lines[0] == "train policy: 5%  step 5  loss 0.5000  100 tokens/s  1.5 GiB"
+    assert lines[0] == "train policy: 5%  step 5  loss 0.5000  100 tokens/s  1.5 GiB  1:35:00 left"
     assert lines[-1].startswith("train policy: 100%  step 100")
 
 
 def test_a_run_of_few_steps_is_measured_by_them() -> None:
     lines = shown(total=1000, max_steps=4, steps=4)
     assert [line.split()[2] for line in lines] == ["25%", "50%", "75%", "100%"]
+
+
+def test_a_run_that_goes_on_has_the_time_left_of_its_own_steps() -> None:
+    lines = shown(total=200, max_steps=None, steps=100, first=51)
+    assert lines[0] == "train policy: 51%  step 51  loss 0.5000  100 tokens/s  1.5 GiB"
+    assert lines[1].startswith("train policy: 55%  step 55 ")
+    assert lines[1].endswith("  0:45:00 left")
 
 
 def test_quiet_says_nothing() -> None:

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from benchmarks.measure import PassLengths
 from steerlm.attributes import STEERLM
 from steerlm.conversation import Conversation, Message
-from steerlm.errors import ConfigError, StoppedError
+from steerlm.errors import ConfigError, DataError, StoppedError, TrainingError
 from steerlm.files import write_conversations
 from steerlm.models.directory import ModelInfo
 from steerlm.models.load import TEMPORARY, SteerModel, load_model
@@ -177,6 +177,13 @@ def test_a_run_that_died_while_it_saved_its_model_takes_no_step_again(
         file.name for file in (tmp_path / "whole").iterdir()
     }
     assert {file.name for file in tmp_path.iterdir()} == {"base", "data.jsonl", "out", "whole"}
+
+
+@pytest.mark.parametrize("task", ["policy", "attributes"])
+def test_where_no_held_out_response_fits_the_error_names_the_context(tmp_path: Path, task: str) -> None:
+    prepare(tmp_path)
+    with pytest.raises(DataError, match=r"beyond context=16; .*raise context$"):
+        train(tmp_path, task, "out", context=16)
 
 
 def test_going_on_from_a_policy_keeps_its_format_and_defaults(tmp_path: Path) -> None:
