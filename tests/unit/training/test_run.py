@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from benchmarks.measure import PassLengths
 from steerlm.attributes import STEERLM
 from steerlm.conversation import Conversation, Message
-from steerlm.errors import ConfigError, DataError, StoppedError, TrainingError
+from steerlm.errors import ConfigError, DataError, StoppedError
 from steerlm.files import write_conversations
 from steerlm.models.directory import ModelInfo
 from steerlm.models.load import TEMPORARY, SteerModel, load_model
