@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerlm.attributes import Attribute, Schema
-from steerlm.evaluation.answers import JUDGE, PERPLEXITY, SECOND, Measured, score_column
+from steerlm.evaluation.answers import JUDGE, PERPLEXITY, SECOND, Measured, proxy, score_column
 from steerlm.evaluation.bootstrap import (
     Estimate,
     bootstrap_figures,
@@ -34,7 +34,6 @@ RULE = (
     f"own scale is measured, that of the slope of measured on asked above {MIN_SLOPE}. Of fewer than {MIN_PROMPTS} "
     f"prompts there is no verdict."
 )
-PROXIES = {"verbosity": "characters", "complexity": "reading_grade", "toxicity": "toxic_words"}
 
 
 @dataclass(frozen=True)
@@ -54,13 +53,7 @@ class Sweep:
     @property
     def own(self) -> str | None:
         """The measure of the attribute itself: a score, or what stands for it."""
-        return score_column(self.attribute.name, self.columns) or self.proxy
-
-    @property
-    def proxy(self) -> str | None:
-        """What stands for the attribute where no attribute model measures it."""
-        name = PROXIES.get(self.attribute.name)
-        return name if name in self.columns else None
+        return score_column(self.attribute.name, self.columns) or proxy(self.attribute.name, self.columns)
 
     @property
     def own_has_scale(self) -> bool:
@@ -143,7 +136,7 @@ def _own_figures(sweep: Sweep, own: str, weights_BP: Floats, resamples: int, see
         "miss": miss._asdict() if sweep.own_has_scale else None,
         "length_controlled": [
             length_controlled(sweep, name, resamples, seed)
-            for name in dict.fromkeys([own, sweep.proxy])
+            for name in dict.fromkeys([own, proxy(sweep.attribute.name, sweep.columns)])
             if name and name != "characters"
         ],
         "verdict": verdict,
