@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 from steerlm.conversation import Conversation
 from steerlm.errors import DataError
@@ -39,5 +40,5 @@ def read_prompts(path: Path) -> list[str | Ways]:
     return list(found.values())
 
 
-def _is_text(value: object) -> bool:
+def _is_text(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and bool(value.strip())
