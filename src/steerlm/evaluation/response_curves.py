@@ -154,10 +154,11 @@ def _obedience(sweep: Sweep, own: str) -> Floats:
     return np.stack([within_P, slope_P, np.abs(values_PL - levels_L).mean(axis=1)], axis=1)
 
 
-def against(sweep: Sweep, other: Sweep, resamples: int, seed: int) -> dict[str, Any] | None:
+def against(sweep: Sweep, other: Sweep, steers: bool, resamples: int, seed: int) -> dict[str, Any] | None:
     """How much better a sweep follows what is asked than another one of the same prompts, such as that of the base:
-    what it gains in correlation within a prompt, in slope, and in how little it misses, and the verdict. None where
-    nothing measures the attribute.
+    what it gains in correlation within a prompt, in slope, and in how little it misses, and the verdict. One that does
+    not steer is not better, however near the answers lie to what is asked on the whole. None where nothing measures the
+    attribute.
     """
     if sweep.own is None:
         return None
@@ -168,6 +169,8 @@ def against(sweep: Sweep, other: Sweep, resamples: int, seed: int) -> dict[str, 
     verdict = {(True, False): "better", (False, True): "worse", (True, True): "better and worse"}.get(
         (better, worse), "no difference shown"
     )
+    if better and not steers:
+        verdict = "does not steer"
     if np.isfinite(differences[:, 0]).sum() < MIN_PROMPTS:
         verdict = "too few prompts"
     return {

@@ -325,8 +325,9 @@ class _Evaluation:
             }
             if in_words and name != "words":
                 for attribute, item in sweeps.items():
+                    steers = figures[attribute]["verdict"] == "steers"
                     figures[attribute]["against_words"] = against(
-                        item, in_words[attribute], settings.resamples, settings.seed
+                        item, in_words[attribute], steers, settings.resamples, settings.seed
                     )
             conditions[name] = {
                 "title": TITLES[name],

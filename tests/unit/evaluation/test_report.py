@@ -56,7 +56,9 @@ def result(obeys: bool) -> dict[str, Any]:
         }
         all_sweeps[name] = sweeps
     for attribute, row in conditions["policy"]["attributes"].items():
-        row["against_words"] = against(all_sweeps["policy"][attribute], all_sweeps["words"][attribute], 100, 0)
+        row["against_words"] = against(
+            all_sweeps["policy"][attribute], all_sweeps["words"][attribute], row["verdict"] == "steers", 100, 0
+        )
     return {
         "kind": "steering",
         "model": "0123456789abcdef",
