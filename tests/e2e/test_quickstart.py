@@ -76,7 +76,10 @@ def test_run_again_keeps_every_stage(finished: Path, capsys: pytest.CaptureFixtu
     again = json.loads((finished / "run" / "summary.json").read_text())
     assert again["stages"] == first["stages"]
     assert again["steering"] == first["steering"]
-    assert "steerlm chat" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "steerlm chat" in shown
+    (report,) = re.findall(r"^Report: (.+)$", shown, re.MULTILINE)
+    assert Path(report).read_text().startswith("<!doctype html>")
 
 
 def test_annotations_fill_the_unrated_quarter(finished: Path) -> None:

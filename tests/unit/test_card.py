@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,14 @@ def test_the_data_are_named(tmp_path: Path) -> None:
     assert ModelCard(text).data.datasets == ["OpenAssistant/oasst1"]
     assert "Sources of the data: OpenAssistant/oasst1, mine" in text
     assert "Annotated by the attribute model `a77e`." in text
+    assert cited(text) == ["2310.05344", "2311.09528", "2304.07327"]
+
+
+def cited(text: str) -> list[str]:
+    """The papers in the card's BibTeX, whose braces are balanced."""
+    (entries,) = re.findall(r"```bibtex\n(.*?)```", text, re.DOTALL)
+    assert entries.count("{") == entries.count("}")
+    return re.findall(r"eprint = \{(.*?)\}", entries)
 
 
 def test_results_are_shown_and_those_of_another_state_are_not(model: Path) -> None:
@@ -286,6 +295,7 @@ def test_scores_of_mt_bench(model: Path) -> None:
     text = write_card(model).read_text()
     assert "| m@humor=4 | j | 6.50 [6.00, 7.00] | 7.00 [6.00, 8.00] | – | 5 | 9 | 151 |" in text
     assert "80 questions" not in text
+    assert cited(text) == ["2310.05344", "2311.09528", "2306.05685"]
     assert "for comparison" not in text
     others = [score, {**score, "model": "m"}, {**score, "model": "gpt-4"}]
     write_record(evaluation_folder(model), "mt_bench", {"model": INFO.fingerprint, "scores": others})

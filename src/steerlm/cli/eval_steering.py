@@ -48,7 +48,8 @@ def eval_steering_command(
     policy
         Directory of a trained policy.
     prompts
-        Held-out prompts: JSONL or Parquet with "prompt" on each line, or conversations, whose opening prompts are
+        Held-out prompts: JSONL or Parquet with "prompt" on each line, and "paraphrases", a list, where --paraphrases
+        is to use them in place of our frames; or conversations, whose opening prompts are
         taken. Without it, those that come with steerlm.
     judge
         Directory of an attribute model that scores the answers.
@@ -73,7 +74,7 @@ def eval_steering_command(
     place = pick_device(device)
     settings = settings or SteeringSettings()
     model = load_model(policy, "policy", place)
-    asked = read_prompts(prompts) if prompts else held_out_prompts()
+    asked = read_prompts(prompts) if prompts else list(held_out_prompts())
     if not asked:
         raise DataError(f"{prompts}: no prompts in it")
     judges = Judges(*(load_model(path, "attribute-model", place) if path else None for path in (judge, second_judge)))

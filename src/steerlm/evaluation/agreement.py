@@ -140,9 +140,7 @@ def calibration(
     for level in attribute.levels:
         in_R = bins_R == level
         if in_R.any():
-            mean = cluster_bootstrap(
-                lambda values: float(values.mean()), owner_R[in_R], rated_R[in_R], resamples=settings.resamples
-            )
+            mean = mean_estimate(rated_R[in_R], owner_R[in_R], settings)
             rows.append(
                 {
                     "level": level,

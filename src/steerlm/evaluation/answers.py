@@ -14,11 +14,20 @@ JUDGE, SECOND, PERPLEXITY = "score:", "second:", "perplexity"
 """Names of measures: scores of the attribute model and of the second one, each before an attribute's name."""
 
 
+PROXIES = {"verbosity": "characters", "complexity": "reading_grade", "toxicity": "toxic_words"}
+
+
 def score_column(attribute: str, columns: Container[str]) -> str | None:
     """The measure among `columns` by which an attribute is judged: the score of the second attribute model before that
     of the first.
     """
     return next((name for name in (f"{SECOND}{attribute}", f"{JUDGE}{attribute}") if name in columns), None)
+
+
+def proxy(attribute: str, columns: Container[str]) -> str | None:
+    """The measure of the text among `columns` that stands for an attribute where no attribute model measures it."""
+    name = PROXIES.get(attribute)
+    return name if name in columns else None
 
 
 @dataclass(frozen=True, slots=True)

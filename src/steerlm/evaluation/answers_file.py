@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steerlm.evaluation.answers import Answer, Measured
-from steerlm.evaluation.asks import Ask
+from steerlm.evaluation.asks import Ask, Ways
 from steerlm.files import read_records, write_jsonl
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class AnswersFile:
         name: str,
         condition: Condition,
         asks: Sequence[Ask],
-        prompts: Sequence[str],
+        prompts: Sequence[Ways],
         answers: Mapping[Hashable, Answer],
     ) -> None:
         """Keep the answers of a condition in place of what it had before."""
@@ -48,7 +48,7 @@ class AnswersFile:
                     "condition": name,
                     "made": digest,
                     "prompt": ask.prompt,
-                    "prompt_text": prompts[ask.prompt],
+                    "prompt_text": prompts[ask.prompt][ask.paraphrase],
                     "paraphrase": ask.paraphrase,
                     "asked": [list(pair) for pair in ask.named],
                     "text": answer.text,

@@ -13,13 +13,14 @@ from steerlm.attributes import Schema
 from steerlm.steering import asked_values
 
 Values = tuple[tuple[str, int], ...]
-PARAPHRASES = (
-    "{prompt}",
+Ways = tuple[str, ...]
+"""A prompt as it is, and after it the same in other words."""
+FRAMES = (
     "I have a question for you. {prompt}",
     "{prompt} Please answer this.",
     "Could you help me with the following?\n\n{prompt}",
 )
-"""Frames that change how a prompt is put and not what it asks; the first is the prompt as it is."""
+"""What changes how a prompt is put, and not what it asks, where nothing else is known of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +72,20 @@ def _drawn(levels: Sequence[Sequence[int]], count: int, random: np.random.Genera
     return list(found)
 
 
-def paraphrased(schema: Schema, attributes: Sequence[str], prompts: int) -> list[Ask]:
-    """The ends of every attribute for the first prompts, in every frame but that of the sweep."""
+def paraphrased(schema: Schema, attributes: Sequence[str], prompts: Sequence[Ways]) -> list[Ask]:
+    """The ends of every attribute for the first prompts, which `prompts` holds, in all their other words."""
     return [
         Ask(prompt, ((name, level),), paraphrase)
         for name in attributes
         for level in (schema[name].low, schema[name].high)
-        for prompt in range(prompts)
-        for paraphrase in range(1, len(PARAPHRASES))
+        for prompt, ways in enumerate(prompts)
+        for paraphrase in range(1, len(ways))
     ]
 
 
-def framed(prompt: str, paraphrase: int) -> str:
-    """The prompt as it is put."""
-    return PARAPHRASES[paraphrase].replace("{prompt}", prompt)
+def ways_of(prompt: str | Ways) -> Ways:
+    """A prompt with what else it can be put in: in frames where only its text is given."""
+    return (prompt, *(frame.replace("{prompt}", prompt) for frame in FRAMES)) if isinstance(prompt, str) else prompt
 
 
 def frozen(values: Mapping[str, int]) -> Values:

@@ -11,7 +11,7 @@ from steerlm.conversation import Conversation, Message
 from steerlm.engines import Completion, Engine, Guidance, Request, Sampling, batch, complete
 from steerlm.errors import ConfigError
 from steerlm.evaluation.answers import Answer
-from steerlm.evaluation.asks import Ask, framed, frozen
+from steerlm.evaluation.asks import Ask, Ways, frozen
 from steerlm.evaluation.words import in_words
 from steerlm.models.directory import ModelInfo
 from steerlm.models.load import SteerModel, new_model
@@ -30,7 +30,7 @@ class Condition(Protocol):
     def longest(self, prompt: str) -> int:
         """Tokens of a prompt at its longest."""
 
-    def answer(self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[str], sampling: Sampling) -> list[Answer]:
+    def answer(self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[Ways], sampling: Sampling) -> list[Answer]:
         """Answers, in order."""
 
 
@@ -47,11 +47,11 @@ class PolicyCondition:
     def longest(self, prompt: str) -> int:
         return len(prompt_ids(self.policy, prompt, self.policy.schema.defaults))
 
-    def answer(self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[str], sampling: Sampling) -> list[Answer]:
+    def answer(self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[Ways], sampling: Sampling) -> list[Answer]:
         defaults = self.policy.schema.defaults
         requests = []
         for number, ask in enumerate(asks):
-            text = framed(prompts[ask.prompt], ask.paraphrase)
+            text = prompts[ask.prompt][ask.paraphrase]
             own = batch([prompt_ids(self.policy, text, ask.values(self.policy.schema))], _seeded(sampling, number))[0]
             if self.guidance == 1:
                 requests.append(own)
@@ -75,11 +75,9 @@ class WordsCondition:
         schema = self.asked_of.schema
         return len(self._ids(f"{prompt}\n\n{in_words(schema, schema.defaults)}"))
 
-    def answer(self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[str], sampling: Sampling) -> list[Answer]:
+    def answer(self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[Ways], sampling: Sampling) -> list[Answer]:
         ids = [
-            self._ids(
-                f"{framed(prompts[ask.prompt], ask.paraphrase)}\n\n{in_words(self.asked_of.schema, dict(ask.named))}"
-            )
+            self._ids(f"{prompts[ask.prompt][ask.paraphrase]}\n\n{in_words(self.asked_of.schema, dict(ask.named))}")
             for ask in asks
         ]
         return [_answer(found) for found in complete(engine, batch(ids, sampling))]
@@ -102,13 +100,13 @@ class VerifiedCondition:
     def longest(self, prompt: str) -> int:
         return self.policy.longest(prompt)
 
-    def answer(self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[str], sampling: Sampling) -> list[Answer]:
+    def answer(self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[Ways], sampling: Sampling) -> list[Answer]:
         drawn = _seeded(sampling, 0, sampling.temperature or _DRAW_TEMPERATURE)
         found = self.policy.answer(engine, [ask for ask in asks for _ in range(self.draws)], prompts, drawn)
         groups = [found[start : start + self.draws] for start in range(0, len(found), self.draws)]
         system = self.policy.policy.info.system
         trees = [
-            answered(system, framed(prompts[ask.prompt], ask.paraphrase), [answer.text for answer in group])
+            answered(system, prompts[ask.prompt][ask.paraphrase], [answer.text for answer in group])
             for ask, group in zip(asks, groups, strict=True)
         ]
         scores = self.judge.score(trees).values
@@ -142,7 +140,7 @@ def base_of(info: ModelInfo) -> str:
 
 
 def answer_all(
-    condition: Condition, engine: Engine, asks: Sequence[Ask], prompts: Sequence[str], sampling: Sampling
+    condition: Condition, engine: Engine, asks: Sequence[Ask], prompts: Sequence[Ways], sampling: Sampling
 ) -> dict[Hashable, Answer]:
     """Answers by key, each key once."""
     wanted: dict[Hashable, Ask] = {}

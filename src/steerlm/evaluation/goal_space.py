@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerlm.attributes import Attribute, Schema
-from steerlm.evaluation.answers import PERPLEXITY, Measured, score_column
+from steerlm.evaluation.answers import PERPLEXITY, Measured, proxy, score_column
 from steerlm.evaluation.asks import Values
 from steerlm.evaluation.bootstrap import bootstrap_figures
 
@@ -125,13 +125,15 @@ def coverage(attribute: Attribute, measured_G: Floats) -> float:
     return float(np.mean([(reached == level).mean() >= _REACHED for level in attribute.levels]))
 
 
-def consistency(measured: Measured, schema: Schema, attributes: Sequence[str]) -> dict[str, dict[str, float]] | None:
-    """Per attribute, in points of its scale: the standard deviation of what is measured when the same request is put in
-    other words, and, beside it, of the same request over prompts. None where nothing was put in other words.
+def consistency(measured: Measured, schema: Schema, attributes: Sequence[str]) -> dict[str, dict[str, Any]] | None:
+    """Per attribute: what is measured (its score, in points of its scale, or what of the text stands for it), the
+    standard deviation of that when the same request is put in other words, and, beside it, of the same request over
+    prompts. None where nothing was put in other words.
     """
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for name in attributes:
-        column = _column(measured, name)
+        own = score_column(name, measured.columns) or proxy(name, measured.columns)
+        column = measured.columns.get(own or "")
         groups: dict[tuple[int, int], list[float]] = {}
         for number, ask in enumerate(measured.asks):
             if column is not None and len(ask.named) == 1 and ask.named[0][0] == name:
@@ -142,6 +144,7 @@ def consistency(measured: Measured, schema: Schema, attributes: Sequence[str]) -
         levels = {level for _, level in several}
         over_prompts = [np.nanstd([values[0] for (_, at), values in groups.items() if at == level]) for level in levels]
         found[name] = {
+            "measure": own,
             "over_paraphrases": float(np.nanmean([np.nanstd(values) for values in several.values()])),
             "over_prompts": float(np.nanmean(over_prompts)),
         }

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerlm.attributes import Attribute, Schema
-from steerlm.evaluation.answers import JUDGE, PERPLEXITY, SECOND, Measured, score_column
+from steerlm.evaluation.answers import JUDGE, PERPLEXITY, SECOND, Measured, proxy, score_column
 from steerlm.evaluation.bootstrap import (
     Estimate,
     bootstrap_figures,
@@ -34,7 +34,6 @@ RULE = (
     f"own scale is measured, that of the slope of measured on asked above {MIN_SLOPE}. Of fewer than {MIN_PROMPTS} "
     f"prompts there is no verdict."
 )
-PROXIES = {"verbosity": "characters", "complexity": "reading_grade", "toxicity": "toxic_words"}
 
 
 @dataclass(frozen=True)
@@ -54,13 +53,7 @@ class Sweep:
     @property
     def own(self) -> str | None:
         """The measure of the attribute itself: a score, or what stands for it."""
-        return score_column(self.attribute.name, self.columns) or self.proxy
-
-    @property
-    def proxy(self) -> str | None:
-        """What stands for the attribute where no attribute model measures it."""
-        name = PROXIES.get(self.attribute.name)
-        return name if name in self.columns else None
+        return score_column(self.attribute.name, self.columns) or proxy(self.attribute.name, self.columns)
 
     @property
     def own_has_scale(self) -> bool:
@@ -143,7 +136,7 @@ def _own_figures(sweep: Sweep, own: str, weights_BP: Floats, resamples: int, see
         "miss": miss._asdict() if sweep.own_has_scale else None,
         "length_controlled": [
             length_controlled(sweep, name, resamples, seed)
-            for name in dict.fromkeys([own, sweep.proxy])
+            for name in dict.fromkeys([own, proxy(sweep.attribute.name, sweep.columns)])
             if name and name != "characters"
         ],
         "verdict": verdict,
@@ -161,10 +154,11 @@ def _obedience(sweep: Sweep, own: str) -> Floats:
     return np.stack([within_P, slope_P, np.abs(values_PL - levels_L).mean(axis=1)], axis=1)
 
 
-def against(sweep: Sweep, other: Sweep, resamples: int, seed: int) -> dict[str, Any] | None:
+def against(sweep: Sweep, other: Sweep, steers: bool, resamples: int, seed: int) -> dict[str, Any] | None:
     """How much better a sweep follows what is asked than another one of the same prompts, such as that of the base:
-    what it gains in correlation within a prompt, in slope, and in how little it misses, and the verdict. None where
-    nothing measures the attribute.
+    what it gains in correlation within a prompt, in slope, and in how little it misses, and the verdict. One that does
+    not steer is not better, however near the answers lie to what is asked on the whole. None where nothing measures the
+    attribute.
     """
     if sweep.own is None:
         return None
@@ -175,6 +169,8 @@ def against(sweep: Sweep, other: Sweep, resamples: int, seed: int) -> dict[str, 
     verdict = {(True, False): "better", (False, True): "worse", (True, True): "better and worse"}.get(
         (better, worse), "no difference shown"
     )
+    if better and not steers:
+        verdict = "does not steer"
     if np.isfinite(differences[:, 0]).sum() < MIN_PROMPTS:
         verdict = "too few prompts"
     return {

@@ -15,7 +15,7 @@ from steerlm.engines import Engine, LocalEngine, Precision, Sampling, TorchEngin
 from steerlm.errors import ConfigError, DataError, SchemaError
 from steerlm.evaluation.answers import Answer, Measured
 from steerlm.evaluation.answers_file import AnswersFile, digest_of
-from steerlm.evaluation.asks import Ask, goals, paraphrased, sweep
+from steerlm.evaluation.asks import Ask, Ways, goals, paraphrased, sweep, ways_of
 from steerlm.evaluation.conditions import (
     Condition,
     PolicyCondition,
@@ -92,7 +92,7 @@ class _Answering:
 
 def evaluate_steering(
     policy: SteerModel,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Ways],
     settings: SteeringSettings,
     folder: Path,
     judges: Judges = Judges(),
@@ -101,7 +101,8 @@ def evaluate_steering(
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure a policy on held-out prompts; returns the result, and writes it to `folder`/steering.json, with the
-    answers beside it in answers.jsonl. Answers that are there already, made under the same circumstances, are used.
+    answers beside it in answers.jsonl. Answers that are there already, made under the same circumstances, are used. A
+    prompt that is a tuple is followed by the same in other words.
 
     `directory` is where the policy lies, whose form for OpenVINO is then kept there. `engine` answers for it in place
     of the one that the settings name. A result made under the same circumstances is read back.
@@ -109,14 +110,14 @@ def evaluate_steering(
     Raises `SchemaError` for an attribute that the policy does not know, or that it knows on another scale than a judge,
     `DataError` where no prompt is left, `ConfigError` for a condition that lacks what it needs.
     """
-    return _Evaluation(policy, list(prompts), settings, folder, judges, directory, engine, say).run()
+    return _Evaluation(policy, list(map(ways_of, prompts)), settings, folder, judges, directory, engine, say).run()
 
 
 class _Evaluation:
     def __init__(
         self,
         policy: SteerModel,
-        prompts: list[str],
+        prompts: list[Ways],
         settings: SteeringSettings,
         folder: Path,
         judges: Judges,
@@ -186,7 +187,7 @@ class _Evaluation:
             *goals(
                 schema, settings.attributes, count, settings.goals if len(settings.attributes) > 1 else 0, settings.seed
             ),
-            *paraphrased(schema, settings.attributes, min(settings.paraphrases, count)),
+            *paraphrased(schema, settings.attributes, self.prompts[: settings.paraphrases]),
         ]
         kept = AnswersFile(self.folder / "answers.jsonl")
         context = getattr(self.policy.network.config, "max_position_embeddings", 2048)
@@ -231,8 +232,12 @@ class _Evaluation:
         conditions = [(self._condition(name), self._room(name)) for name in self.settings.conditions]
         fitting = (
             number
-            for number, text in enumerate(self.prompts)
-            if all(condition.longest(text) <= room for condition, room in conditions)
+            for number, ways in enumerate(self.prompts)
+            if all(
+                condition.longest(text) <= room
+                for condition, room in conditions
+                for text in ways[: None if self.settings.paraphrases else 1]
+            )
         )
         chosen = list(islice(fitting, self.settings.max_prompts))
         seen = chosen[-1] + 1 if len(chosen) == self.settings.max_prompts else len(self.prompts)
@@ -311,6 +316,7 @@ class _Evaluation:
             for name, measured in self.conditions.items()
         }
         in_words = all_sweeps.get("words")
+        texts = [ways[0] for ways in self.prompts]
         for name, measured in self.conditions.items():
             sweeps = all_sweeps[name]
             figures = {
@@ -319,8 +325,9 @@ class _Evaluation:
             }
             if in_words and name != "words":
                 for attribute, item in sweeps.items():
+                    steers = figures[attribute]["verdict"] == "steers"
                     figures[attribute]["against_words"] = against(
-                        item, in_words[attribute], settings.resamples, settings.seed
+                        item, in_words[attribute], steers, settings.resamples, settings.seed
                     )
             conditions[name] = {
                 "title": TITLES[name],
@@ -329,7 +336,7 @@ class _Evaluation:
                 "goal_space": goal_figures(measured, schema, settings.attributes, settings.resamples, settings.seed),
                 "grid": grid_cells(measured, settings.attributes),
                 "consistency": consistency(measured, schema, settings.attributes),
-                "examples": {attribute: examples(item, self.prompts) for attribute, item in sweeps.items()},
+                "examples": {attribute: examples(item, texts) for attribute, item in sweeps.items()},
             }
         return {
             "kind": "steering",
@@ -341,7 +348,7 @@ class _Evaluation:
             "annotated_by": info.provenance.get("annotated_by"),
             "engine": self.answering.identity,
             "rule": RULE,
-            "prompts": {"used": len(self.prompts), "left_out": left_out, "digest": digest_of(self.prompts)},
+            "prompts": {"used": len(self.prompts), "left_out": left_out, "digest": digest_of(texts)},
             "schema": schema.to_list(),
             "conditions": conditions,
             "settings": settings.model_dump(mode="json"),

@@ -29,7 +29,8 @@ class SteeringSettings(Settings):
     """Settings of all these attributes at once that each prompt is answered at, drawn uniformly from the grid of
     levels; as many as the grid has are the whole grid."""
     paraphrases: Annotated[int, Field(ge=0)] = 0
-    """Prompts to put in other words too, to see whether the same request has the same effect."""
+    """Prompts to put in other words too, to see whether the same request has the same effect: in those that the file of
+    prompts has, else in three English frames. Each takes two answers more for each attribute and way of putting it."""
     max_tokens: Annotated[int, Field(ge=1)] = 160
     """Most tokens of an answer."""
     temperature: Annotated[float, Field(ge=0)] = 0.0

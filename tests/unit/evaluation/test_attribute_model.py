@@ -108,6 +108,18 @@ def test_a_judge_that_is_right(judge: SteerModel) -> None:
     assert json.dumps(record["settings"])
 
 
+def test_all_intervals_are_those_of_the_seed(judge: SteerModel) -> None:
+    conversations = rated_by(unrated(20), lambda values: {"quality": clipped(values)["quality"]}, judge)
+    settings = SETTINGS.model_copy(update={"invariance": 0})
+    one, same, other = (
+        evaluate_attributes(judge, conversations, settings.model_copy(update={"seed": seed}))["attributes"]["quality"]
+        for seed in (0, 0, 1)
+    )
+    assert one == same
+    for kind in ("calibration", "ranking", "overall"):
+        assert one[kind] != other[kind]
+
+
 def test_figures_by_hand(judge: SteerModel) -> None:
     """Everybody is half a point stricter than the judge: errors of one half, and correlations of one."""
 

@@ -7,7 +7,7 @@ import pytest
 
 from steerlm.attributes import STEERLM, Attribute, Schema
 from steerlm.evaluation.answers import JUDGE, PERPLEXITY, Answer, Measured
-from steerlm.evaluation.asks import Ask, goals, paraphrased
+from steerlm.evaluation.asks import Ask, goals, paraphrased, ways_of
 from steerlm.evaluation.goal_space import consistency, coverage, goal_figures, grid_cells, steering_errors
 
 START = np.array([[0.5, 0.5]])
@@ -122,12 +122,29 @@ def test_cells_of_the_grid() -> None:
 def test_consistency() -> None:
     """The same in all words; then a point more in each of the other frames than in the one before."""
     asks = [Ask(prompt, (("humor", level),)) for level in (0, 4) for prompt in range(3)]
-    asks += paraphrased(STEERLM, ["humor"], 3)
+    asks += paraphrased(STEERLM, ["humor"], [ways_of("Hi")] * 3)
     found = obedient(asks)
-    assert consistency(found, STEERLM, ["humor"]) == {"humor": {"over_paraphrases": 0.0, "over_prompts": 0.0}}
+    same = {"measure": f"{JUDGE}humor", "over_paraphrases": 0.0, "over_prompts": 0.0}
+    assert consistency(found, STEERLM, ["humor"]) == {"humor": same}
     shifted = found.columns[f"{JUDGE}humor"] + np.array([float(ask.paraphrase) for ask in asks])
     moved = Measured(found.asks, found.answers, {f"{JUDGE}humor": shifted})
     spread = consistency(moved, STEERLM, ["humor"])
     assert spread is not None
     assert spread["humor"]["over_paraphrases"] == pytest.approx(np.std([0, 1, 2, 3]))
     assert consistency(obedient(asks[:6]), STEERLM, ["humor"]) is None
+
+
+def test_consistency_without_a_judge() -> None:
+    """Verbosity by characters, of which each frame has ten more than the one before; nothing stands for humor."""
+    asks = [Ask(prompt, ((name, level),)) for name in ("verbosity", "humor") for level in (0, 4) for prompt in range(3)]
+    asks += paraphrased(STEERLM, ["verbosity", "humor"], [ways_of("Hi")] * 3)
+    characters = np.array([10.0 * ask.paraphrase for ask in asks])
+    found = consistency(
+        Measured(tuple(asks), tuple(Answer("", 1, False) for _ in asks), {"characters": characters}),
+        STEERLM,
+        ["verbosity", "humor"],
+    )
+    assert found is not None
+    assert set(found) == {"verbosity"}
+    assert found["verbosity"]["measure"] == "characters"
+    assert found["verbosity"]["over_paraphrases"] == pytest.approx(np.std([0, 10, 20, 30]))

@@ -51,12 +51,14 @@ def result(obeys: bool) -> dict[str, Any]:
             "leakage": leakage(figures, STEERLM),
             "goal_space": goal_figures(measured, STEERLM, NAMES, 100, 0),
             "grid": grid_cells(measured, NAMES),
-            "consistency": {"humor": {"over_paraphrases": 0.1, "over_prompts": 0.2}},
+            "consistency": {"humor": {"measure": f"{JUDGE}humor", "over_paraphrases": 0.1, "over_prompts": 0.2}},
             "examples": {attribute: examples(item, PROMPTS) for attribute, item in sweeps.items()},
         }
         all_sweeps[name] = sweeps
     for attribute, row in conditions["policy"]["attributes"].items():
-        row["against_words"] = against(all_sweeps["policy"][attribute], all_sweeps["words"][attribute], 100, 0)
+        row["against_words"] = against(
+            all_sweeps["policy"][attribute], all_sweeps["words"][attribute], row["verdict"] == "steers", 100, 0
+        )
     return {
         "kind": "steering",
         "model": "0123456789abcdef",

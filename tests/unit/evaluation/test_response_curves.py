@@ -157,23 +157,33 @@ def test_against_asking_in_words(words: Score, verdict: str) -> None:
     def noisy(of: Score, noise_PL: np.ndarray) -> Sweep:
         return sweep_of(measured({column: lambda p, k: of(p, k) + base[p] + noise_PL[p, k]}), STEERLM["complexity"])
 
-    found = against(noisy(lambda p, k: 0.5 * k + 1.0, rest[0]), noisy(words, rest[1]), 500, 0)
+    found = against(noisy(lambda p, k: 0.5 * k + 1.0, rest[0]), noisy(words, rest[1]), True, 500, 0)
     assert found is not None
     assert found["verdict"] == verdict
     assert found["slope"]["value"] == pytest.approx(0.5 - (words(0, 4) - words(0, 0)) / 4, abs=0.02)
+
+
+def test_one_that_is_deaf_is_not_better_than_words() -> None:
+    """It lies in the middle of the scale, and so nearer to what is asked than what lies at its end."""
+    column = f"{JUDGE}complexity"
+    deaf, end = (sweep_of(measured({column: lambda p, k, at=at: at}), STEERLM["complexity"]) for at in (2.0, 4.0))
+    found = against(deaf, end, False, 500, 0)
+    assert found is not None
+    assert found["miss"]["low"] > 0
+    assert found["verdict"] == "does not steer"
 
 
 def test_against_words_without_a_score() -> None:
     """Reading grades that follow, against ones that do not; of four prompts nothing is said."""
     grades, flat = {"reading_grade": lambda p, k: 3.0 * k}, {"reading_grade": lambda p, k: float((7 * p + 3 * k) % 5)}
     one, other = (sweep_of(measured(dict(of)), STEERLM["complexity"]) for of in (grades, flat))
-    found = against(one, other, 500, 0)
+    found = against(one, other, True, 500, 0)
     assert found is not None
     assert (found["verdict"], found["slope"]) == ("better", None)
     few = replace(one, values_PLM=one.values_PLM[:4]), replace(other, values_PLM=other.values_PLM[:4])
-    assert (against(*few, 500, 0) or {})["verdict"] == "too few prompts"
+    assert (against(*few, True, 500, 0) or {})["verdict"] == "too few prompts"
     nothing = sweep_of(measured({"words": lambda p, k: 3.0}), STEERLM["complexity"])
-    assert against(nothing, nothing, 500, 0) is None
+    assert against(nothing, nothing, False, 500, 0) is None
 
 
 def test_one_absurd_answer_does_not_make_up_the_perplexity() -> None:

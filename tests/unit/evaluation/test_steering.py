@@ -178,6 +178,23 @@ def test_long_prompts_make_room_for_later_ones(policy: SteerModel, tmp_path: Pat
     assert {row["prompt_text"] for row in rows} == set(PROMPTS)
 
 
+def test_the_same_in_words_of_the_file(policy: SteerModel, tmp_path: Path) -> None:
+    """The first prompt has one way of its own beside it, the second none and goes in frames, the third is not asked in
+    other words; one that is too long in other words makes room.
+    """
+    prompts = [("Why?", "For what reason?"), ("Long?", "word " * 3000), "Is it?", "What is rock?"]
+    settings = QUICK.model_copy(update={"paraphrases": 2, "max_prompts": 3})
+    record = evaluate_steering(policy, prompts, settings, tmp_path, engine=Scripted(policy, lambda asked: asked))
+    assert record["prompts"]["left_out"] == 1
+    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    asked = {(row["prompt"], row["prompt_text"]) for row in rows if row["paraphrase"]}
+    assert {text for number, text in asked if number == 0} == {"For what reason?"}
+    assert len({text for number, text in asked if number == 1}) == 3
+    assert all("Is it?" in text for number, text in asked if number == 1)
+    assert {number for number, _ in asked} == {0, 1}
+    assert record["conditions"]["policy"]["consistency"]["verbosity"]["over_paraphrases"] == 0
+
+
 @pytest.fixture(scope="module")
 def readable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy on disk that OpenVINO can read."""
@@ -369,6 +386,13 @@ def test_prompts_of_files(tmp_path: Path) -> None:
     ):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
         assert read_prompts(tmp_path / f"{name}.jsonl") == found
+    rows = [{"prompt": "Hi", "paraphrases": ["Hello", "Good day"]}, {"prompt": "Ho", "paraphrases": None}]
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_prompts(tmp_path / "other.jsonl") == [("Hi", "Hello", "Good day"), "Ho"]
+    for other in ("Hello", [""], [3]):
+        (tmp_path / "faulty.jsonl").write_text(json.dumps({"prompt": "Hi", "paraphrases": other}) + "\n")
+        with pytest.raises(DataError, match="line 1: paraphrases must be a list of strings with text in them"):
+            read_prompts(tmp_path / "faulty.jsonl")
     (tmp_path / "faulty.jsonl").write_text('{"prompt": "Hi"}\n{"prompt": ""}\n')
     with pytest.raises(DataError, match="line 2: prompt must be a string with text in it"):
         read_prompts(tmp_path / "faulty.jsonl")
