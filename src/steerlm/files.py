@@ -14,7 +14,7 @@ import re
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,10 +134,20 @@ def read_conversations(path: str | Path, schema: Schema = STEERLM) -> Iterator[C
 def parse_conversation(path: str | Path, row: Row, schema: Schema, seen: dict[str, int] | None = None) -> Conversation:
     """The conversation of one row. Raises `DataError` with the place and all faults (see `row_faults` for `seen`)."""
     if faults := row_faults(row, schema, {} if seen is None else seen):
-        name = row.record.get("id") if isinstance(row.record, dict) else None
-        where = f"line {row.line}: conversation {name!r}" if name else f"line {row.line}"
-        raise DataError(f"{path}: {where}: {'; '.join(faults)}")
+        raise faulty(path, row, faults)
     return Conversation.from_dict(row.record, schema)
+
+
+def faulty(path: str | Path, row: Row, faults: Sequence[str]) -> DataError:
+    """An error that says where a row is and what is wrong with it as a conversation."""
+    name = row_id(row)
+    where = f"line {row.line}: conversation {name!r}" if name else f"line {row.line}"
+    return DataError(f"{path}: {where}: {'; '.join(faults)}")
+
+
+def row_id(row: Row) -> Any:
+    """What a row gives as the id of its conversation, which need be no valid one; None where it gives none."""
+    return row.record.get("id") if isinstance(row.record, dict) else None
 
 
 def row_faults(row: Row, schema: Schema, seen: dict[str, int]) -> list[str]:
@@ -145,7 +155,7 @@ def row_faults(row: Row, schema: Schema, seen: dict[str, int]) -> list[str]:
     if row.fault:
         return [row.fault]
     faults = list(record_faults(row.record, schema))
-    name = row.record.get("id") if isinstance(row.record, dict) else None
+    name = row_id(row)
     if isinstance(name, str):
         if name in seen:
             faults.append(f"id {name!r} was already used on line {seen[name]}; ids must be unique in a file")

@@ -22,7 +22,7 @@ from steerlm.annotation.settings import AnnotateSettings
 from steerlm.attributes import STEERLM, Schema
 from steerlm.conversation import Conversation
 from steerlm.errors import ConfigError, DataError, ModelError, SchemaError
-from steerlm.files import Row, read_rows, row_faults, sha256, write_json, write_jsonl
+from steerlm.files import Row, faulty, read_rows, row_faults, row_id, sha256, write_json, write_jsonl
 from steerlm.models.load import SteerModel
 from steerlm.provenance import environment
 
@@ -66,7 +66,9 @@ class _Window:
     def add(self, row: Row, faults: list[str], schema: Schema) -> None:
         self.line = row.line
         if faults:
-            self.rejects.append({"line": row.line, "faults": faults, "raw": _raw_text(row)})
+            name = row_id(row)
+            name = _printable(name) if isinstance(name, str) else None
+            self.rejects.append({"line": row.line, "conversation": name, "faults": faults, "raw": _raw_text(row)})
             self.text_bytes += len(row.raw)
             return
         conversation = Conversation.from_dict(row.record, schema)
@@ -146,7 +148,7 @@ class _Run:
         for row in read_rows(self.data):
             faults = [_printable(fault) for fault in row_faults(row, self.schema, seen)]
             if faults and self.settings.strict:
-                raise DataError(f"{self.data}: line {row.line}: {'; '.join(faults)}")
+                raise faulty(self.data, row, faults)
             start, at = at, at + extent.of(row)
             if row.line <= done:
                 continue

@@ -23,7 +23,7 @@ from steerlm.cli.data_views import (
 from steerlm.conversation import Conversation, LabelsFrom
 from steerlm.dialects import DIALECTS, Renderer, detect_dialect, level_tokens
 from steerlm.errors import ConfigError, DataError
-from steerlm.files import read_conversations, read_rows, row_faults
+from steerlm.files import read_conversations, read_rows, row_faults, row_id
 from steerlm.models.directory import FILE, ModelInfo
 from steerlm.sources.statistics import ValuesFrom, statistics
 
@@ -69,6 +69,8 @@ def stats_command(
         print_json({"file": str(file), **found.to_dict()})
     else:
         stdout().print(statistics_view(found))
+        if renderer is None:
+            stdout().print("In tokens, with what trees save: --tokenizer MODEL, such as smollm2", soft_wrap=True)
 
 
 def check_command(
@@ -95,10 +97,12 @@ def check_command(
     else:
         _print_faults(file, found)
     if found.faults:
-        raise DataError(
-            f"{file}: {len(found.faults)} faulty; correct them, or leave them out with "
-            f"`steerlm data import jsonl {file} --skip-faulty --out GOOD.jsonl`"
+        advice = (
+            f"correct them, or leave them out with `steerlm data import jsonl {file} --skip-faulty --out GOOD.jsonl`"
         )
+        if found.faults[-1]["line"] == 0:
+            advice = "correct the file as a whole first: no command can read it to its end"
+        raise DataError(f"{file}: {len(found.faults)} faulty; {advice}")
 
 
 def _print_faults(file: Path, found: Checked) -> None:
@@ -183,8 +187,7 @@ def check_file(file: Path, schema: Schema) -> Checked:
             if not faults:
                 found.good += 1
                 continue
-            name = row.record.get("id") if isinstance(row.record, dict) else None
-            found.faults.append({"line": row.line, "conversation": name, "messages": faults})
+            found.faults.append({"line": row.line, "conversation": row_id(row), "messages": faults})
     except DataError as error:
         # A torn archive ends the reading, but not before the faults above it are told.
         found.faults.append({"line": 0, "conversation": None, "messages": [str(error).removeprefix(f"{file}: ")]})

@@ -31,14 +31,15 @@ _STYLES: dict[TokenRole, str] = {
     "response": "green",
     "end": "red",
 }
-# Escape sequences in a text must not reach the terminal; line ends and tabs may.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Escape sequences in a text must not reach the terminal, nor marks that turn the direction of the text around them;
+# line ends and tabs may.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _LOSS_OPEN, _LOSS_CLOSE = "⟦", "⟧"
 
 
 def printable(text: str) -> str:
     """The text with control characters made visible, safe for a terminal."""
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def conversation_view(conversation: Conversation) -> RenderableType:

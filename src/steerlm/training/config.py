@@ -245,7 +245,8 @@ class PolicySettings(TrainSettings):
     level_tokens: bool = True
     """Make each word of a label line (quality:4) one token; the text stays the same."""
     contrast: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the contrastive term: a response is likelier under its own labels than under a sibling's."""
+    """Weight of the contrastive term: a response is likelier under its own labels than under a sibling's, or where no
+    sibling has others, under those of a response drawn from the data."""
     contrast_sharpness: Annotated[float, Field(gt=0)] = 0.1
     """Slope of the contrastive term's logistic function, per nat of log-likelihood; steep ones drown in noise."""
     contrast_attributes: list[str] = Field(default_factory=list)

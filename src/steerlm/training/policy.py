@@ -290,7 +290,11 @@ class PolicyTask:
         return Measured(loss.total.item(), loss.count.item(), tuple((sums_R[own] - sums_R[other]).tolist()))
 
     def figures(self, measured: Sequence[Measured]) -> dict[str, Any]:
-        """Loss in nats a token, and the gap log p(y | own labels) - log p(y | sibling's labels) in nats a response."""
+        """Loss in nats a token, and the gap log p(y | own labels) - log p(y | sibling's labels) in nats a response.
+
+        Where no sibling has other labels, they are those of a response to train on: data without siblings have a gap
+        too.
+        """
         tokens = sum(pack.tokens for pack in measured)
         if not tokens:
             raise DataError(

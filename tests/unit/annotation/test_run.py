@@ -139,6 +139,8 @@ def test_malformed_lines_are_put_aside(judge: SteerModel, tmp_path: Path, trees:
     assert f"{len(HOSTILE)} malformed lines put aside in" in str(report)
     rejects = [json.loads(line) for line in report.rejects.read_bytes().splitlines()]
     assert [item["line"] for item in rejects] == [2 * k + 2 for k in range(len(HOSTILE))]
+    named = [None] * 3 + ["x", *(f"x{k}" for k in range(1, 6)), None, "x7", "\\ud800", "x8", "x9", "tree-0", None]
+    assert [item["conversation"] for item in rejects] == named
     for item, (raw, why) in zip(rejects, HOSTILE, strict=True):
         assert why in "; ".join(item["faults"])
         assert item["raw"] == raw.decode("utf-8", "backslashreplace").rstrip("\n")
@@ -158,7 +160,7 @@ def test_strict_stops_at_the_first(judge: SteerModel, data: Path, out: Path) -> 
     with data.open("ab") as stream:
         stream.write(b'{"id": "x", "messages": []}\n{\n')
     strict = SMALL_WINDOWS.model_copy(update={"strict": True})
-    with pytest.raises(DataError, match=r"in.jsonl: line 41: messages must be a non-empty list"):
+    with pytest.raises(DataError, match=r"in.jsonl: line 41: conversation 'x': messages must be a non-empty list"):
         annotate(data, out, judge, strict)
     assert not out.exists()
     report = annotate(data, out, judge, SMALL_WINDOWS)

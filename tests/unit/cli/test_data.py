@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,9 @@ def test_stats_in_words(run: Run, tree: Path, tokenizer: Path) -> None:
     assert ["quality", "1", "3.000", "-", "0", "0", "0", "1", "0"] in lines
     assert re.search(r"training: \d+ tokens as trees, \d+ as threads \(1\.\d\d times\)", said)
     assert all(len(line) <= 80 for line in said.splitlines())
+    assert "--tokenizer" not in said
+    assert "In tokens" in (without := run("stats", tree)).splitlines()[-1]
+    assert "--tokenizer MODEL" in without
 
 
 def test_stats_in_json(run: Run, tree: Path, tokenizer: Path) -> None:
@@ -268,6 +272,17 @@ def test_check_of_a_good_file(run: Run, tree: Path, tmp_path: Path) -> None:
     schema.write_text("attributes: [{name: quality, high: 2, default: 2}]")
     with pytest.raises(DataError, match="1 faulty"):
         run("check", tree, "--schema", schema)
+
+
+def test_a_torn_file_is_not_sent_where_it_fails_again(run: Run, tmp_path: Path) -> None:
+    torn = tmp_path / "torn.jsonl.gz"
+    write_conversations(torn, [Conversation(f"c{n}", (Message("user", f"{n * n}" * 50),)) for n in range(200)])
+    torn.write_bytes(torn.read_bytes()[:-200])
+    with pytest.raises(DataError, match="1 faulty; correct the file as a whole first") as told:
+        run("check", torn)
+    assert "--skip-faulty" not in str(told.value)
+    with pytest.raises(DataError, match="damaged or cut short"):
+        run("import", "jsonl", torn, "--skip-faulty", "--out", tmp_path / "good.jsonl")
 
 
 def test_check_of_an_empty_and_of_a_torn_file(tmp_path: Path) -> None:
@@ -374,4 +389,14 @@ def test_characters_of_several_tokens_are_shown_whole(tokenizer: Path) -> None:
 
 
 def test_control_characters_are_made_visible() -> None:
-    assert printable("a\tb\n\x1b[0m\x00\x9b\r") == "a\tb\n\\x1b[0m\\x00\\x9b\\x0d"
+    assert printable("a\tb\n\x1b[0m\x00\x9b\r") == "a\tb\n\\x1b[0m\\x00\\x9b\\r"
+
+
+def test_marks_of_direction_are_made_visible() -> None:
+    """They let a terminal show a text as another one (CVE-2021-42574); the letters themselves stay."""
+    classes = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+    marks = [mark for mark in map(chr, range(0x110000)) if unicodedata.bidirectional(mark) in classes]
+    marks += [unicodedata.lookup(f"{name} MARK") for name in ("LEFT-TO-RIGHT", "RIGHT-TO-LEFT", "ARABIC LETTER")]
+    assert len(marks) == 12
+    assert not set(marks) & set(printable(f"שלום{''.join(marks)}"))
+    assert printable("שלום\u202e") == "שלום\\u202e"

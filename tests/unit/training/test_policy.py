@@ -113,7 +113,8 @@ def test_foils_without_siblings_come_from_other_conversations(policy: SteerModel
     lonely = tree_of(answer("a", {"humor": 1.0}))
     other = tree_of(answer("b", {"humor": 4.0}), name="d")
     made = task(policy, [lonely, other], contrast=0.5)
-    assert labels_in(policy, made.tree(lonely, 0)) == [(1, "humor:1", False), (1, "humor:4", True)]
+    for tree in (made.tree(lonely, 0), made.held_out_tree(lonely)):
+        assert labels_in(policy, tree) == [(1, "humor:1", False), (1, "humor:4", True)]
     alone = task(policy, [lonely], contrast=0.5)
     assert labels_in(policy, alone.tree(lonely, 0)) == [(1, "humor:1", False)]
 
