@@ -5,7 +5,6 @@ What a training step costs does not depend on what the weights are.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.command import run_benchmark
 from steerlm.devices import pick_device
+from steerlm.errors import ConfigError
 from steerlm.models.base import load_tokenizer, quiet, resolve
 from steerlm.settings import Settings
 
@@ -43,8 +43,10 @@ class Shape(Settings):
 
 
 def main(out: Path, /, *, shape: Annotated[Shape | None, Parameter(name="*")] = None) -> None:
-    """Write a Hugging Face model directory to OUT, replacing one that is there."""
+    """Write a Hugging Face model directory to OUT, which must not exist."""
     shape = shape or Shape()
+    if out.exists():
+        raise ConfigError(f"{out} exists; remove it, or choose another place")
     tokenizer = load_tokenizer(resolve(shape.tokenizer))
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -64,8 +66,6 @@ def main(out: Path, /, *, shape: Annotated[Shape | None, Parameter(name="*")] = 
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as aside, quiet():
         network.save_pretrained(Path(aside) / out.name)
         tokenizer.save_pretrained(Path(aside) / out.name)
-        if out.exists():
-            shutil.rmtree(out)
         (Path(aside) / out.name).rename(out)
     print(f"{network.num_parameters():,} parameters: {out}")
 

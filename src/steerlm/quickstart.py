@@ -42,6 +42,14 @@ from steerlm.training.run import Resume, train_attribute_model, train_policy
 _EVALUATION = f"policy/{FOLDER}"
 
 
+class ShownSteering(SteeringSettings):
+    """How steering is measured at the end."""
+
+    attributes: list[str] = Field(default_factory=lambda: ["verbosity", "complexity", "humor"])
+    """Attributes to set to each of their levels in turn, the others staying at their defaults; with none given
+    (`[]`), all that the policy knows."""
+
+
 class QuickstartSettings(Settings):
     """The recipe of a whole run. `attributes` and `policy` hold settings of the two trainings."""
 
@@ -61,9 +69,7 @@ class QuickstartSettings(Settings):
     """Settings of the policy's training, as in `steerlm train policy`."""
     annotation: AnnotateSettings = AnnotateSettings()
     """Settings of the annotation."""
-    steering: SteeringSettings = SteeringSettings(
-        attributes=["verbosity", "complexity", "humor"], conditions=["policy"], goals=0
-    )
+    steering: ShownSteering = ShownSteering(conditions=["policy"], goals=0)
     """Settings of the measurement at the end."""
 
 

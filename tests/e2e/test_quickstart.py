@@ -15,6 +15,7 @@ from steerlm.cli.main import run
 from steerlm.engines import Sampling, TorchEngine
 from steerlm.files import write_conversations
 from steerlm.models.load import load_model
+from steerlm.quickstart import QuickstartSettings
 from steerlm.training import loop
 from tiny import TOKENIZERS, save_base
 from tiny_judge import random_tree
@@ -211,3 +212,9 @@ def test_data_without_ratings_is_refused(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "pool.jsonl").write_text('{"prompt": "Hi", "responses": [{"text": "Hello"}, {"text": "Good day"}]}\n')
     assert run(["quickstart", "--data", str(tmp_path / "pool.jsonl"), "--out", str(tmp_path / "run")]) == 2
     assert "no response in the data carries human ratings" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_recipe_that_says_little_of_the_measurement_still_measures_three_attributes() -> None:
+    settings = QuickstartSettings.model_validate({"steering": {"max_prompts": 4}})
+    assert settings.steering.attributes == QuickstartSettings().steering.attributes
+    assert len(settings.steering.attributes) == 3

@@ -54,11 +54,7 @@ class Ranks:
         environment is incomplete, the device cannot be used, or the ranks cannot be divided by `tensor_parallel`.
         """
         rank, world = launched()
-        if world % tensor_parallel:
-            raise ConfigError(
-                f"tensor_parallel={tensor_parallel} does not divide the {world} processes of this run; "
-                "choose a divisor, or start another number with torchrun"
-            )
+        require_divisor(tensor_parallel, world)
         if world == 1:
             return cls.alone(device)
         local_rank = _whole_number(os.environ, "LOCAL_RANK")
@@ -166,6 +162,15 @@ def launched() -> tuple[int, int]:
     """
     world = _whole_number(os.environ, "WORLD_SIZE", 1)
     return (_whole_number(os.environ, "RANK") if world > 1 else 0), world
+
+
+def require_divisor(tensor_parallel: int, world: int) -> None:
+    """Raise `ConfigError` where `world` processes cannot be divided by `tensor_parallel`."""
+    if world % tensor_parallel:
+        raise ConfigError(
+            f"tensor_parallel={tensor_parallel} does not divide the {world} processes of this run; "
+            "choose a divisor, or start another number with torchrun"
+        )
 
 
 def first_cause(error: CheckpointException) -> BaseException:

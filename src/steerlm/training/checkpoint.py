@@ -35,7 +35,7 @@ _STEP, _BEST = "step", "best"
 # The best weights, and the best before them in case these are damaged.
 _KEEP_BEST = 2
 _MANIFEST = "manifest.json"
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True, slots=True)

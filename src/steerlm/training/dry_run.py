@@ -12,6 +12,7 @@ from steerlm.models.directory import FILE
 from steerlm.models.load import SteerModel
 from steerlm.packing import Pack, Report
 from steerlm.parallel.balance import all_packs
+from steerlm.parallel.ranks import require_divisor
 from steerlm.planning.footprint import Footprint, footprint
 from steerlm.tokens import TokenTree
 from steerlm.training.config import PolicySettings, TrainSettings, kind_of
@@ -65,6 +66,8 @@ def dry_run(settings: TrainSettings, resume: Resume = "auto", world: int = 1) ->
     """
     settings.require_consistent()
     require_possible(settings, pick_device(settings.device), world)
+    if world > 1:  # one process splits nothing
+        require_divisor(settings.tensor_parallel, world)
     require_dashboards(settings.track)
     schema = schema_to_learn(settings)
     with training_data(settings, schema) as data:

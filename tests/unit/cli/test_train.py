@@ -94,6 +94,8 @@ def test_a_dry_run_for_many_processes_counts_what_they_do_and_one_of_them_tells(
     settings = PolicySettings(**values(folder, out=tmp_path / "out", labels="ratings-first"))
     one, two = (dry_run(settings, world=world).memory for world in (1, 2))
     assert two.weights == pytest.approx(one.weights / 2, rel=0.01)
+    with pytest.raises(ConfigError, match="tensor_parallel=4 does not divide the 2 processes"):
+        dry_run(settings.model_copy(update={"tensor_parallel": 4}), world=2)
 
 
 def test_steps_of_many_epochs_and_at_most_so_many(folder: Path, tmp_path: Path) -> None:

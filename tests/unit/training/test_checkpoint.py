@@ -149,7 +149,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing file": (lambda path: weights(path).unlink(), r"distcp is missing"),
     "missing manifest": (lambda path: (path / "manifest.json").unlink(), r"manifest\.json: .*No such file"),
     "torn manifest": (
-        lambda path: (path / "manifest.json").write_text('{"format": 2, "files": {'),
+        lambda path: (path / "manifest.json").write_text('{"format": 3, "files": {'),
         r"manifest\.json: ",
     ),
     "manifest of something else": (lambda path: (path / "manifest.json").write_text("[]"), r"manifest\.json: "),
@@ -185,7 +185,7 @@ def test_one_of_another_version_is_refused_and_not_passed_over(tmp_path: Path) -
     path = training.save(2)
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**manifest, "format": 1}))
-    says = r"step-00000002 was written by another version of steerlm \(its format is 1, here it is 2\); go on with"
+    says = r"step-00000002 was written by another version of steerlm \(its format is 1, here it is 3\); go on with"
     with pytest.raises(TrainingError, match=says):
         training.resume()
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
