@@ -11,13 +11,9 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Generic, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from steerlm.engines.base import TokenLogprob
 
 S = TypeVar("S")
-Ids = npt.NDArray[np.int64]
 # Tokens that must be saved for a part of its own to be worth a pass through the network.
 _WORTH = 32
 
@@ -100,15 +96,33 @@ def share(prompts: Sequence[tuple[int, ...]]) -> list[Part[S]]:
     return [leaves[number] for number in range(len(prompts))]
 
 
+@dataclass(eq=False, slots=True)
+class _Node:
+    """A stretch of ids that some known sequences have in common, after those of the nodes above it.
+
+    stop  how many ids there are up to the end of this stretch
+    name  of the sequence that ends here, if one does
+    """
+
+    ids: tuple[int, ...]
+    above: _Node | None
+    stop: int
+    below: dict[int, _Node] = field(default_factory=dict)
+    name: int | None = None
+
+
 class Known(Generic[S]):
     """What was computed for earlier sequences of ids, to be taken up again; the least recently used comes first.
+
+    The sequences are kept as a radix tree, so that finding one takes time for its own ids, not for all others.
 
     most    tokens of all of them together, beyond which the first are forgotten
     """
 
     def __init__(self, most: float = math.inf) -> None:
         self.most = most
-        self._entries: OrderedDict[int, tuple[Ids, S]] = OrderedDict()
+        self._entries: OrderedDict[int, tuple[_Node, S]] = OrderedDict()
+        self._root = _Node((), None, 0)
         self._next = 0
         self.tokens = 0
         """Of all sequences together."""
@@ -118,41 +132,87 @@ class Known(Generic[S]):
 
     def holds(self, ids: Sequence[int]) -> bool:
         """Whether a sequence begins with these."""
-        wanted = np.asarray(ids, dtype=np.int64)
-        return any(_shared(wanted, known) == len(wanted) for known, _ in self._entries.values())
+        return self._reach(tuple(ids))[1] == len(ids)
 
     def put(self, ids: Sequence[int], states: S) -> list[S]:
         """Note a sequence; returns the states of those that are forgotten for it: what it goes on from, and the first
         of all where there are too many.
         """
-        known = np.asarray(ids, dtype=np.int64)
-        shorter = [name for name, (other, _) in self._entries.items() if _shared(known, other) == len(other)]
+        node = self._place(tuple(ids))
+        shorter, above = [], node.above
+        while above is not None:
+            if above.name is not None:
+                shorter.append(above.name)
+            above = above.above
+        equal, node.name, self._next = node.name, self._next, self._next + 1
+        self._entries[node.name] = (node, states)
+        self.tokens += node.stop
         forgotten = [self._forget(name) for name in shorter]
-        self._entries[self._next] = (known, states)
-        self._next += 1
-        self.tokens += len(known)
+        if equal is not None:
+            self.tokens -= node.stop
+            forgotten.append(self._entries.pop(equal)[1])
         while self.tokens > self.most:
             forgotten.append(self.pop())
         return forgotten
 
     def longest(self, ids: Sequence[int]) -> tuple[int, S | None]:
         """How many tokens, short of the last, some sequence begins with, and the states of that sequence."""
-        wanted = np.asarray(ids[:-1], dtype=np.int64)
-        found = ((_shared(wanted, known), name) for name, (known, _) in self._entries.items())
-        best, name = max(found, default=(0, -1))
-        if not best:
+        node, size = self._reach(tuple(ids[:-1]))
+        if not size:
             return 0, None
-        self._entries.move_to_end(name)
-        return best, self._entries[name][1]
+        while node.name is None:
+            node = next(reversed(node.below.values()))
+        self._entries.move_to_end(node.name)
+        return size, self._entries[node.name][1]
 
     def pop(self) -> S:
         """Forget the sequence that was not used for longest."""
         return self._forget(next(iter(self._entries)))
 
+    def _reach(self, ids: tuple[int, ...]) -> tuple[_Node, int]:
+        """The last node of which these ids have a part, and how many of them the tree has."""
+        node, size = self._root, 0
+        while size < len(ids) and (below := node.below.get(ids[size])) is not None:
+            node, before = below, size
+            size += _shared(node.ids, ids[size : size + len(node.ids)])
+            if size - before < len(node.ids):
+                break
+        return node, size
+
+    def _place(self, ids: tuple[int, ...]) -> _Node:
+        """The node at which these ids end, made where there is none."""
+        node, size = self._reach(ids)
+        if size < node.stop:
+            node = _split(node, size)
+        if size == len(ids):
+            return node
+        made = _Node(ids[size:], node, len(ids))
+        node.below[ids[size]] = made
+        return made
+
     def _forget(self, name: int) -> S:
-        ids, states = self._entries.pop(name)
-        self.tokens -= len(ids)
+        node, states = self._entries.pop(name)
+        self.tokens -= node.stop
+        node.name = None
+        while node.above is not None and node.name is None and not node.below:
+            del node.above.below[node.ids[0]]
+            node = node.above
+        if node.above is not None and node.name is None and len(node.below) == 1:
+            (below,) = node.below.values()
+            below.ids, below.above = node.ids + below.ids, node.above
+            node.above.below[below.ids[0]] = below
         return states
+
+
+def _split(node: _Node, stop: int) -> _Node:
+    """A node of its own for the ids of this one before `stop`."""
+    assert node.above is not None
+    size = len(node.ids) - (node.stop - stop)
+    upper = _Node(node.ids[:size], node.above, stop)
+    node.above.below[upper.ids[0]] = upper
+    node.ids, node.above = node.ids[size:], upper
+    upper.below[node.ids[0]] = node
+    return upper
 
 
 def in_turn(parts: Iterable[Part[S]], known: Known[S]) -> Iterator[Part[S]]:
@@ -179,8 +239,9 @@ def _gains(part: Part[S], ahead: Sequence[Part[S]], known: Known[S]) -> bool:
     )
 
 
-def _shared(one: Ids, other: Ids) -> int:
+def _shared(one: tuple[int, ...], other: tuple[int, ...]) -> int:
     """How many ids two sequences have in common at their beginning."""
     size = min(len(one), len(other))
-    differ = one[:size] != other[:size]
-    return int(differ.argmax()) if differ.any() else size
+    if one[:size] == other[:size]:
+        return size
+    return next(place for place in range(size) if one[place] != other[place])

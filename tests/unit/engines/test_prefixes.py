@@ -83,3 +83,38 @@ def test_the_least_recently_used_is_forgotten_first() -> None:
     assert known.longest([1, 9]) == (1, "a")
     assert [known.pop(), known.pop()] == ["b", "c"]
     assert known.tokens == 2
+
+
+@given(st.lists(st.one_of(st.none(), st.lists(st.integers(0, 2), min_size=1, max_size=8).map(tuple)), max_size=25))
+def test_what_is_known_is_what_a_list_of_it_says(steps: list[tuple[int, ...] | None]) -> None:
+    """Sequences put and (None) forgotten in any order, against going through all of them."""
+    known: Known[tuple[int, ...]] = Known()
+    held: list[tuple[int, ...]] = []
+    for ids in steps:
+        if ids is None:
+            if held:
+                held.remove(known.pop())
+        elif not any(other[: len(ids)] == ids for other in held):
+            gone = known.put(ids, ids)
+            assert sorted(gone) == sorted(other for other in held if ids[: len(other)] == other)
+            held = [other for other in held if other not in gone] + [ids]
+        else:
+            assert known.holds(ids)
+        assert len(known) == len(held)
+        assert known.tokens == sum(map(len, held))
+        for wanted in [*held, *(other[:-1] for other in held), (0, 1, 2, 0), (2, 2)]:
+            assert known.holds(wanted) == (not wanted or any(other[: len(wanted)] == wanted for other in held))
+            size, found = known.longest((*wanted, 9))
+            ends = [k for k in range(len(wanted) + 1) if any(other[:k] == wanted[:k] for other in held)]
+            assert size == max(ends, default=0)
+            assert found is None if size == 0 else found in held and found[:size] == wanted[:size]
+
+
+def test_an_equal_sequence_takes_the_place_of_the_one_before() -> None:
+    known: Known[str] = Known()
+    known.put([1, 2, 3], "old")
+    assert known.put([1, 2, 3], "new") == ["old"]
+    assert (len(known), known.tokens) == (1, 3)
+    assert known.longest([1, 2, 3, 4]) == (3, "new")
+    assert known.pop() == "new"
+    assert not known.holds([1])
