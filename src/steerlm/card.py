@@ -16,6 +16,7 @@ from steerlm.evaluation.records import FIGURES, REPORT, evaluation_folder, read_
 from steerlm.files import write_text
 from steerlm.models.directory import ModelInfo
 from steerlm.pages import page
+from steerlm.sources.hub import PREFIX
 
 FILE = "README.md"
 MARK = "<!-- Made by `steerlm card` from steerlm.json and the evaluation results"
@@ -25,7 +26,7 @@ _MARK_LINE = re.compile(
 )
 _OLD_MARK = f"{MARK}. -->"
 """The whole mark of earlier versions."""
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_HUB_SOURCE = re.compile(PREFIX + r"([\w-][\w.-]*/[\w-][\w.-]*)")
 _HUB_NAMES = {"smollm2": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
 
 
@@ -103,7 +104,8 @@ def card_text(model: str | Path, license_: str | None = None) -> str:
     data = ModelCardData(
         base_model=known,
         license=license_ or known_license,
-        datasets=[name for name in info.provenance.get("sources", ()) if _HUB_ID.fullmatch(name)] or None,
+        datasets=[found[1] for name in info.provenance.get("sources", ()) if (found := _HUB_SOURCE.fullmatch(name))]
+        or None,
         library_name="transformers",
         pipeline_tag="text-generation" if info.kind == "policy" else "text-classification",
         tags=["steerlm", info.kind, *(["attribute-conditioned"] if info.kind == "policy" else ["reward-model"])],

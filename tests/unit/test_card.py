@@ -127,11 +127,13 @@ def test_a_policy(model: Path) -> None:
 
 
 def test_the_data_are_named(tmp_path: Path) -> None:
-    named = {"sources": ["OpenAssistant/oasst1", "mine", "../secret"], "annotated_by": ["a77e"]}
+    """Only what was imported from the hub is a data set there; a path or a name of one's own may look like one."""
+    sources = ["../secret", "data/train.jsonl", "hub:OpenAssistant/oasst1", "hub:no set", "mine", "team/forum"]
+    named = {"sources": sources, "annotated_by": ["a77e"]}
     replace(INFO, provenance=INFO.provenance | named).save(tmp_path)
     text = write_card(tmp_path).read_text()
     assert ModelCard(text).data.datasets == ["OpenAssistant/oasst1"]
-    assert "Sources of the data: OpenAssistant/oasst1, mine" in text
+    assert "Sources of the data: ../secret, data/train.jsonl, hub:OpenAssistant/oasst1" in text
     assert "Annotated by the attribute model `a77e`." in text
     assert cited(text) == ["2310.05344", "2311.09528", "2304.07327"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,15 @@ def score_column(attribute: str, columns: Container[str]) -> str | None:
     of the first.
     """
     return next((name for name in (f"{SECOND}{attribute}", f"{JUDGE}{attribute}") if name in columns), None)
+
+
+def score_columns(attributes: Iterable[str], columns: Container[str]) -> dict[str, str]:
+    """The measures among `columns` by which attributes are judged together, by attribute: the scores of a single
+    attribute model, the second where it has as many of them as the first.
+    """
+    names = list(attributes)
+    found = [{name: column for name in names if (column := f"{prefix}{name}") in columns} for prefix in (SECOND, JUDGE)]
+    return max(found, key=len)
 
 
 def proxy(attribute: str, columns: Container[str]) -> str | None:

@@ -23,12 +23,20 @@ class AnswersFile:
         self.path = path
         self._rows: list[dict[str, Any]] = [row for _, row in read_records(path)] if path.is_file() else []
 
-    def get(self, digest: str, condition: Condition, asks: Sequence[Ask]) -> dict[Hashable, Answer]:
-        """Those of these asks that are there."""
+    def get(
+        self, digest: str, condition: Condition, asks: Sequence[Ask], prompts: Sequence[Ways]
+    ) -> dict[Hashable, Answer]:
+        """Those of these asks that are there, to prompts in the same words."""
         kept = {
-            _ask(row): Answer(row["text"], row["tokens"], row["cut"]) for row in self._rows if row.get("made") == digest
+            (_ask(row), row["prompt_text"]): Answer(row["text"], row["tokens"], row["cut"])
+            for row in self._rows
+            if row.get("made") == digest
         }
-        return {condition.key(ask): kept[ask] for ask in asks if ask in kept}
+        return {
+            condition.key(ask): kept[place]
+            for ask in asks
+            if (place := (ask, prompts[ask.prompt][ask.paraphrase])) in kept
+        }
 
     def put(
         self,

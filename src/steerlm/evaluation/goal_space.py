@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerlm.attributes import Attribute, Schema
-from steerlm.evaluation.answers import PERPLEXITY, Measured, proxy, score_column
+from steerlm.evaluation.answers import PERPLEXITY, Measured, proxy, score_column, score_columns
 from steerlm.evaluation.asks import Values
 from steerlm.evaluation.bootstrap import bootstrap_figures
 
@@ -47,16 +47,18 @@ def steering_errors(asked_GA: Floats, measured_GA: Floats, start_GA: Floats) -> 
 def goal_figures(
     measured: Measured, schema: Schema, attributes: Sequence[str], resamples: int, seed: int
 ) -> dict[str, Any] | None:
-    """Figures of the answers that set all attributes at once; None where there are none, or no scores."""
+    """Figures of the answers that set all attributes at once; None where there are none, or no attribute model scores
+    all of them.
+    """
     items = [schema[name] for name in attributes]
-    columns = [_column(measured, name) for name in attributes]
+    columns = [measured.columns[column] for column in score_columns(attributes, measured.columns).values()]
     starts = _starts(measured, items)
     rows = [number for number in _goal_rows(measured, attributes) if measured.asks[number].prompt in starts]
-    if not rows or any(column is None for column in columns):
+    if not rows or len(columns) < len(items):
         return None
-    measured_GA = np.stack([_unit(item, column[rows]) for item, column in zip(items, columns, strict=True)], axis=1)  # type: ignore[index]
+    measured_GA = np.stack([_unit(item, column[rows]) for item, column in zip(items, columns, strict=True)], axis=1)
     start_rows = [starts[measured.asks[number].prompt] for number in rows]
-    start_GA = np.stack([_unit(item, column[start_rows]) for item, column in zip(items, columns, strict=True)], axis=1)  # type: ignore[index]
+    start_GA = np.stack([_unit(item, column[start_rows]) for item, column in zip(items, columns, strict=True)], axis=1)
     asked = [dict(measured.asks[number].named) for number in rows]
     asked_GA = np.array([[_unit(item, np.array(values[item.name])) for item in items] for values in asked])
     steps_A = np.array([item.high - item.low for item in items])
@@ -149,10 +151,6 @@ def consistency(measured: Measured, schema: Schema, attributes: Sequence[str]) -
             "over_prompts": float(np.nanmean(over_prompts)),
         }
     return found or None
-
-
-def _column(measured: Measured, name: str) -> Floats | None:
-    return measured.columns.get(score_column(name, measured.columns) or "")
 
 
 def _starts(measured: Measured, attributes: Sequence[Attribute]) -> dict[int, int]:

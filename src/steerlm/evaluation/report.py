@@ -14,6 +14,7 @@ from steerlm.evaluation.text_measures import TEXT_MEASURES, TOXIC_WORDS
 from steerlm.files import write_text
 from steerlm.pages import page
 
+_MODELS = {JUDGE: "the attribute model", SECOND: "the second attribute model"}
 _CURVES = ("characters", "reading_grade")
 
 
@@ -34,7 +35,7 @@ def report_html(record: Mapping[str, Any], name: str) -> str:
         attributes=record["settings"]["attributes"],
         charts=_charts(record),
         measures=measure_titles(record),
-        teaching=_teaching(record),
+        judging=_judging(record),
         published=compared_with_published(record),
     )
 
@@ -49,18 +50,28 @@ def measure_titles(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _title(column: str, titles: Mapping[str, str]) -> str:
-    if column.startswith(JUDGE):
-        return f"{column.removeprefix(JUDGE)}, by the attribute model"
-    if column.startswith(SECOND):
-        return f"{column.removeprefix(SECOND)}, by the second attribute model"
+    for prefix, model in _MODELS.items():
+        if column.startswith(prefix):
+            return f"{column.removeprefix(prefix)}, by {model}"
     return titles[column]
 
 
-def _teaching(record: Mapping[str, Any]) -> str:
-    """Whether the policy learnt from the attribute model that verdicts rest on: it annotated the policy's data."""
+def _judging(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The attribute models that verdicts on scores rest on: fingerprint, title, whose verdicts, whether it taught."""
+    rows = record["conditions"][leading(record)]["attributes"]
+    fingerprints = {SECOND: record["second_judge"], JUDGE: record["judge"]}
+    return [
+        {"model": fingerprint, "title": _MODELS[prefix], "of": judged, "teaching": _teaching(record, fingerprint)}
+        for prefix, fingerprint in fingerprints.items()
+        if (judged := [name for name, row in rows.items() if (row["own"] or "").startswith(prefix)])
+    ]
+
+
+def _teaching(record: Mapping[str, Any], fingerprint: str) -> str:
+    """Whether the policy learnt from an attribute model: it annotated the policy's data."""
     if record["annotated_by"] is None:
         return "of which the policy does not say whether it learnt from it"
-    if (record["second_judge"] or record["judge"]) in record["annotated_by"]:
+    if fingerprint in record["annotated_by"]:
         return "which annotated the data that the policy learnt from: it is the policy's teacher"
     return "which annotated none of the data that the policy learnt from"
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerlm.attributes import Attribute, Schema
-from steerlm.evaluation.answers import JUDGE, PERPLEXITY, SECOND, Measured, proxy, score_column
+from steerlm.evaluation.answers import JUDGE, PERPLEXITY, SECOND, Measured, proxy, score_column, score_columns
 from steerlm.evaluation.bootstrap import (
     Estimate,
     bootstrap_figures,
@@ -256,13 +256,8 @@ def _quality_cost(sweep: Sweep, schema: Schema, weights_BP: Floats) -> dict[str,
     """What the ends of the scale do, against the default level, to the mean score of the attributes of which more is
     better (the swept one left out).
     """
-    good = {
-        item.name: column
-        for item in schema
-        if item.desirable == "high"
-        and item.name != sweep.attribute.name
-        and (column := score_column(item.name, sweep.columns))
-    }
+    others = (item.name for item in schema if item.desirable == "high" and item.name != sweep.attribute.name)
+    good = score_columns(others, sweep.columns)
     if not good:
         return None
     quality_PL = np.mean([sweep.column(column) for column in good.values()], axis=0)
@@ -270,17 +265,18 @@ def _quality_cost(sweep: Sweep, schema: Schema, weights_BP: Floats) -> dict[str,
     low, high = mean_estimates(quality_PL[:, [0, -1]] - quality_PL[:, [default]], weights_BP)
     return {
         "of": list(good),
+        "measures": list(good.values()),
         "at_lowest": low._asdict(),
         "at_highest": high._asdict(),
     }
 
 
 def leakage(figures: Mapping[str, Mapping[str, Any]], schema: Schema) -> dict[str, dict[str, Any]]:
-    """`leakage[i][j]`: how far the score of j moves when i goes from the bottom of its scale to the top."""
+    """`leakage[i][j]`: how far the score of j moves when i goes from the bottom of its scale to the top; all scores are
+    those of one attribute model.
+    """
     return {
-        name: {
-            other: row["effects"][column] for other in schema.names if (column := score_column(other, row["effects"]))
-        }
+        name: {other: row["effects"][column] for other, column in score_columns(schema.names, row["effects"]).items()}
         for name, row in figures.items()
     }
 

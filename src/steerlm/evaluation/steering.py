@@ -283,7 +283,7 @@ class _Evaluation:
         self, name: ConditionName, condition: Condition, asks: Sequence[Ask], kept: AnswersFile
     ) -> dict[Hashable, Answer]:
         made = self._made(name)
-        known = kept.get(made, condition, asks)
+        known = kept.get(made, condition, asks, self.prompts)
         missing = [ask for ask in asks if condition.key(ask) not in known]
         if missing:
             distinct = len({condition.key(ask) for ask in missing})
@@ -294,7 +294,7 @@ class _Evaluation:
         return known
 
     def _made(self, name: ConditionName) -> str:
-        """A digest of all that the answers of a condition depend on."""
+        """A digest of all that the answers of a condition depend on, but for other words, which stand in their rows."""
         own = {_OF_CONDITION[name]} if name in _OF_CONDITION else set()
         return digest_of(
             name,
@@ -302,7 +302,7 @@ class _Evaluation:
             self.policy.info.fingerprint,
             self.policy.info.system,
             self.policy.schema.to_list(),
-            self.prompts,
+            [ways[0] for ways in self.prompts],
             self.settings.model_dump(mode="json", include={*_OF_ANSWERS, *own}),
             self.judge.model.info.fingerprint if self.judge and name == "verified" else None,
         )

@@ -78,7 +78,7 @@ def import_conversations(
     """Read one or more sources of a kind: file paths, or `hub:OWNER/NAME[@REVISION][:SPLIT or /FILE]`.
 
     Ids are unique in the result and depend only on the data. Where a single data set of the hub is read, its
-    conversations come from it by name. Raises `DataError` for what cannot be read or is
+    conversations have `hub:OWNER/NAME` for their source. Raises `DataError` for what cannot be read or is
     faulty (with file, line and what to do), `SchemaError` and `ConfigError` for options that do not fit.
     """
     options = options or ImportOptions()
@@ -93,7 +93,9 @@ def import_conversations(
         raise ConfigError(f"{twice[0]} is given twice")
     report = Report(kind, names, options.skip_faulty)
     # Another data set may have the same layout: of one that is named, the name says more than that of the kind.
-    origin = parse_reference(names[0]).repository if len(names) == 1 and names[0].startswith(PREFIX) else kind
+    origin = kind
+    if len(names) == 1 and names[0].startswith(PREFIX):
+        origin = f"{PREFIX}{parse_reference(names[0]).repository}"
     kept: list[Conversation] = []
     for conversation in SOURCES[kind].read(names, options, schema, report):
         short = without(conversation, _too_long(conversation, options.max_characters), report)

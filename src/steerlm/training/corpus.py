@@ -21,7 +21,7 @@ from steerlm.conversation import Conversation
 from steerlm.errors import DataError
 from steerlm.files import json_line, parse_conversation, read_rows
 from steerlm.sources.split import is_held_out
-from steerlm.training.config import TrainSettings
+from steerlm.training.config import PolicySettings, TrainSettings
 from steerlm.training.survey import Survey
 
 
@@ -165,7 +165,7 @@ def training_data(settings: TrainSettings, schema: Schema) -> Iterator[TrainingD
 
 
 def _read(library: Library, settings: TrainSettings) -> TrainingData:
-    survey = Survey(settings.seed)
+    survey = Survey(settings.seed, settings.labels if isinstance(settings, PolicySettings) else "ratings")
     train, held_out = array("q"), array("q")
     fraction = 0.0 if settings.validation else settings.validation_fraction
 

@@ -390,7 +390,7 @@ class _Run:
             "steps": progress.step,
             "learnt_from": str(progress.report),
             "sources": sorted(self.data.survey.sources),
-            "annotated_by": sorted(self.data.survey.annotators),
+            "annotated_by": self.data.survey.annotators_after(model.info.provenance["annotated_by"]),
             "settings": self.settings.model_dump(mode="json"),
         }
         info = replace(model.info, provenance=provenance, metrics=progress.figures)

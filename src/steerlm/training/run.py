@@ -224,7 +224,8 @@ def make_model(
     """The model to train, on its device or sharded over the ranks. `system` is used where neither the settings name one
     nor the base, if it is a model of ours.
     """
-    chosen = system if settings.system is None and description(settings.base) is None else settings.system
+    base = description(settings.base)
+    chosen = system if settings.system is None and base is None else settings.system
     what = _start(kind, settings, schema, chosen)
     dtype = pick_precision(settings.precision, ranks.device)
     if ranks.mesh is None:
@@ -245,7 +246,12 @@ def make_model(
         blank.fill(root, ranks.device)
     if settings.compile:
         compile_blocks(model.network)
-    provenance: dict[str, Any] = {**model.info.provenance, "base": settings.base, **environment()}
+    provenance: dict[str, Any] = {
+        **model.info.provenance,
+        "base": settings.base,
+        "annotated_by": base.provenance.get("annotated_by") if base else [],
+        **environment(),
+    }
     if ranks.world > 1:
         provenance["ranks"] = {"data": ranks.data_world, "tensor": ranks.tensor_world}
     known = identify(settings.base) if settings.lora_rank is not None else None

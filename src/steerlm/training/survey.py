@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from steerlm.conversation import Conversation, Message
+from steerlm.conversation import Conversation, LabelsFrom, Message
 
 _SAMPLE = 10_000
 _SYSTEMS = 1_000
@@ -46,7 +46,9 @@ def _note(names: set[str], name: str | None) -> None:
 class Survey:
     """Counts over conversations, of a size that does not grow with them."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, labels: LabelsFrom = "predicted") -> None:
+        self.labels = labels
+        """Whose values are learnt from."""
         self.conversations = 0
         self.responses = 0
         self.rated = 0
@@ -59,7 +61,9 @@ class Survey:
         self.paired: defaultdict[str, tuple[Moments, Moments]] = defaultdict(lambda: (Moments(), Moments()))
         """Ratings and predictions of the responses that have both, by attribute."""
         self.annotators: set[str] = set()
-        """Fingerprints of the attribute models that predicted, the first thousand."""
+        """Fingerprints of the attribute models whose predictions are learnt from, the first thousand."""
+        self.unnamed = 0
+        """Responses with such predictions that do not say whose they are."""
         self.sources: set[str] = set()
         """What the conversations say that they come from, the first thousand."""
         self.sample: list[Message] = []
@@ -85,7 +89,11 @@ class Survey:
             self.responses += 1
             self.rated += bool(message.ratings)
             self.predicted += bool(message.predicted)
-            _note(self.annotators, message.predicted_by)
+            # A rating takes the place of a prediction, unless those alone are learnt from.
+            by_people = message.ratings.keys() if self.labels != "predicted" else set()
+            if message.labels(self.labels).keys() - by_people:
+                _note(self.annotators, message.predicted_by)
+                self.unnamed += not message.predicted_by
             for values, moments in ((message.ratings, self.ratings), (message.predicted, self.predictions)):
                 for name, value in values.items():
                     moments[name].add(value)
@@ -103,6 +111,10 @@ class Survey:
             self.sample.append(message)
         elif (place := self._random.randrange(self.labelled)) < _SAMPLE:
             self.sample[place] = message
+
+    def annotators_after(self, before: Iterable[str] | None) -> list[str] | None:
+        """Those and the ones `before`, whose predictions the base was made from; None where not all are known."""
+        return None if before is None or self.unnamed else sorted({*before, *self.annotators})
 
     @property
     def commonest_system(self) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from steerlm.attributes import STEERLM, Attribute, Schema
-from steerlm.evaluation.answers import JUDGE, PERPLEXITY, Answer, Measured
+from steerlm.evaluation.answers import JUDGE, PERPLEXITY, SECOND, Answer, Measured
 from steerlm.evaluation.asks import Ask, goals, paraphrased, ways_of
 from steerlm.evaluation.goal_space import consistency, coverage, goal_figures, grid_cells, steering_errors
 
@@ -96,6 +98,18 @@ def test_figures_of_one_that_does_what_it_is_asked() -> None:
     assert figures["error"]["value"] == figures["miscalibration"]["value"] == 0
     assert figures["within_one_level"]["value"] == 1
     assert goal_figures(obedient(asks[:5]), STEERLM, names, 200, 0) is None
+
+
+@pytest.mark.parametrize(("seconds", "error"), [(["humor"], 0), (["verbosity", "humor"], 2)])
+def test_a_goal_is_measured_by_one_judge(seconds: list[str], error: float) -> None:
+    """The first sees what is asked; the second, twice the scale too high on both, has the say where it scores both."""
+    names = ["verbosity", "humor"]
+    asks = [*(Ask(prompt, (("humor", 0),)) for prompt in range(5)), *goals(STEERLM, names, 5, 3, seed=1)]
+    found = obedient(asks)
+    columns = {**found.columns, **{f"{SECOND}{name}": found.columns[f"{JUDGE}{name}"] + 8 for name in seconds}}
+    figures = goal_figures(replace(found, columns=columns), STEERLM, names, 200, 0)
+    assert figures is not None
+    assert figures["error"]["value"] == pytest.approx(np.hypot(error, error))
 
 
 def test_cells_of_the_grid() -> None:

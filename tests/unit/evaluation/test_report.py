@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from steerlm.attributes import STEERLM
-from steerlm.evaluation.answers import JUDGE, PERPLEXITY, Answer, Measured
+from steerlm.evaluation.answers import JUDGE, PERPLEXITY, SECOND, Answer, Measured
 from steerlm.evaluation.asks import goals, sweep
 from steerlm.evaluation.charts import Line, line_chart
 from steerlm.evaluation.figures import remove_figures, write_figures
@@ -28,8 +29,8 @@ NAMES = ["verbosity", "humor"]
 PROMPTS = ["Why is the <b>sea</b> salty?", "And the sky?", "How so?", "Since when?", "Says who?"]
 
 
-def result(obeys: bool) -> dict[str, Any]:
-    """As `evaluate_steering` makes one; the second condition is always deaf."""
+def result(obeys: bool, seconds: Sequence[str] = ()) -> dict[str, Any]:
+    """As `evaluate_steering` makes one; the second condition is always deaf. A second judge scores `seconds`."""
     conditions, all_sweeps = {}, {}
     for number, (name, title) in enumerate((("policy", "policy"), ("words", "untuned base, asked in words"))):
         asks = [*sweep(STEERLM, NAMES, len(PROMPTS)), *goals(STEERLM, NAMES, len(PROMPTS), 2, 0)]
@@ -39,6 +40,7 @@ def result(obeys: bool) -> dict[str, Any]:
             f"{JUDGE}{attribute}": np.array([float(value[attribute]) if follows else 2.0 for value in values])
             for attribute in STEERLM.names
         }
+        columns |= {f"{SECOND}{attribute}": columns[f"{JUDGE}{attribute}"] for attribute in seconds}
         columns[PERPLEXITY] = np.full(len(asks), np.nan)
         columns |= {item.name: np.array([1.0 + value["verbosity"] for value in values]) for item in text_measures()}
         answers = tuple(Answer(f"<script>alert({k})</script>", 3, False) for k in range(len(asks)))
@@ -64,7 +66,7 @@ def result(obeys: bool) -> dict[str, Any]:
         "model": "0123456789abcdef",
         "base": "smollm2",
         "judge": "fedcba9876543210",
-        "second_judge": None,
+        "second_judge": "other" if seconds else None,
         "annotated_by": None,
         "base_digest": "ba5e",
         "date": "2024-02-29",
@@ -173,33 +175,47 @@ def test_without_a_judge_and_goals() -> None:
     page = read(report_html(record, "x"))
     assert "No attribute model was given" in page.text
     assert "not measured" in page.text
-    assert "Not measured: not every attribute has a score." in page.text
+    assert "Not measured: no attribute model scores all of them." in page.text
 
 
 @pytest.mark.parametrize(
-    ("annotated_by", "second", "said"),
+    ("annotated_by", "seconds", "said"),
     [
-        (None, None, "attribute model, of which the policy does not say whether it learnt from it"),
-        (["fedcba9876543210"], None, "attribute model, which annotated the data that the policy learnt from"),
-        (["fedcba9876543210"], "other", "second attribute model, which annotated none of the data"),
-        (["fedcba9876543210", "other"], "other", "second attribute model, which annotated the data"),
-        ([], None, "attribute model, which annotated none of the data"),
+        (
+            None,
+            (),
+            "on scores rest on the attribute model, of which the policy does not say whether it learnt from it.",
+        ),
+        (["fedcba9876543210"], (), "on scores rest on the attribute model, which annotated the data that"),
+        (["fedcba9876543210"], NAMES, "on scores rest on the second attribute model, which annotated none of the data"),
+        (
+            ["fedcba9876543210", "other"],
+            NAMES,
+            "on scores rest on the second attribute model, which annotated the data",
+        ),
+        ([], (), "on scores rest on the attribute model, which annotated none of the data"),
+        (
+            ["fedcba9876543210"],
+            ["verbosity"],
+            "on scores of verbosity rest on the second attribute model, which annotated none of the data that the "
+            "policy learnt from. Verdicts on scores of humor rest on the attribute model, which annotated the data",
+        ),
     ],
 )
-def test_whether_the_judge_is_the_teacher(annotated_by: list[str] | None, second: str | None, said: str) -> None:
-    record = result(obeys=True) | {"annotated_by": annotated_by, "second_judge": second}
+def test_whether_the_judge_is_the_teacher(annotated_by: list[str] | None, seconds: Sequence[str], said: str) -> None:
+    record = result(obeys=True, seconds=seconds) | {"annotated_by": annotated_by}
     text = " ".join(read(report_html(record, "x")).text.split())
-    assert f"Verdicts on scores rest on the {said}" in text
+    assert f"Verdicts {said}" in text
     assert "chosen by the very attribute model" not in text
 
 
 def test_verified_answers_were_chosen_by_their_judge() -> None:
-    record = result(obeys=True)
-    record["conditions"]["verified"] = {**record["conditions"]["policy"], "title": "policy, verified"}
+    """Also where another one scores some of the attributes."""
     said = "Verified answers were chosen by the very attribute model that scores them here"
-    assert said in " ".join(read(report_html(record, "x")).text.split())
-    record["second_judge"] = "other"
-    assert said not in " ".join(read(report_html(record, "x")).text.split())
+    for seconds, chosen in (((), True), (["verbosity"], True), (NAMES, False)):
+        record = result(obeys=True, seconds=seconds)
+        record["conditions"]["verified"] = {**record["conditions"]["policy"], "title": "policy, verified"}
+        assert (said in " ".join(read(report_html(record, "x")).text.split())) is chosen
 
 
 def test_rows_and_contrasts() -> None:

@@ -78,6 +78,20 @@ def test_the_independent_judge_says_what_the_ends_cost() -> None:
         assert leakage({"complexity": row}, STEERLM)["complexity"]["quality"]["value"] == 2
 
 
+def test_what_joins_scores_takes_those_of_one_judge() -> None:
+    """The second scores complexity and quality, of which it sees two points lost at the bottom; the first, helpfulness
+    besides, and sees nothing lost.
+    """
+    scores = {f"{SECOND}complexity": lambda p, k: float(k), f"{SECOND}quality": lambda p, k: 4.0 if k else 2.0}
+    first = {f"{JUDGE}{name}": lambda p, k: 3.0 for name in ("complexity", "quality", "helpfulness")}
+    row = figures(measured({**first, **scores}))
+    assert row["own"] == f"{SECOND}complexity"
+    assert set(row["quality_cost"]["measures"]) == {f"{JUDGE}quality", f"{JUDGE}helpfulness"}
+    assert row["quality_cost"]["at_lowest"]["value"] == 0
+    leaks = leakage({"complexity": row}, STEERLM)["complexity"]
+    assert {name: cell["value"] for name, cell in leaks.items()} == {"complexity": 0, "quality": 0, "helpfulness": 0}
+
+
 def test_without_a_judge_the_reading_grade_stands_in() -> None:
     row = figures(measured({"reading_grade": lambda p, k: 3.0 * k + RANDOM.normal(0, 1)}))
     assert (row["own"], row["verdict"], row["slope"]) == ("reading_grade", "steers", None)

@@ -195,6 +195,24 @@ def test_the_same_in_words_of_the_file(policy: SteerModel, tmp_path: Path) -> No
     assert record["conditions"]["policy"]["consistency"]["verbosity"]["over_paraphrases"] == 0
 
 
+def test_other_words_leave_the_answers_to_a_prompt(policy: SteerModel, tmp_path: Path) -> None:
+    """Words that are not asked for cost nothing, new ones the two ends of the scale, and no answer is taken for that to
+    other words.
+    """
+    engine = Scripted(policy, lambda asked: asked)
+    asked_so = QUICK.model_copy(update={"paraphrases": 1})
+    for ways, settings, answers in (
+        (("Why?",), QUICK, 5),
+        (("Why?", "For what reason?"), QUICK, 5),
+        (("Why?", "For what reason?"), asked_so, 5 + 2),
+        (("Why?", "How come?"), asked_so, 5 + 2 + 2),
+    ):
+        evaluate_steering(policy, [ways], settings, tmp_path, engine=engine)
+        assert engine.answered == answers
+    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert {row["prompt_text"] for row in rows} == {"Why?", "How come?"}
+
+
 @pytest.fixture(scope="module")
 def readable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy on disk that OpenVINO can read."""

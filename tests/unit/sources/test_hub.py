@@ -77,7 +77,8 @@ def test_conversations_of_a_data_set_have_its_name(repository: Path, tmp_path: P
     write(repository / "train.jsonl", row)
     write(tmp_path / "mine.jsonl", {**row, "prompt": "q"})
     for names, wanted in (
-        (["hub:a/b"], {"a/b"}),
+        (["hub:a/b"], {"hub:a/b"}),
+        (["hub:a/b:train"], {"hub:a/b"}),
         ([str(tmp_path / "mine.jsonl")], {"helpsteer"}),
         (["hub:a/b", str(tmp_path / "mine.jsonl")], {"helpsteer"}),
     ):

@@ -196,6 +196,30 @@ def test_going_on_from_a_policy_keeps_its_format_and_defaults(tmp_path: Path) ->
     assert info.schema.defaults == {"quality": 1, "humor": 2}
 
 
+def test_a_policy_names_who_annotated_what_it_and_its_base_learnt_from(tmp_path: Path) -> None:
+    """All are rated: of the predictions beside the ratings only those teach that are the labels."""
+    prepare(tmp_path)
+    answers = [
+        Message("assistant", "It is " * n, 0, {"humor": n % 5.0}, {"humor": 1.0 + n % 2}, "judge") for n in range(1, 9)
+    ]
+    talks = [Conversation(f"t{n}", (Message("user", "Why?"), answer)) for n, answer in enumerate(answers)]
+    write_conversations(tmp_path / "data.jsonl", talks)
+
+    def annotated_by(out: str, base: str, labels: str) -> list[str] | None:
+        changes = {"contrast": 0.0, "validation_fraction": 0.0, "max_steps": 1}
+        train(tmp_path, "policy", out, base=str(tmp_path / base), labels=labels, **changes)
+        return ModelInfo.load(tmp_path / out).provenance["annotated_by"]
+
+    assert annotated_by("by people", "base", "ratings-first") == []
+    assert annotated_by("by the judge", "base", "predicted") == ["judge"]
+    assert annotated_by("by both", "by the judge", "ratings-first") == ["judge"]
+    info = ModelInfo.load(tmp_path / "by both")
+    del info.provenance["annotated_by"]
+    info.save(tmp_path / "by both")
+    assert annotated_by("by whom", "by both", "ratings-first") is None
+    assert "Which attribute models annotated the data" in (tmp_path / "by whom" / "README.md").read_text()
+
+
 def test_defaults_of_a_file_of_attributes_go_over_those_of_the_base(tmp_path: Path) -> None:
     prepare(tmp_path)
     train(tmp_path, "policy", "first", max_steps=1, defaults={"humor": 2, "quality": 3})

@@ -45,6 +45,29 @@ def test_who_predicted() -> None:
     assert Survey.of([talk("a", *messages)]).annotators == {"a", "b"}
 
 
+def test_who_predicted_what_is_learnt_from() -> None:
+    """One prediction stands beside a rating, one fills in for it."""
+    found = talk(
+        "a",
+        Message("assistant", "x", 0, {"humor": 4.0}, {"humor": 1.0}, "judge"),
+        Message("assistant", "y", 0, {"humor": 4.0}, {"humor": 1.0, "quality": 2.0}, "filler"),
+    )
+    for labels, annotators in (
+        ("predicted", ["filler", "judge"]),
+        ("ratings-first", ["filler"]),
+        ("ratings", list[str]()),
+    ):
+        survey = Survey(labels=labels)
+        survey.add(found)
+        assert survey.annotators_after([]) == annotators
+        assert survey.annotators_after(["a", "filler"]) == sorted({"a", "filler", *annotators})
+        assert survey.annotators_after(None) is None
+
+
+def test_one_that_is_not_named_is_not_known() -> None:
+    assert Survey.of([talk("a", answer("x", {}, {"humor": 1.0}))]).annotators_after([]) is None
+
+
 def test_where_conversations_come_from() -> None:
     talks = [replace(talk(str(k), answer("x", {})), source=name) for k, name in enumerate(["b", "", "a/c", "b"])]
     assert Survey.of(talks).sources == {"b", "a/c"}
