@@ -180,6 +180,14 @@ def test_a_stream_echoes_the_same(post: Post, max_tokens: int) -> None:
     assert chunks[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
 
 
+def test_an_echo_comes_once_where_the_end_comes_apart(serve: Callable[..., ServerState]) -> None:
+    """As from other servers: text first, and why it ended in a piece of its own."""
+    engine = Scripted(Piece(0, -1, "Salt"), Piece(0, -1, "", "length"))
+    body = {"prompt": "Why", "max_tokens": 0, "echo": True, "stream": True}
+    chunks = events(send(serve(engine=engine), PATH, body).text)
+    assert [choice["text"] for chunk in chunks for choice in chunk["choices"]] == ["Why"]
+
+
 def test_the_end_signal_is_listed_after_an_echo(serve: Callable[..., ServerState], served_policy: SteerModel) -> None:
     """The last token is the one that was made, whichever it is: harnesses leave it out."""
     end = served_policy.renderer.end_ids[0]

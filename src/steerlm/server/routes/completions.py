@@ -296,12 +296,13 @@ async def _events(
     answers = new_answers(state, work.requests, bool(body.return_token_ids))
     places = [TextPlace() for _ in answers]
     said = report(work.steering) if work.steering else None
+    echoed: set[int] = set()
     async with aclosing(arriving):
         async for piece in arriving:
             answer = answers[piece.request]
-            is_first = not answer.tokens
             tokens, logprobs = add(state, answer, piece)
-            if work.echoes and is_first:
+            if work.echoes and piece.request not in echoed:
+                echoed.add(piece.request)
                 echo = _echo(state, body, work, piece.request, answer, places[piece.request])
                 yield event(TextCompletion(**top, choices=[echo]))
             if body.max_tokens == 0:
