@@ -182,6 +182,19 @@ def test_a_stream_echoes_the_same(post: Post, max_tokens: int) -> None:
     assert chunks[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
 
 
+def test_an_echo_alone_has_one_token_less_than_the_context(
+    serve: Callable[..., ServerState], served_policy: SteerModel
+) -> None:
+    body = {"max_tokens": 0, "logprobs": 0, "echo": True}
+    state = serve()
+    full = [5 + k % 300 for k in range(state.engine.context)]
+    error = send(state, PATH, {**body, "prompt": full}).json()["error"]
+    assert "2048 tokens, and an echo may have 2047" in error["message"]
+    assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
+    [choice] = send(state, PATH, {**body, "prompt": full[1:]}).json()["choices"]
+    assert len(choice["logprobs"]["tokens"]) == 2047
+
+
 def test_an_echo_comes_once_where_the_end_comes_apart(serve: Callable[..., ServerState]) -> None:
     """As from other servers: text first, and why it ended in a piece of its own."""
     engine = Scripted(Piece(0, -1, "Salt"), Piece(0, -1, "", "length"))

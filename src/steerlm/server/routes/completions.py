@@ -161,7 +161,7 @@ def _prepare(state: ServerState, body: CompletionRequest) -> _Work:
     sources = sources_of(state, body)
     steers = bool(sources or preset or body.measure or body.guidance is not None)
     if _is_raw(state, body, steers):
-        raw = (Prompt(_raw_ids(state, prompt)) for prompt in prompts)
+        raw = (Prompt(_raw_ids(state, prompt, body.max_tokens == 0)) for prompt in prompts)
         # Where none is to be told, one token is made all the same: with it come those of the prompt.
         most = 1 if body.max_tokens == 0 else body.max_tokens
         requests = plan(state, raw, sampling, most, n, trim=False)
@@ -203,7 +203,20 @@ def _is_raw(state: ServerState, body: CompletionRequest, steers: bool) -> bool:
     return True
 
 
-def _raw_ids(state: ServerState, prompt: str | list[int]) -> tuple[int, ...]:
+def _raw_ids(state: ServerState, prompt: str | list[int], alone: bool) -> tuple[int, ...]:
+    """`alone` says that there will be an echo and nothing else, for which a token is made all the same."""
+    ids, most = _ids(state, prompt), state.engine.context - 1
+    if alone and len(ids) > most:
+        raise ApiError(
+            f"prompt: it has {len(ids)} tokens, and an echo may have {most}, one less than the model's context; "
+            "shorten it",
+            param="prompt",
+            code="context_length_exceeded",
+        )
+    return ids
+
+
+def _ids(state: ServerState, prompt: str | list[int]) -> tuple[int, ...]:
     tokenizer = state.prompting.renderer.tokenizer
     if isinstance(prompt, str):
         ids = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
@@ -232,8 +245,8 @@ def _echo(
         first = work.firsts[index]
         if first not in work.listed:
             tokenizer, as_ids = state.prompting.renderer.tokenizer, bool(body.return_tokens_as_token_ids)
-            scores = prompt_logprobs(tokenizer, work.requests[first].prompt, answers[first].prompt, place, as_ids)
-            work.listed[first] = scores, place
+            listed = prompt_logprobs(tokenizer, work.requests[first].prompt, answers[first].prompt, place, as_ids)
+            work.listed[first] = listed, place
         scores, end = work.listed[first]
         place = end.copy()
     finish: base.Finish | None = "length" if body.max_tokens == 0 else None
