@@ -178,11 +178,8 @@ def prepared(directory: Path, precision: Precision = "f32", progress: Progress |
     Raises `ModelError` for architectures that GGUF files are not written of, or OpenVINO does not read.
     """
     info = ModelInfo.load(directory, "policy")
-    config = _config(directory, info)
     form = _FORMS[precision]
-    # What may change in config.json without the weights, such as scaling for a longer context.
-    settings = [_FORMAT, *(getattr(config, name, None) for name in ("max_position_embeddings", "rope_parameters"))]
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps(_settings(directory, info), sort_keys=True).encode()).hexdigest()[:8]
     kind = f"{info.fingerprint}-{digest}"
     name = f"{kind}-{form}"
     own = directory / _FOLDER
@@ -195,7 +192,7 @@ def prepared(directory: Path, precision: Precision = "f32", progress: Progress |
         raise ModelError(f"neither {places[0]} nor {places[1]} can be written, where OpenVINO's form of the model goes")
     place = writable[0]
     with tempfile.TemporaryDirectory(dir=place, prefix=".", ignore_cleanup_errors=True) as temporary:
-        _convert(directory, config, Path(temporary), form, progress)
+        _convert(directory, _config(directory, info), Path(temporary), form, progress)
         if place == own:
             for other in place.iterdir():
                 if not other.name.startswith((".", kind)):  # of weights or settings that were here before
@@ -212,6 +209,16 @@ def _is_writable(place: Path) -> bool:
             return True
     except OSError:
         return False
+
+
+def _settings(directory: Path, info: ModelInfo) -> list[Any]:
+    """What a form depends on besides the weights, such as scaling for a longer context in config.json. That of an
+    adapter's base is left out: what is converted is used without the base, which may be gone or on the hub.
+    """
+    if info.base:
+        return [_FORMAT]
+    config = _config(directory, info)
+    return [_FORMAT, *(getattr(config, name, None) for name in ("max_position_embeddings", "rope_parameters"))]
 
 
 def _config(directory: Path, info: ModelInfo) -> PretrainedConfig:

@@ -162,14 +162,18 @@ def _check_ids(piece: Piece, needs: list[bool], field: str) -> None:
         )
 
 
-def new_answers(state: ServerState, requests: Sequence[Request], ids: bool = False) -> list[Answer]:
-    """An answer for each request, still empty; `ids` says that token ids are told too."""
+def new_answers(
+    state: ServerState, requests: Sequence[Request], ids: bool = False, with_end: bool = False
+) -> list[Answer]:
+    """An answer for each request, still empty; `ids` says that token ids are told too, `with_end` that the end signal
+    is listed.
+    """
     tokenizer = state.prompting.renderer.tokenizer
     found = []
     for request in requests:
         scores = request.sampling.logprobs is not None
         ends = TokenEnds(tokenizer, request.trim) if scores and not ids else None
-        found.append(Answer(ends=ends, every=scores and ids, with_end=request.prompt_logprobs is not None))
+        found.append(Answer(ends=ends, every=scores and ids, with_end=with_end))
     return found
 
 
@@ -204,9 +208,11 @@ def _ends(state: ServerState, piece: Piece) -> bool:
     return piece.finish == "stop" and piece.token in state.prompting.renderer.stop_ids
 
 
-async def collect(state: ServerState, requests: Sequence[Request], ids: bool = False) -> list[Answer]:
+async def collect(
+    state: ServerState, requests: Sequence[Request], ids: bool = False, with_end: bool = False
+) -> list[Answer]:
     """All answers, whole."""
-    answers = new_answers(state, requests, ids)
+    answers = new_answers(state, requests, ids, with_end)
     async with aclosing(pieces(state, requests, ids)) as arriving:
         async for piece in arriving:
             add(state, answers[piece.request], piece)

@@ -60,6 +60,13 @@ class TextPlace:
         """Behind these bytes; while they end within a character, to where that character begins."""
         self.characters += len(self._decoder.decode(raw))
 
+    def copy(self) -> TextPlace:
+        """One that is moved apart from this."""
+        other = TextPlace()
+        other.characters = self.characters
+        other._decoder.setstate(self._decoder.getstate())
+        return other
+
 
 def chat_logprobs(
     tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], scores: Sequence[TokenLogprob | None]
@@ -121,7 +128,10 @@ def prompt_logprobs(
 
 def joined_logprobs(first: CompletionLogprobs, then: CompletionLogprobs) -> CompletionLogprobs:
     """Those of a text and of what follows it."""
-    return CompletionLogprobs(**{name: [*getattr(first, name), *getattr(then, name)] for name in _LISTS})
+    # Both are valid: to look at thousands of entries again would take long.
+    return CompletionLogprobs.model_construct(
+        None, **{name: [*getattr(first, name), *getattr(then, name)] for name in _LISTS}
+    )
 
 
 class TokenEnds:

@@ -26,11 +26,13 @@ from steerlm.engines.runner import Runner, Token
 from steerlm.engines.torch import TorchCore
 from steerlm.errors import ConfigError, ModelError
 from steerlm.files import load_conversations
+from steerlm.models.adapters import Lora
 from steerlm.models.load import SteerModel, load_model, new_model
 from steerlm.models.prompting import load_prompting
 from steerlm.sources.bundled import SAMPLE, held_out_prompts
 from steerlm.steering import asked_values, prompt_ids
 from tiny import TOKENIZERS, save_base
+from tiny_lora import with_lora
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 1}
 Q8 = gguf.GGMLQuantizationType.Q8_0
@@ -351,6 +353,18 @@ def test_a_longer_context_needs_a_new_conversion(tmp_path: Path) -> None:
     after = prepared(tmp_path / "policy")
     assert PagedNetwork(after, 1 << 20).context == 8192
     assert not before.exists()
+
+
+def test_a_converted_adapter_does_without_its_base(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", TOKENIZERS["chatml"](), "llama", **SHAPE)
+    with_lora(new_model("policy", base, STEERLM), base, Lora(2, 4.0)).save(tmp_path / "adapter")
+    before = prepared(tmp_path / "adapter")
+    base.rename(tmp_path / "elsewhere")
+    with closing(OpenVinoEngine(tmp_path / "adapter", cache_bytes=1 << 22)) as engine:
+        assert engine.context
+    assert list(before.parent.iterdir()) == [before]
+    with pytest.raises(ModelError, match="base"):
+        prepared(tmp_path / "adapter", "bf16")
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])

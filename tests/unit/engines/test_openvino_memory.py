@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from steerlm.engines.base import Guidance, Request, Sampling
+from steerlm.engines.base import Guidance, Request, Sampling, TokenLogprob
 from steerlm.engines.blocks import BLOCK
 from steerlm.engines.openvino import OpenVinoCore
 from steerlm.engines.openvino_network import PagedNetwork, Row
+from steerlm.engines.runner import Token
 from steerlm.errors import ConfigError
 
 VOCABULARY = 50
@@ -49,9 +50,13 @@ class Blocks:
             self.computed += len(row.ids)
             for place, token in enumerate(row.ids, start=row.past):
                 self._ids[row.blocks[place // BLOCK], place % BLOCK] = token
-        wanted = [row for row in rows if row.wanted]
-        seen = [self._ids[list(row.blocks)].ravel()[: row.past + len(row.ids)] for row in wanted]
-        return np.array([scores_after(ids.tolist()) for ids in seen], dtype=np.float32).reshape(-1, VOCABULARY)
+        seen = [self._ids[list(row.blocks)].ravel()[: row.past + len(row.ids)].tolist() for row in rows]
+        scores = [
+            scores_after(ids[:end])
+            for row, ids in zip(rows, seen, strict=True)
+            for end in range(len(ids) - row.wanted + 1, len(ids) + 1)
+        ]
+        return np.array(scores, dtype=np.float32).reshape(-1, VOCABULARY)
 
 
 def core_of(blocks: int, max_batch: int = 64, chunk: int = 256) -> OpenVinoCore:
@@ -71,6 +76,24 @@ def expected(request: Request) -> list[int]:
             scores = other + np.float32(request.guidance.factor) * (scores - other)
         made.append(int(scores.argmax()))
     return made
+
+
+def expected_prompt(request: Request) -> list[TokenLogprob]:
+    """Of the prompt's tokens from the second one on."""
+    found: list[TokenLogprob] = []
+    for place, token in enumerate(request.prompt[1:] if request.prompt_logprobs is not None else (), start=1):
+        scores = scores_after(request.prompt[:place]).astype(np.float64)
+        logprobs = scores - np.log(np.exp(scores).sum())
+        best = np.argsort(-logprobs)[: request.prompt_logprobs].tolist()
+        top = tuple((other, float(logprobs[other])) for other in best)
+        found.append(TokenLogprob(float(logprobs[token]), top))
+    return found
+
+
+def assert_scored(made: Token, request: Request) -> None:
+    for found, wanted in zip(made.prompt, expected_prompt(request), strict=True):
+        assert found.logprob == pytest.approx(wanted.logprob, abs=1e-5)
+        assert dict(found.top) == pytest.approx(dict(wanted.top), abs=1e-5)
 
 
 class Answers:
@@ -95,6 +118,10 @@ class Answers:
     def step(self) -> None:
         for made in self.core.step():
             request, tokens = self.going[made.key]
+            if tokens:
+                assert made.prompt == ()
+            else:
+                assert_scored(made, request)
             tokens.append(made.token)
             if len(tokens) == request.sampling.max_tokens:
                 assert tokens == expected(request)
@@ -142,6 +169,17 @@ def test_a_beginning_is_computed_once_for_requests_that_come_apart(steps: int) -
     assert network.computed == 1002 + 2 + 2 + 100 + 4 * 4
 
 
+def test_copies_of_a_scored_prompt_are_not_computed_again() -> None:
+    """But for the last token of what they share, the last one of each, and what follows the first token made."""
+    network = Blocks(400)
+    answers = Answers(core_over(network))
+    talk = ids_of(3, 1000)
+    plain = [Request(talk, Sampling(max_tokens=2))] * 3
+    answers.add([Request(talk, Sampling(max_tokens=2), prompt_logprobs=2), *plain])
+    answers.finish()
+    assert network.computed == 1000 + 1 + 3 + 4
+
+
 def test_who_waited_for_a_beginning_goes_on_when_it_is_cancelled() -> None:
     network = Blocks(400)
     answers = Answers(core_over(network))
@@ -162,7 +200,8 @@ def some_request(draw: random.Random, known: Sequence[Ids]) -> Request:
         return (*stem, *(draw.randrange(VOCABULARY) for _ in range(draw.randrange(1, 40))))
 
     guidance = Guidance(prompt(), 2.0) if draw.random() < 0.2 else None
-    return Request(prompt(), Sampling(max_tokens=draw.randrange(1, 60)), guidance)
+    scored = draw.choice([0, 3]) if draw.random() < 0.2 else None
+    return Request(prompt(), Sampling(max_tokens=draw.randrange(1, 60)), guidance, prompt_logprobs=scored)
 
 
 @pytest.mark.parametrize("seed", range(40))

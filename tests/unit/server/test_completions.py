@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from served import Recorder, Scripted, events, send
 from steerlm.engines.base import Piece, TokenLogprob
 from steerlm.models.load import SteerModel
+from steerlm.server.logprobs import CompletionLogprobs, prompt_logprobs
 from steerlm.server.state import ServerState
 
 PATH = "/v1/completions"
@@ -178,6 +180,96 @@ def test_a_stream_echoes_the_same(post: Post, max_tokens: int) -> None:
                 name
             ]
     assert chunks[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+
+
+def test_an_echo_alone_has_one_token_less_than_the_context(
+    serve: Callable[..., ServerState], served_policy: SteerModel
+) -> None:
+    body = {"max_tokens": 0, "logprobs": 0, "echo": True}
+    state = serve()
+    full = [5 + k % 300 for k in range(state.engine.context)]
+    error = send(state, PATH, {**body, "prompt": full}).json()["error"]
+    assert "2048 tokens, and an echo may have 2047" in error["message"]
+    assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
+    [choice] = send(state, PATH, {**body, "prompt": full[1:]}).json()["choices"]
+    assert len(choice["logprobs"]["tokens"]) == 2047
+
+
+def test_an_echo_comes_once_where_the_end_comes_apart(serve: Callable[..., ServerState]) -> None:
+    """As from other servers: text first, and why it ended in a piece of its own."""
+    engine = Scripted(Piece(0, -1, "Salt"), Piece(0, -1, "", "length"))
+    body = {"prompt": "Why", "max_tokens": 0, "echo": True, "stream": True}
+    chunks = events(send(serve(engine=engine), PATH, body).text)
+    assert [choice["text"] for chunk in chunks for choice in chunk["choices"]] == ["Why"]
+
+
+def computed(model: SteerModel, work: Callable[[], httpx2.Response]) -> tuple[httpx2.Response, int]:
+    """What `work` returns, and how many tokens the network computed for it."""
+    seen: list[int] = []
+    hook = model.network.get_input_embeddings().register_forward_hook(lambda _, ids, __: seen.append(ids[0].numel()))
+    try:
+        return work(), sum(seen)
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("known", [True, False])
+def test_copies_of_a_prompt_are_scored_with_one_pass(
+    serve: Callable[..., ServerState], served_policy: SteerModel, stream: bool, known: bool
+) -> None:
+    """Be they asked for by `n` or given twice; a prompt that is known takes the copies less time than the first."""
+    ids = [5 + k * k % 40 for k in range(600)]
+    state = serve()
+    if known:
+        send(state, PATH, {"prompt": ids, "max_tokens": 1})
+    body = {"prompt": [ids, ids], "n": 3, "max_tokens": 2, "temperature": 0, "logprobs": 1, "echo": True}
+    answer, tokens = computed(served_policy, lambda: send(state, PATH, {**body, "stream": stream}))
+    assert 600 <= tokens < 700
+    found = events(answer.text) if stream else [answer.json()]
+    expected = pytest.approx(scores_of(served_policy, ids), abs=1e-4)
+    for index in range(6):
+        parts = [item for chunk in found for item in chunk["choices"] if item["index"] == index]
+        values = [value for part in parts if part["logprobs"] for value in part["logprobs"]["token_logprobs"]]
+        assert values[0] is None
+        assert values[1:600] == expected
+        assert len(values) == 602
+        offsets = [at for part in parts if part["logprobs"] for at in part["logprobs"]["text_offset"]]
+        assert offsets == sorted(offsets)
+        assert offsets[600] == len(served_policy.renderer.tokenizer.decode(ids))
+
+
+def test_a_copy_waits_for_the_scores_of_its_prompt(serve: Callable[..., ServerState]) -> None:
+    score = TokenLogprob(-0.5, ())
+    script = [
+        Piece(1, 7, "b", None, score),
+        Piece(1, 7, "b", "length", score),
+        Piece(0, 8, "a", "length", score, prompt=(TokenLogprob(-1.5, ()),)),
+    ]
+    body = {"prompt": [5, 6], "n": 2, "max_tokens": 2, "logprobs": 0, "echo": True, "stream": True}
+    found = events(send(serve(engine=Scripted(*script)), PATH, body).text)
+    choices = [choice for chunk in found for choice in chunk["choices"]]
+    assert [choice["index"] for choice in choices] == [0, 0, 1, 1, 1]
+    for index in (0, 1):
+        first = next(choice for choice in choices if choice["index"] == index)
+        assert first["logprobs"]["token_logprobs"] == [None, -1.5]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_log_probabilities_are_listed_once_and_keep_nobody_waiting(
+    post: Post, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """The event loop is that of this thread."""
+    threads: list[threading.Thread] = []
+
+    def noted(*args: Any) -> CompletionLogprobs:
+        threads.append(threading.current_thread())
+        return prompt_logprobs(*args)
+
+    monkeypatch.setattr("steerlm.server.routes.completions.prompt_logprobs", noted)
+    post(PATH, {"prompt": TEXT, "n": 4, "max_tokens": 2, "logprobs": 1, "echo": True, "stream": stream})
+    [thread] = threads
+    assert thread is not threading.current_thread()
 
 
 def test_the_end_signal_is_listed_after_an_echo(serve: Callable[..., ServerState], served_policy: SteerModel) -> None:

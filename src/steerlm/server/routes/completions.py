@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from steerlm.engines import base
@@ -134,6 +136,10 @@ class _Work:
     n: int
     echoes: list[str] | None = None
     """The texts of the prompts, where they are asked for."""
+    firsts: list[int] = field(default_factory=list)
+    """Of each request the first with the same prompt, with which the scores of its tokens come."""
+    listed: dict[int, tuple[CompletionLogprobs, TextPlace]] = field(default_factory=dict)
+    """By those, what was listed of a prompt, and its end."""
 
 
 def _prepare(state: ServerState, body: CompletionRequest) -> _Work:
@@ -155,14 +161,17 @@ def _prepare(state: ServerState, body: CompletionRequest) -> _Work:
     sources = sources_of(state, body)
     steers = bool(sources or preset or body.measure or body.guidance is not None)
     if _is_raw(state, body, steers):
-        raw = (Prompt(_raw_ids(state, prompt)) for prompt in prompts)
+        raw = (Prompt(_raw_ids(state, prompt, body.max_tokens == 0)) for prompt in prompts)
         # Where none is to be told, one token is made all the same: with it come those of the prompt.
         most = 1 if body.max_tokens == 0 else body.max_tokens
         requests = plan(state, raw, sampling, most, n, trim=False)
         if not body.echo:
             return _Work([], None, requests, n)
-        requests = [replace(request, prompt_logprobs=body.logprobs) for request in requests]
-        return _Work([], None, requests, n, [_text(state, prompt) for prompt in prompts])
+        seen: dict[tuple[int, ...], int] = {}
+        firsts = [seen.setdefault(request.prompt, number) for number, request in enumerate(requests)]
+        for number in seen.values():
+            requests[number] = replace(requests[number], prompt_logprobs=body.logprobs)
+        return _Work([], None, requests, n, [_text(state, prompt) for prompt in prompts], firsts)
     if body.echo:
         raise ApiError("echo: only of prompts that are continued as they are", param="echo")
     steering = settle(state, body, sources, preset)
@@ -194,7 +203,20 @@ def _is_raw(state: ServerState, body: CompletionRequest, steers: bool) -> bool:
     return True
 
 
-def _raw_ids(state: ServerState, prompt: str | list[int]) -> tuple[int, ...]:
+def _raw_ids(state: ServerState, prompt: str | list[int], alone: bool) -> tuple[int, ...]:
+    """`alone` says that there will be an echo and nothing else, for which a token is made all the same."""
+    ids, most = _ids(state, prompt), state.engine.context - 1
+    if alone and len(ids) > most:
+        raise ApiError(
+            f"prompt: it has {len(ids)} tokens, and an echo may have {most}, one less than the model's context; "
+            "shorten it",
+            param="prompt",
+            code="context_length_exceeded",
+        )
+    return ids
+
+
+def _ids(state: ServerState, prompt: str | list[int]) -> tuple[int, ...]:
     tokenizer = state.prompting.renderer.tokenizer
     if isinstance(prompt, str):
         ids = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
@@ -214,16 +236,22 @@ def _text(state: ServerState, prompt: str | list[int]) -> str:
 
 
 def _echo(
-    state: ServerState, body: CompletionRequest, work: _Work, index: int, answer: Answer, place: TextPlace
-) -> CompletionChoice:
-    """The prompt of an answer as the first part of it."""
+    state: ServerState, body: CompletionRequest, work: _Work, index: int, answers: Sequence[Answer]
+) -> tuple[CompletionChoice, TextPlace]:
+    """The prompt of an answer as the first part of it, and where that ends."""
     assert work.echoes is not None
-    scores = None
+    scores, place = None, TextPlace()
     if body.logprobs is not None:
-        tokenizer, as_ids = state.prompting.renderer.tokenizer, bool(body.return_tokens_as_token_ids)
-        scores = prompt_logprobs(tokenizer, work.requests[index].prompt, answer.prompt, place, as_ids)
+        first = work.firsts[index]
+        if first not in work.listed:
+            tokenizer, as_ids = state.prompting.renderer.tokenizer, bool(body.return_tokens_as_token_ids)
+            listed = prompt_logprobs(tokenizer, work.requests[first].prompt, answers[first].prompt, place, as_ids)
+            work.listed[first] = listed, place
+        scores, end = work.listed[first]
+        place = end.copy()
     finish: base.Finish | None = "length" if body.max_tokens == 0 else None
-    return CompletionChoice(index=index, text=work.echoes[index // work.n], logprobs=scores, finish_reason=finish)
+    text = work.echoes[index // work.n]
+    return CompletionChoice(index=index, text=text, logprobs=scores, finish_reason=finish), place
 
 
 @router.post(
@@ -237,7 +265,27 @@ async def completions(body: CompletionRequest, request: Request, state: State) -
     if not body.stream:
         return await unless_gone(request, _whole(state, body, work))
     arriving = await begun(request, pieces(state, work.requests, ids=bool(body.return_token_ids)))
+    if work.echoes and body.logprobs is not None:
+        arriving = _firsts_first(arriving, work.firsts)
     return EventStream(with_errors(_events(state, body, work, arriving)))
+
+
+async def _firsts_first(
+    arriving: AsyncGenerator[base.Piece, None], firsts: Sequence[int]
+) -> AsyncGenerator[base.Piece, None]:
+    """Pieces, but those of a copy of a prompt not before the first one of `firsts`, with which the scores come."""
+    begun: set[int] = set()
+    held: dict[int, list[base.Piece]] = defaultdict(list)
+    async with aclosing(arriving):
+        async for piece in arriving:
+            first = firsts[piece.request]
+            if first != piece.request and first not in begun:
+                held[first].append(piece)
+                continue
+            begun.add(first)
+            yield piece
+            for late in held.pop(first, ()):
+                yield late
 
 
 def _told(tokens: Sequence[int]) -> list[int]:
@@ -258,17 +306,25 @@ async def _report(state: ServerState, work: _Work, answers: Sequence[Answer]) ->
     return said.model_copy(update={"measured": measured})
 
 
-async def _whole(state: ServerState, body: CompletionRequest, work: _Work) -> TextCompletion:
-    answers = await collect(state, work.requests, ids=bool(body.return_token_ids))
+async def _whole(state: ServerState, body: CompletionRequest, work: _Work) -> Response:
+    answers = await collect(state, work.requests, bool(body.return_token_ids), with_end=bool(body.echo))
+    said = await _report(state, work, answers)
+    return await asyncio.to_thread(_response, state, body, work, answers, said)
+
+
+def _response(
+    state: ServerState, body: CompletionRequest, work: _Work, answers: list[Answer], said: SteeringReport | None
+) -> Response:
+    """Written here, where it keeps nobody waiting: lists of log-probabilities may have a million entries."""
     tokenizer = state.prompting.renderer.tokenizer
     choices = []
     for index, answer in enumerate(answers):
-        place, as_ids = TextPlace(), bool(body.return_tokens_as_token_ids)
-        echo = _echo(state, body, work, index, answer, place) if work.echoes else None
+        echo, place = _echo(state, body, work, index, answers) if work.echoes else (None, TextPlace())
         if body.max_tokens == 0:
             answers[index] = answer = Answer(cached=answer.cached)
         scores = None
         if body.logprobs is not None:
+            as_ids = bool(body.return_tokens_as_token_ids)
             scores = completion_logprobs(tokenizer, *answer.listed(), place, as_ids)
             scores = joined_logprobs(echo.logprobs, scores) if echo and echo.logprobs else scores
         choices.append(
@@ -280,12 +336,13 @@ async def _whole(state: ServerState, body: CompletionRequest, work: _Work) -> Te
                 token_ids=_told(answer.tokens) if body.return_token_ids else None,
             )
         )
-    return TextCompletion(
+    whole = TextCompletion(
         **head(state, "cmpl", body.model),
         choices=choices,
         usage=usage(work.requests, answers, work.n),
-        steering=await _report(state, work, answers),
+        steering=said,
     )
+    return Response(whole.model_dump_json(), media_type="application/json")
 
 
 async def _events(
@@ -293,17 +350,19 @@ async def _events(
 ) -> AsyncGenerator[str, None]:
     tokenizer = state.prompting.renderer.tokenizer
     top = head(state, "cmpl", body.model)
-    answers = new_answers(state, work.requests, bool(body.return_token_ids))
+    answers = new_answers(state, work.requests, bool(body.return_token_ids), with_end=bool(body.echo))
     places = [TextPlace() for _ in answers]
     said = report(work.steering) if work.steering else None
+    echoed: set[int] = set()
     async with aclosing(arriving):
         async for piece in arriving:
             answer = answers[piece.request]
-            is_first = not answer.tokens
             tokens, logprobs = add(state, answer, piece)
-            if work.echoes and is_first:
-                echo = _echo(state, body, work, piece.request, answer, places[piece.request])
-                yield event(TextCompletion(**top, choices=[echo]))
+            if work.echoes and piece.request not in echoed:
+                echoed.add(piece.request)
+                # In a thread, as it may be long.
+                echo, places[piece.request] = await asyncio.to_thread(_echo, state, body, work, piece.request, answers)
+                yield await asyncio.to_thread(event, TextCompletion(**top, choices=[echo]))
             if body.max_tokens == 0:
                 answers[piece.request] = Answer(cached=answer.cached)
                 continue
