@@ -23,7 +23,7 @@ from steerlm.parallel.shard import Root, clip_grad_norm, shard
 from steerlm.planning.architecture import build
 from steerlm.planning.rehearsal import one_run
 from steerlm.training.config import TrainSettings, kind_of
-from steerlm.training.loop import make_optimizer
+from steerlm.training.learner import make_optimizer
 from steerlm.training.run import make_task
 from steerlm.training.task import Batch
 from tiny import llama, qwen2

@@ -21,7 +21,7 @@ from steerlm.errors import ConfigError, StoppedError, TrainingError
 from steerlm.files import write_conversations
 from steerlm.models.directory import ModelInfo
 from steerlm.models.load import load_model
-from steerlm.training import loop
+from steerlm.training import learner, loop
 from tiny_judge import WORDS
 from tiny_runs import TRAIN, Steps, logged, prepare, stop_on_ranks, train, train_on_ranks, train_on_ranks_without_room
 
@@ -270,7 +270,7 @@ class OnlyGradientIsNaN(torch.autograd.Function):
 def test_a_non_finite_gradient_stops_with_the_conversations_of_its_packs_and_the_last_checkpoint(
     run: Any, monkeypatch: pytest.MonkeyPatch, number: int, last: str, culprits: int
 ) -> None:
-    losses, taken = loop._Run._losses, loop._Run._step
+    losses, taken = learner.Learner._losses, loop._Run._step
     given: list[Any] = []
 
     def step(self: Any, ready: Any, *arguments: Any) -> Any:
@@ -284,7 +284,7 @@ def test_a_non_finite_gradient_stops_with_the_conversations_of_its_packs_and_the
         return {name: replace(loss, total=OnlyGradientIsNaN.apply(loss.total)) for name, loss in found.items()}
 
     monkeypatch.setattr(loop._Run, "_step", step)
-    monkeypatch.setattr(loop._Run, "_losses", poisoned)
+    monkeypatch.setattr(learner.Learner, "_losses", poisoned)
     with pytest.raises(
         TrainingError, match=rf"step {number + 1}: gradient norm nan.*; {last}\. Lower learning_"
     ) as caught:

@@ -7,7 +7,7 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -15,32 +15,30 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
 
 from steerlm.attention import default_form, use_plain_attention, use_tree_attention
 from steerlm.devices import pick_precision
 from steerlm.errors import ConfigError, DataError, StoppedError, TrainingError
-from steerlm.losses import LossSum
 from steerlm.memory import memory_mb
 from steerlm.models.kernels import interpret_blocks
 from steerlm.models.load import SteerModel
-from steerlm.packing import Pack, Report, fit
+from steerlm.packing import Report, fit
 from steerlm.parallel.balance import is_blank, share_packs
 from steerlm.parallel.export import save_sharded
 from steerlm.parallel.ranks import Ranks
-from steerlm.parallel.shard import Root, clip_grad_norm, restore_blocks
+from steerlm.parallel.shard import Root, restore_blocks
 from steerlm.tokens import TokenTree
 from steerlm.training.checkpoint import Checkpoints, Progress
 from steerlm.training.config import TrainSettings
 from steerlm.training.corpus import TrainingData
+from steerlm.training.learner import Learner, NotFiniteError
 from steerlm.training.log import Display, MetricsLog
-from steerlm.training.new_tokens import NewTokens
 from steerlm.training.output import METRICS
-from steerlm.training.plan import fraction_done, learning_rate, random_for
+from steerlm.training.plan import fraction_done, learning_rate
 from steerlm.training.prefetch import Prefetch
 from steerlm.training.steps import Ready, require_positions, steps_of
 from steerlm.training.stopping import StopRequest
-from steerlm.training.task import Batch, Task, Term
+from steerlm.training.task import Batch, Task
 
 T = TypeVar("T")
 # Conversations that are rendered together where nothing is trained.
@@ -85,14 +83,13 @@ class _Run:
         self.dtype = pick_precision(settings.precision, self.device)
         form = default_form(self.device) if settings.attention == "auto" else settings.attention
         use_tree_attention(self.network, form, settings.context)
-        self.optimizer = make_optimizer(self.network, settings)
-        self.new_tokens = NewTokens(task.model, settings.new_token_rate, settings.level_spread)
+        self.learner = Learner(task, root, settings, ranks, self.dtype)
         self.saved: Path | None = None
         self.stop = StopRequest()
 
     def run(self) -> SteerModel:
         settings = self.settings
-        progress = self.checkpoints.resume(self.network, self.optimizer)
+        progress = self.checkpoints.resume(self.network, self.learner.optimizer)
         self.saved = self.checkpoints.path(progress.step) if progress else None
         main = self.ranks.is_main
         path = settings.out / METRICS if main else None
@@ -119,7 +116,7 @@ class _Run:
 
     def _start(self, log: MetricsLog) -> Progress:
         self.checkpoints.clear()  # of a run that did not come to its first checkpoint
-        self.new_tokens.straighten()
+        self.learner.new_tokens.straighten()
         report = Report()
         try:
             figures = self.task.prepare(self.data.train, partial(self._passes, report), self.ranks.on_main)
@@ -166,7 +163,7 @@ class _Run:
                 if self._is_due(progress):
                     progress = self._validate(progress, log, display)
                 if progress.step % settings.checkpoint_every == 0:
-                    self.saved = self.checkpoints.save(self.network, self.optimizer, progress)
+                    self.saved = self.checkpoints.save(self.network, self.learner.optimizer, progress)
                 began = time.perf_counter()  # waiting for data is part of a step
         return progress
 
@@ -186,7 +183,7 @@ class _Run:
     def _save(self, progress: Progress) -> None:
         """Save where the run stands, unless it stands at the beginning or is saved already."""
         if progress.step and self.saved != self.checkpoints.path(progress.step):
-            self.saved = self.checkpoints.save(self.network, self.optimizer, progress)
+            self.saved = self.checkpoints.save(self.network, self.learner.optimizer, progress)
 
     def _save_before_end(self, progress: Progress) -> bool:
         """As `_save`; returns whether that went well. All that is left is to save the model, for which a disk may have
@@ -222,87 +219,18 @@ class _Run:
         return replace(progress, step=progress.step + 1, position=ready.step.after, report=report)
 
     def _step(self, ready: Ready, number: int, rate: float) -> dict[str, Any]:
-        self.network.train()
-        self._seed(number)
-        terms = self._global(self.task.terms(ready.packs))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        sums = dict.fromkeys(terms, 0.0)
-        wrong: list[Pack] = []
-        for item in ready.packs:
-            objective, parts = self._learn(item, terms)
-            if not math.isfinite(objective):
-                wrong.append(item)
-            for name, total in parts.items():
-                sums[name] += total
-        # All ranks learn of it together: one that left alone would keep the others waiting.
-        if self.ranks.any(bool(wrong)):
-            raise self._not_finite(number, "the loss is not finite", wrong)
-        norm = clip_grad_norm(self.network.parameters(), self.settings.clip, self.ranks)
-        if not math.isfinite(norm):
-            raise self._not_finite(number, f"gradient norm {norm}", self._at_fault(ready.packs, terms, number))
-        with self.new_tokens.step():
-            self.optimizer.step()
-        own = [item for item in ready.packs if not is_blank(item)]
-        counts = [float(sum(item.size for item in own)), float(len(own))]
-        counted = self.ranks.sum(torch.tensor([*sums.values(), *counts], dtype=torch.float64))
-        *totals, tokens, packs = counted.tolist()
-        means = {name: total / terms[name].count for name, total in zip(sums, totals, strict=True) if terms[name].count}
-        return {
-            "loss": sum(terms[name].weight * mean for name, mean in means.items()),
-            **means,
-            "gradient_norm": norm,
-            "tokens": int(tokens),
-            "packs": int(packs),
-            "fill": tokens / (packs * self.settings.pack_tokens),
-        }
+        try:
+            return self.learner.step(ready.packs, number, rate)
+        except NotFiniteError as error:
+            raise self._not_finite(number, error) from None
 
-    def _seed(self, number: int) -> None:
-        """Dropout is a function of the seed, the step and the rank, so that resuming needs no state of it."""
-        torch.manual_seed(random_for(self.settings.seed, "step", number, self.ranks.data_rank).getrandbits(63))
-
-    def _learn(self, pack: Pack, terms: Mapping[str, Term]) -> tuple[float, dict[str, float]]:
-        """Add a pack's gradients to those there; returns its part of the objective, and the sums that make it."""
-        losses = self._losses(pack)
-        parts = [
-            terms[name].weight * loss.total / terms[name].count for name, loss in losses.items() if terms[name].count
-        ]
-        if not parts:  # nothing of this step counts, on no rank
-            return 0.0, {}
-        objective = torch.stack(parts).sum()
-        objective.backward()  # type: ignore[no-untyped-call]
-        return objective.item(), {name: loss.total.item() for name, loss in losses.items()}
-
-    def _at_fault(self, packs: list[Pack], terms: Mapping[str, Term], number: int) -> list[Pack]:
-        """The packs whose gradients are not finite, computed again one by one (on many ranks together with those of
-        the others at the same place); all of them where only their sum is not.
-        """
-        self._seed(number)
-        found = []
-        for item in packs:
-            self.optimizer.zero_grad(set_to_none=True)
-            self._learn(item, terms)
-            if not math.isfinite(clip_grad_norm(self.network.parameters(), self.settings.clip, self.ranks)):
-                found.append(item)
-        return found or packs
-
-    def _losses(self, pack: Pack) -> Mapping[str, LossSum]:
-        with self._computing():
-            return self.root(self.task.losses, Batch.of(pack, self.device, self.dtype))  # type: ignore[no-any-return]
-
-    def _global(self, terms: Mapping[str, Term]) -> dict[str, Term]:
-        """The terms with their counts over all ranks."""
-        counts = self.ranks.sum(torch.tensor([term.count for term in terms.values()], dtype=torch.float64))
-        return {name: replace(terms[name], count=count) for name, count in zip(terms, counts.tolist(), strict=True)}
-
-    def _not_finite(self, number: int, what: str, packs: list[Pack]) -> TrainingError:
-        own = [response.conversation for item in packs for response in item.responses]
+    def _not_finite(self, number: int, error: NotFiniteError) -> TrainingError:
+        own = [response.conversation for item in error.packs for response in item.responses]
         names = sorted({name for share in self.ranks.gather(own) for name in share})
         shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
         last = f"the last good checkpoint is {self.saved}" if self.saved else "there is no checkpoint yet"
         return TrainingError(
-            f"step {number + 1}: {what}, with the conversations {shown}; {last}. "
+            f"step {number + 1}: {error}, with the conversations {shown}; {last}. "
             "Lower learning_rate, use precision fp32, or look into these conversations"
         )
 
@@ -319,7 +247,7 @@ class _Run:
             fitted, done = fit(window, self.settings.context, budget)
             report += done
             for item in share_packs(fitted, budget, self.ranks):
-                with torch.no_grad(), self._computing():
+                with torch.no_grad(), self.learner.computing():
                     result = self.root(work, Batch.of(item, self.device, self.dtype))
                 if not is_blank(item):
                     found.append(result)
@@ -398,24 +326,7 @@ class _Run:
         self.checkpoints.clear()
         return saved
 
-    @contextlib.contextmanager
-    def _computing(self) -> Iterator[None]:
-        # A sharded network has its weights gathered in the type to compute in.
-        enabled = self.dtype != torch.float32 and self.ranks.mesh is None
-        with torch.autocast(self.device.type, self.dtype, enabled=enabled):
-            yield
-
 
 def _left_out(report: Report) -> dict[str, int]:
     """Of how many responses the model did not see all."""
     return {"truncated": report.truncated, "dropped": report.dropped}
-
-
-def make_optimizer(network: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices and none on norms and biases."""
-    parameters: list[Tensor] = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
