@@ -7,16 +7,18 @@ import json
 import random
 import signal
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from steerlm.conversation import Conversation
-from steerlm.errors import StoppedError
+from steerlm.errors import StoppedError, TrainingError
 from steerlm.files import write_conversations
-from steerlm.training import checkpoint, loop
+from steerlm.training import checkpoint, learner, loop
 from steerlm.training.config import AttributeSettings, PolicySettings
 from steerlm.training.run import train_attribute_model, train_policy
 from tiny import TOKENIZERS, save_base
@@ -88,6 +90,45 @@ def train_on_ranks_without_room(folder: Path, task: str, name: str, changes: dic
         patch.setattr(checkpoint, "write_json", full)
         train(folder, task, name, **changes)
     return [str(warning.message) for warning in caught if "could not be saved" in str(warning.message)]
+
+
+class OnlyGradientIsNaN(torch.autograd.Function):
+    """Of which the forward pass shows nothing."""
+
+    @staticmethod
+    def forward(context: Any, total: Tensor) -> Tensor:
+        return total.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return gradient * torch.nan
+
+
+def train_on_ranks_with_a_nan(
+    folder: Path, task: str, name: str, changes: dict[str, Any], culprit: str
+) -> tuple[str, list[list[str]]]:
+    """The gradients of packs with a response of the conversation `culprit` are not finite. Returns what a process says
+    of it, and the conversations of each of its packs in that step, in order.
+    """
+    losses, taken = learner.Learner._losses, loop._Run._step
+    given: list[Any] = []
+
+    def step(self: Any, ready: Any, *arguments: Any) -> Any:
+        given[:] = ready.packs
+        return taken(self, ready, *arguments)
+
+    def poisoned(self: Any, pack: Any) -> Any:
+        found = losses(self, pack)
+        if culprit not in {response.conversation for response in pack.responses}:
+            return found
+        return {name: replace(loss, total=OnlyGradientIsNaN.apply(loss.total)) for name, loss in found.items()}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Run, "_step", step)
+        patch.setattr(learner.Learner, "_losses", poisoned)
+        with pytest.raises(TrainingError) as caught:
+            train(folder, task, name, **changes)
+    return str(caught.value), [[response.conversation for response in pack.responses] for pack in given]
 
 
 def stop_on_ranks(folder: Path, task: str, name: str, changes: dict[str, Any], after: int) -> str:

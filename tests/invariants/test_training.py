@@ -23,7 +23,18 @@ from steerlm.models.directory import ModelInfo
 from steerlm.models.load import load_model
 from steerlm.training import learner, loop
 from tiny_judge import WORDS
-from tiny_runs import TRAIN, Steps, logged, prepare, stop_on_ranks, train, train_on_ranks, train_on_ranks_without_room
+from tiny_runs import (
+    TRAIN,
+    OnlyGradientIsNaN,
+    Steps,
+    logged,
+    prepare,
+    stop_on_ranks,
+    train,
+    train_on_ranks,
+    train_on_ranks_with_a_nan,
+    train_on_ranks_without_room,
+)
 
 
 @pytest.fixture
@@ -251,18 +262,6 @@ def test_non_finite_loss_stops_with_its_conversations(run: Any) -> None:
         run("policy", "hot", learning_rate=1e12, min_learning_rate=1e12, clip=1e12, epochs=20)
 
 
-class OnlyGradientIsNaN(torch.autograd.Function):
-    """Of which the forward pass shows nothing."""
-
-    @staticmethod
-    def forward(context: Any, total: torch.Tensor) -> torch.Tensor:
-        return total.clone()
-
-    @staticmethod
-    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient * torch.nan
-
-
 @pytest.mark.parametrize(
     ("number", "last"), [(4, r"the last good checkpoint is .*step-00000003"), (1, "there is no checkpoint yet")]
 )
@@ -293,6 +292,19 @@ def test_a_non_finite_gradient_stops_with_the_conversations_of_its_packs_and_the
     assert len(packs) > culprits
     names = {response.conversation for pack in packs[1 : 1 + culprits] for response in pack.responses}
     assert set(re.findall(r"tree-\d+", str(caught.value).split(";")[0])) == names
+
+
+def test_a_non_finite_gradient_on_one_of_two_ranks_is_found_by_both(tmp_path: Path) -> None:
+    """Ranks look for it together, pack by pack, so that the packs of the other ranks at its place are named too."""
+    prepare(tmp_path)
+    culprit = "tree-7"
+    changes = {"pack_tokens": 192, "batch_tokens": 2000, "contrast": 0.0, "validation_fraction": 0.0}
+    told, packs = zip(*launch(2, train_on_ranks_with_a_nan, tmp_path, "policy", "hot", changes, culprit), strict=True)
+    places = [sorted({*one, *other}) for one, other in zip(*packs, strict=True)]
+    assert len(places) > 1
+    [found] = [names for names in places if culprit in names]
+    assert told[0] == told[1]
+    assert f"gradient norm nan, with the conversations {', '.join(found)}; there is no checkpoint yet" in told[0]
 
 
 def test_learning_reduces_the_loss_and_the_judge_beats_the_mean(run: Any) -> None:
