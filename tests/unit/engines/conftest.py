@@ -2,13 +2,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from completions_server import Call, CompletionsServer, serving
 from steerlm.dialects import Renderer
+from steerlm.engines.openvino_network import PagedNetwork, prepared
 from steerlm.engines.upstream import UpstreamEngine, UpstreamSettings
+from tiny_openvino import saved
 from upstream import RENDERER, Start
 
 
@@ -31,3 +34,16 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
             return engine, server
 
         yield make
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2"])
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy that OpenVINO reads."""
+    folder = tmp_path_factory.mktemp("openvino")
+    saved(folder, request.param)
+    return folder / "policy"
+
+
+@pytest.fixture(scope="module")
+def network(directory: Path) -> PagedNetwork:
+    return PagedNetwork(prepared(directory), 1 << 22)
