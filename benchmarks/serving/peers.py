@@ -68,5 +68,5 @@ def llama_cpp_seconds(
     asked = {"gguf": str(gguf), "groups": groups, "tokens": tokens, "threads": threads}
     done = subprocess.run([str(python), str(_LLAMA_CPP)], input=json.dumps(asked), capture_output=True, text=True)
     if done.returncode:
-        raise EngineError(f"llama-cpp-python: {done.stderr[-2000:]}")
+        raise EngineError(f"llama-cpp-python ended with {done.returncode}: {done.stderr[-2000:]}")
     return [float(value) for value in json.loads(done.stdout.splitlines()[-1])]

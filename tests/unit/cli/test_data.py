@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from steerlm.attributes import STEERLM
 from steerlm.cli.data import data_app
 from steerlm.cli.data_convert import held_out_name
 from steerlm.cli.data_inspect import check_file, renderer_for
-from steerlm.cli.data_views import printable, token_texts
+from steerlm.cli.data_views import token_texts
 from steerlm.conversation import Conversation, Message
 from steerlm.errors import ConfigError, DataError, SteerLMError
 from steerlm.files import load_conversations, write_conversations, write_jsonl
@@ -386,17 +385,3 @@ def test_characters_of_several_tokens_are_shown_whole(tokenizer: Path) -> None:
     assert texts == ["", "ä", "", "", "", "🙂", "<extra_id_1>", "x", " ", "quality:4", "\n"]
     # A character that is cut off is shown as what it is.
     assert token_texts(loaded, ids[:3])[1:] == ["ä", "\ufffd"]
-
-
-def test_control_characters_are_made_visible() -> None:
-    assert printable("a\tb\n\x1b[0m\x00\x9b\r") == "a\tb\n\\x1b[0m\\x00\\x9b\\r"
-
-
-def test_marks_of_direction_are_made_visible() -> None:
-    """They let a terminal show a text as another one (CVE-2021-42574); the letters themselves stay."""
-    classes = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
-    marks = [mark for mark in map(chr, range(0x110000)) if unicodedata.bidirectional(mark) in classes]
-    marks += [unicodedata.lookup(f"{name} MARK") for name in ("LEFT-TO-RIGHT", "RIGHT-TO-LEFT", "ARABIC LETTER")]
-    assert len(marks) == 12
-    assert not set(marks) & set(printable(f"שלום{''.join(marks)}"))
-    assert printable("שלום\u202e") == "שלום\\u202e"

@@ -8,13 +8,12 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from steerlm.annotation import Scorer, ScoreSettings
+from steerlm.annotation import Scorer
 from steerlm.attributes import STEERLM, Schema
 from steerlm.cli.main import run
 from steerlm.conversation import Conversation, Message
@@ -23,25 +22,14 @@ from steerlm.evaluation.agreement import Evaluated, swapped_outputs
 from steerlm.evaluation.attribute_model import evaluate_attributes
 from steerlm.evaluation.attribute_settings import AttributeEvaluationSettings
 from steerlm.evaluation.attribute_tables import evaluation_view
-from steerlm.evaluation.invariance import check_invariance
 from steerlm.evaluation.preferences import Preference, Preferences
 from steerlm.evaluation.records import distinct_names
 from steerlm.evaluation.responses import RatedResponses
 from steerlm.files import write_conversations
-from steerlm.models.load import SteerModel, head_of, load_model
-from tiny_judge import WORDS, random_trees, save_tiny_judge
+from steerlm.models.load import SteerModel, head_of
+from tiny_judge import WORDS
 
 SETTINGS = AttributeEvaluationSettings(context=512, resamples=200, invariance=6, precision="fp32")
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_judge(tmp_path_factory.mktemp("judge"))
-
-
-@pytest.fixture
-def judge(directory: Path) -> SteerModel:
-    return load_model(directory, "attribute-model")
 
 
 def unrated(count: int, answers: int = 3) -> list[Conversation]:
@@ -336,45 +324,6 @@ def test_names_of_files_differ() -> None:
     paths = [Path("a/pref.jsonl"), Path("sub/a/pref.jsonl"), Path("/data/sub/pref.jsonl"), Path("b/other.jsonl")]
     assert list(distinct_names(paths).values()) == ["a/pref.jsonl", "sub/a/pref.jsonl", "sub/pref.jsonl", "other.jsonl"]
     assert distinct_names([paths[0], paths[0]]) == {paths[0]: "pref.jsonl"}
-
-
-def test_invariance_is_checked_on_what_fits(judge: SteerModel) -> None:
-    long = Conversation("long", (Message("user", "Hi"), Message("assistant", "salty " * 300, 0)))
-    settings = ScoreSettings(context=256, precision="fp32")
-    checks = check_invariance(judge, [long, *random_trees(10)], settings, 1)
-    assert all(check.holds and check.responses for check in checks), checks
-    assert check_invariance(judge, [long], settings, 4) == []
-
-
-def test_invariance_is_no_matter_of_rounding(judge: SteerModel) -> None:
-    """In bfloat16 scores may differ by more than a fault would make them; that is told apart."""
-    exact = check_invariance(judge, random_trees(30), ScoreSettings(context=256, precision="fp32"), 20)
-    rough = check_invariance(judge, random_trees(30), ScoreSettings(context=256, precision="bf16"), 20)
-    assert rough[:-1] == exact
-    assert rough[-1].name == "rounding (bfloat16)"
-    assert rough[-1].difference > max(check.difference for check in exact)
-
-
-def test_invariance_holds(judge: SteerModel) -> None:
-    checks = check_invariance(judge, random_trees(30), ScoreSettings(context=256, precision="fp32"), 20)
-    assert len(checks) == 5
-    assert all(check.holds and check.responses > 10 for check in checks), checks
-
-
-def test_a_judge_that_looks_at_its_neighbours_is_found(judge: SteerModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Positions that count through the whole pack are a fault that no figure of agreement shows."""
-    from steerlm.training.task import Batch
-
-    whole = Batch.inputs
-
-    def counted(self: Batch) -> dict[str, Any]:
-        inputs = whole(self)
-        return {**inputs, "position_ids": self.tensor(np.arange(self.pack.size))[None]}
-
-    monkeypatch.setattr(Batch, "inputs", counted)
-    checks = {check.name: check for check in check_invariance(judge, random_trees(30), SETTINGS, 20)}
-    assert not checks["packing (whole trees)"].holds
-    assert not checks["padding (transformers' own batches)"].holds
 
 
 def test_nothing_to_compare_with(judge: SteerModel) -> None:

@@ -1,0 +1,53 @@
+"""Whether scores depend on what else is computed: checks that hold, and a fault that they find."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from steerlm.annotation import ScoreSettings
+from steerlm.conversation import Conversation, Message
+from steerlm.evaluation.invariance import check_invariance
+from steerlm.models.load import SteerModel
+from steerlm.training.task import Batch
+from tiny_judge import random_trees
+
+EXACT = ScoreSettings(context=256, precision="fp32")
+
+
+def test_invariance_is_checked_on_what_fits(judge: SteerModel) -> None:
+    long = Conversation("long", (Message("user", "Hi"), Message("assistant", "salty " * 300, 0)))
+    checks = check_invariance(judge, [long, *random_trees(10)], EXACT, 1)
+    assert all(check.holds and check.responses for check in checks), checks
+    assert check_invariance(judge, [long], EXACT, 4) == []
+
+
+def test_invariance_is_no_matter_of_rounding(judge: SteerModel) -> None:
+    """In bfloat16 scores may differ by more than a fault would make them; that is told apart."""
+    exact = check_invariance(judge, random_trees(30), EXACT, 20)
+    rough = check_invariance(judge, random_trees(30), ScoreSettings(context=256, precision="bf16"), 20)
+    assert rough[:-1] == exact
+    assert rough[-1].name == "rounding (bfloat16)"
+    assert rough[-1].difference > max(check.difference for check in exact)
+
+
+def test_invariance_holds(judge: SteerModel) -> None:
+    checks = check_invariance(judge, random_trees(30), EXACT, 20)
+    assert len(checks) == 5
+    assert all(check.holds and check.responses > 10 for check in checks), checks
+
+
+def test_a_judge_that_looks_at_its_neighbours_is_found(judge: SteerModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions that count through the whole pack are a fault that no figure of agreement shows."""
+    whole = Batch.inputs
+
+    def counted(self: Batch) -> dict[str, Any]:
+        inputs = whole(self)
+        return {**inputs, "position_ids": self.tensor(np.arange(self.pack.size))[None]}
+
+    monkeypatch.setattr(Batch, "inputs", counted)
+    checks = {check.name: check for check in check_invariance(judge, random_trees(30), EXACT, 20)}
+    assert not checks["packing (whole trees)"].holds
+    assert not checks["padding (transformers' own batches)"].holds
