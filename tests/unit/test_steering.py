@@ -9,7 +9,7 @@ import pytest
 from steerlm.attributes import STEERLM
 from steerlm.errors import ModelError, SchemaError
 from steerlm.models.load import load_model, new_model
-from steerlm.steering import Turn, asked_values, parse_assignments, prompt_ids
+from steerlm.steering import Turn, asked_values, distance, nearest, parse_assignments, prompt_ids
 from tiny import TOKENIZERS, save_base
 
 
@@ -61,3 +61,17 @@ def test_not_a_steerlm_model(tmp_path: Path) -> None:
     new_model("policy", base, STEERLM).save(tmp_path / "policy")
     with pytest.raises(ModelError, match="is a policy, where an attribute-model is needed"):
         load_model(tmp_path / "policy", "attribute-model")
+
+
+def test_nearest() -> None:
+    """Distances 1/4, none, 1/8 and 1/8 of the scale: the first of the nearest."""
+    asked = {"humor": 4, "verbosity": 0}
+    measured = [
+        {"humor": 3.0, "verbosity": 1.0},
+        None,
+        {"humor": 4.0, "verbosity": 1.0},
+        {"humor": 3.0, "verbosity": 0.0},
+    ]
+    assert nearest(STEERLM, asked, measured) == 2
+    assert distance(STEERLM, asked, measured[0]) == pytest.approx(0.25)
+    assert distance(STEERLM, asked, {"quality": 1.0}) == float("inf")

@@ -179,11 +179,19 @@ def prepared(directory: Path, precision: Precision = "f32", progress: Progress |
     """
     info = ModelInfo.load(directory, "policy")
     form = _FORMS[precision]
-    digest = hashlib.sha256(json.dumps(_settings(directory, info), sort_keys=True).encode()).hexdigest()[:8]
-    kind = f"{info.fingerprint}-{digest}"
-    name = f"{kind}-{form}"
     own = directory / _FOLDER
     places = [own, cache_dir() / _FOLDER]
+    try:
+        config = _config(directory, info)
+    except ModelError:
+        # An adapter that is converted is used without its base, which may be gone, or on a hub out of reach.
+        made = [facts.parent for place in places for facts in place.glob(f"{info.fingerprint}-*-{form}/{_FACTS}")]
+        if info.base is None or not made:
+            raise
+        return made[0]
+    digest = hashlib.sha256(json.dumps(_settings(config), sort_keys=True).encode()).hexdigest()[:8]
+    kind = f"{info.fingerprint}-{digest}"
+    name = f"{kind}-{form}"
     for place in places:
         if (place / name / _FACTS).is_file():
             return place / name
@@ -192,7 +200,7 @@ def prepared(directory: Path, precision: Precision = "f32", progress: Progress |
         raise ModelError(f"neither {places[0]} nor {places[1]} can be written, where OpenVINO's form of the model goes")
     place = writable[0]
     with tempfile.TemporaryDirectory(dir=place, prefix=".", ignore_cleanup_errors=True) as temporary:
-        _convert(directory, _config(directory, info), Path(temporary), form, progress)
+        _convert(directory, config, Path(temporary), form, progress)
         if place == own:
             for other in place.iterdir():
                 if not other.name.startswith((".", kind)):  # of weights or settings that were here before
@@ -211,13 +219,8 @@ def _is_writable(place: Path) -> bool:
         return False
 
 
-def _settings(directory: Path, info: ModelInfo) -> list[Any]:
-    """What a form depends on besides the weights, such as scaling for a longer context in config.json. That of an
-    adapter's base is left out: what is converted is used without the base, which may be gone or on the hub.
-    """
-    if info.base:
-        return [_FORMAT]
-    config = _config(directory, info)
+def _settings(config: PretrainedConfig) -> list[Any]:
+    """What a form depends on besides the weights, such as scaling for a longer context in config.json."""
     return [_FORMAT, *(getattr(config, name, None) for name in ("max_position_embeddings", "rope_parameters"))]
 
 

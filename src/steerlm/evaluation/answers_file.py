@@ -28,7 +28,7 @@ class AnswersFile:
     ) -> dict[Hashable, Answer]:
         """Those of these asks that are there, to prompts in the same words."""
         kept = {
-            (_ask(row), row["prompt_text"]): Answer(row["text"], row["tokens"], row["cut"])
+            _place(row): Answer(row["text"], row["tokens"], row["cut"])
             for row in self._rows
             if row.get("made") == digest
         }
@@ -47,8 +47,13 @@ class AnswersFile:
         prompts: Sequence[Ways],
         answers: Mapping[Hashable, Answer],
     ) -> None:
-        """Keep the answers of a condition in place of what it had before."""
-        self._rows = [row for row in self._rows if row.get("condition") != name]
+        """Keep the answers of a condition: in place of those that depend on something else, and beside the others."""
+        given = {(ask, prompts[ask.prompt][ask.paraphrase]) for ask in asks}
+        self._rows = [
+            row
+            for row in self._rows
+            if row.get("condition") != name or (row.get("made") == digest and _place(row) not in given)
+        ]
         for ask in dict.fromkeys(asks):
             answer = answers[condition.key(ask)]
             self._rows.append(
@@ -66,20 +71,24 @@ class AnswersFile:
             )
         write_jsonl(self.path, self._rows)
 
-    def note(self, digest: str, measured: Measured) -> None:
+    def note(self, digest: str, measured: Measured, prompts: Sequence[Ways]) -> None:
         """Write beside the answers under a digest what was measured in each; null where nothing was this time."""
         found = {
-            ask: {name: float(column[number]) for name, column in measured.columns.items()}
+            (ask, prompts[ask.prompt][ask.paraphrase]): {
+                name: float(column[number]) for name, column in measured.columns.items()
+            }
             for number, ask in enumerate(measured.asks)
         }
         for row in self._rows:
             if row.get("made") == digest:
-                row["measured"] = found.get(_ask(row))
+                row["measured"] = found.get(_place(row))
         write_jsonl(self.path, self._rows)
 
 
-def _ask(row: Mapping[str, Any]) -> Ask:
-    return Ask(row["prompt"], tuple((name, level) for name, level in row["asked"]), row["paraphrase"])
+def _place(row: Mapping[str, Any]) -> tuple[Ask, str]:
+    """What was asked, and in which words."""
+    asked = tuple((name, level) for name, level in row["asked"])
+    return Ask(row["prompt"], asked, row["paraphrase"]), row["prompt_text"]
 
 
 def digest_of(*parts: Any) -> str:

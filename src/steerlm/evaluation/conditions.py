@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from steerlm.annotation import Scorer
 from steerlm.conversation import Conversation, Message
-from steerlm.engines import Completion, Engine, Guidance, Request, Sampling, batch, complete
+from steerlm.engines import Completion, Engine, Guidance, Request, Sampling, complete
 from steerlm.errors import ConfigError
 from steerlm.evaluation.answers import Answer
 from steerlm.evaluation.asks import Ask, Ways, frozen
@@ -48,16 +49,21 @@ class PolicyCondition:
         return len(prompt_ids(self.policy, prompt, self.policy.schema.defaults))
 
     def answer(self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[Ways], sampling: Sampling) -> list[Answer]:
-        defaults = self.policy.schema.defaults
+        return self.draw(engine, asks, prompts, sampling, 1)
+
+    def draw(
+        self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[Ways], sampling: Sampling, draws: int
+    ) -> list[Answer]:
+        """So many answers to each ask, those to the first ask first."""
+        schema = self.policy.schema
         requests = []
-        for number, ask in enumerate(asks):
+        for ask in asks:
             text = prompts[ask.prompt][ask.paraphrase]
-            own = batch([prompt_ids(self.policy, text, ask.values(self.policy.schema))], _seeded(sampling, number))[0]
-            if self.guidance == 1:
-                requests.append(own)
-            else:
-                other = tuple(prompt_ids(self.policy, text, defaults))
-                requests.append(Request(own.prompt, own.sampling, Guidance(other, self.guidance)))
+            ids = tuple(prompt_ids(self.policy, text, ask.values(schema)))
+            guidance = None
+            if self.guidance != 1:
+                guidance = Guidance(tuple(prompt_ids(self.policy, text, schema.defaults)), self.guidance)
+            requests += [Request(ids, _seeded(sampling, self.key(ask), draw), guidance) for draw in range(draws)]
         return [_answer(found) for found in complete(engine, requests)]
 
 
@@ -76,11 +82,12 @@ class WordsCondition:
         return len(self._ids(f"{prompt}\n\n{in_words(schema, schema.defaults)}"))
 
     def answer(self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[Ways], sampling: Sampling) -> list[Answer]:
-        ids = [
-            self._ids(f"{prompts[ask.prompt][ask.paraphrase]}\n\n{in_words(self.asked_of.schema, dict(ask.named))}")
-            for ask in asks
-        ]
-        return [_answer(found) for found in complete(engine, batch(ids, sampling))]
+        requests = []
+        for ask in asks:
+            wish = in_words(self.asked_of.schema, dict(ask.named))
+            ids = self._ids(f"{prompts[ask.prompt][ask.paraphrase]}\n\n{wish}")
+            requests.append(Request(tuple(ids), _seeded(sampling, self.key(ask))))
+        return [_answer(found) for found in complete(engine, requests)]
 
     def _ids(self, text: str) -> list[int]:
         return prompt_ids(self.base, text, {}, system=self.asked_of.info.system)
@@ -101,8 +108,8 @@ class VerifiedCondition:
         return self.policy.longest(prompt)
 
     def answer(self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[Ways], sampling: Sampling) -> list[Answer]:
-        drawn = _seeded(sampling, 0, sampling.temperature or _DRAW_TEMPERATURE)
-        found = self.policy.answer(engine, [ask for ask in asks for _ in range(self.draws)], prompts, drawn)
+        warm = replace(sampling, temperature=sampling.temperature or _DRAW_TEMPERATURE)
+        found = self.policy.draw(engine, asks, prompts, warm, self.draws)
         groups = [found[start : start + self.draws] for start in range(0, len(found), self.draws)]
         system = self.policy.policy.info.system
         trees = [
@@ -149,9 +156,10 @@ def answer_all(
     return dict(zip(wanted, condition.answer(engine, list(wanted.values()), prompts, sampling), strict=True))
 
 
-def _seeded(sampling: Sampling, number: int, temperature: float | None = None) -> Sampling:
-    chosen = sampling.temperature if temperature is None else temperature
-    return replace(sampling, seed=sampling.seed + number, temperature=chosen)
+def _seeded(sampling: Sampling, key: Hashable, draw: int = 0) -> Sampling:
+    """With a seed that is the ask's own, so that its answer does not depend on what else is asked."""
+    digest = hashlib.sha256(repr((sampling.seed, key, draw)).encode()).digest()
+    return replace(sampling, seed=int.from_bytes(digest[:6], "big"))
 
 
 def _answer(found: Completion) -> Answer:

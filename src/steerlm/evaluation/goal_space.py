@@ -51,7 +51,8 @@ def goal_figures(
     all of them.
     """
     items = [schema[name] for name in attributes]
-    columns = [measured.columns[column] for column in score_columns(attributes, measured.columns).values()]
+    names = score_columns(attributes, measured.columns)
+    columns = [measured.columns[column] for column in names.values()]
     starts = _starts(measured, items)
     rows = [number for number in _goal_rows(measured, attributes) if measured.asks[number].prompt in starts]
     if not rows or len(columns) < len(items):
@@ -80,6 +81,7 @@ def goal_figures(
     return {
         "goals": len(owner_G),
         "attributes": list(attributes),
+        "measures": list(names.values()),
         **{name: estimate._asdict() for name, estimate in zip(per_goal, estimates, strict=True)},
         "coverage": {
             item.name: coverage(item, measured_GA[:, number] * steps_A[number] + item.low)

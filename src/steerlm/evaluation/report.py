@@ -36,6 +36,7 @@ def report_html(record: Mapping[str, Any], name: str) -> str:
         charts=_charts(record),
         measures=measure_titles(record),
         judging=_judging(record),
+        joined=_joined(record),
         published=compared_with_published(record),
     )
 
@@ -65,6 +66,23 @@ def _judging(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         for prefix, fingerprint in fingerprints.items()
         if (judged := [name for name, row in rows.items() if (row["own"] or "").startswith(prefix)])
     ]
+
+
+def _joined(record: Mapping[str, Any]) -> dict[str, str]:
+    """Whose scores stand in each table that joins several, where two attribute models gave theirs."""
+    if not (record["judge"] and record["second_judge"]):
+        return {}
+    first = record["conditions"][leading(record)]
+    costs = [row["quality_cost"]["measures"] for row in first["attributes"].values() if row["quality_cost"]]
+    leaks = [[cell["measure"] for cell in row.values()] for row in first["leakage"].values()]
+    goals = [first["goal_space"]["measures"]] if first["goal_space"] else []
+    fingerprints = {SECOND: record["second_judge"], JUDGE: record["judge"]}
+    return {
+        table: f"; these scores are those of {_MODELS[prefix]}, {_teaching(record, fingerprints[prefix])}"
+        for table, measures in {"quality": costs, "leakage": leaks, "goals": goals}.items()
+        for prefix in fingerprints
+        if any(column.startswith(prefix) for columns in measures for column in columns)
+    }
 
 
 def _teaching(record: Mapping[str, Any], fingerprint: str) -> str:

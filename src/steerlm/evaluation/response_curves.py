@@ -254,10 +254,10 @@ def _length_ratio(sweep: Sweep, resamples: int, seed: int) -> Estimate:
 
 def _quality_cost(sweep: Sweep, schema: Schema, weights_BP: Floats) -> dict[str, Any] | None:
     """What the ends of the scale do, against the default level, to the mean score of the attributes of which more is
-    better (the swept one left out).
+    better (the swept one left out, after one attribute model was chosen for them all).
     """
-    others = (item.name for item in schema if item.desirable == "high" and item.name != sweep.attribute.name)
-    good = score_columns(others, sweep.columns)
+    good = score_columns((item.name for item in schema if item.desirable == "high"), sweep.columns)
+    good.pop(sweep.attribute.name, None)
     if not good:
         return None
     quality_PL = np.mean([sweep.column(column) for column in good.values()], axis=0)
@@ -272,11 +272,14 @@ def _quality_cost(sweep: Sweep, schema: Schema, weights_BP: Floats) -> dict[str,
 
 
 def leakage(figures: Mapping[str, Mapping[str, Any]], schema: Schema) -> dict[str, dict[str, Any]]:
-    """`leakage[i][j]`: how far the score of j moves when i goes from the bottom of its scale to the top; all scores are
-    those of one attribute model.
+    """`leakage[i][j]`: how far the score of j moves when i goes from the bottom of its scale to the top, and which
+    measure that is; all scores are those of one attribute model.
     """
     return {
-        name: {other: row["effects"][column] for other, column in score_columns(schema.names, row["effects"]).items()}
+        name: {
+            other: {"measure": column, **row["effects"][column]}
+            for other, column in score_columns(schema.names, row["effects"]).items()
+        }
         for name, row in figures.items()
     }
 

@@ -203,7 +203,7 @@ class _Evaluation:
             self.conditions[name] = measure(
                 condition, asks, answers, self.prompts, self.policy.info.system, instruments
             )
-            kept.note(self._made(name), self.conditions[name])
+            kept.note(self._made(name), self.conditions[name], self.prompts)
         write_record(self.folder, NAME, {"key": key, **self._record(left_out)})
         written = read_record(self.folder, NAME)
         assert written is not None

@@ -94,6 +94,17 @@ def test_a_longer_context_needs_a_new_conversion(tmp_path: Path) -> None:
     assert not before.exists()
 
 
+def test_an_adapter_follows_its_base(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", TOKENIZERS["chatml"](), "llama", **SHAPE)
+    with_lora(new_model("policy", base, STEERLM), base, Lora(2, 4.0)).save(tmp_path / "adapter")
+    before = prepared(tmp_path / "adapter")
+    file = base / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "max_position_embeddings": 4096}))
+    after = prepared(tmp_path / "adapter")
+    assert PagedNetwork(after, 1 << 20).context == 4096
+    assert not before.exists()
+
+
 def test_a_converted_adapter_does_without_its_base(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", TOKENIZERS["chatml"](), "llama", **SHAPE)
     with_lora(new_model("policy", base, STEERLM), base, Lora(2, 4.0)).save(tmp_path / "adapter")

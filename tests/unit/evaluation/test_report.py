@@ -209,6 +209,23 @@ def test_whether_the_judge_is_the_teacher(annotated_by: list[str] | None, second
     assert "chosen by the very attribute model" not in text
 
 
+@pytest.mark.parametrize(
+    ("seconds", "by"), [(NAMES, ["first", "first", "second"]), (STEERLM.names, ["second"] * 3), ((), [])]
+)
+def test_whose_scores_are_joined(seconds: Sequence[str], by: list[str]) -> None:
+    """In the tables of quality, of leakage and of goals: theirs who scored more of what is joined there."""
+    said = {
+        "first": "the attribute model, which annotated the data that",
+        "second": "the second attribute model, which annotated none of the data that",
+    }
+    record = result(obeys=True, seconds=seconds) | {"annotated_by": ["fedcba9876543210"]}
+    text = " ".join(read(report_html(record, "x")).text.split())
+    parts = text.split("; these scores are those of ")[1:]
+    assert len(parts) == len(by)
+    for part, who in zip(parts, by, strict=True):
+        assert part.startswith(said[who])
+
+
 def test_verified_answers_were_chosen_by_their_judge() -> None:
     """Also where another one scores some of the attributes."""
     said = "Verified answers were chosen by the very attribute model that scores them here"

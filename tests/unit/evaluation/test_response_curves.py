@@ -92,6 +92,18 @@ def test_what_joins_scores_takes_those_of_one_judge() -> None:
     assert {name: cell["value"] for name, cell in leaks.items()} == {"complexity": 0, "quality": 0, "helpfulness": 0}
 
 
+def test_the_cost_is_told_by_the_same_judge_whatever_is_swept() -> None:
+    """The first scores four attributes of which more is better, the second three; without quality each three."""
+    names = ("quality", "helpfulness", "correctness", "coherence")
+    constant = {f"{JUDGE}{name}": lambda p, k: 3.0 for name in names}
+    constant |= {f"{SECOND}{name}": lambda p, k: 3.0 for name in names[1:]}
+    found = measured(constant)
+    for swept, others in (("complexity", names), ("quality", names[1:])):
+        asks = tuple(replace(ask, named=((swept, ask.named[0][1]),)) for ask in found.asks)
+        row = sweep_figures(sweep_of(replace(found, asks=asks), STEERLM[swept]), STEERLM, 100, 0)
+        assert row["quality_cost"]["measures"] == [f"{JUDGE}{name}" for name in others]
+
+
 def test_without_a_judge_the_reading_grade_stands_in() -> None:
     row = figures(measured({"reading_grade": lambda p, k: 3.0 * k + RANDOM.normal(0, 1)}))
     assert (row["own"], row["verdict"], row["slope"]) == ("reading_grade", "steers", None)

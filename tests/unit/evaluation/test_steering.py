@@ -29,7 +29,6 @@ from steerlm.evaluation.steering_settings import ConditionName, SteeringSettings
 from steerlm.files import write_json
 from steerlm.models.base import weights_digest
 from steerlm.models.load import SteerModel, load_model, new_model
-from steerlm.steering import distance, nearest
 from tiny import TOKENIZERS, save_base
 from tiny_judge import save_tiny_base, save_tiny_judge
 
@@ -45,6 +44,7 @@ class Scripted:
     def __init__(self, model: SteerModel, believes: Callable[[int], int]) -> None:
         self.model, self.believes = model, believes
         self.answered = 0
+        self.seeds: dict[tuple[int, ...], int] = {}
 
     def submit(self, requests: Sequence[Request], deliver: Deliver) -> Callable[[], None]:
         for number, request in enumerate(requests):
@@ -52,6 +52,7 @@ class Scripted:
             text = "Salt is in it. " * (1 + 3 * self.believes(asked))
             deliver(Piece(number, 5, text, "stop"))
             self.answered += 1
+            self.seeds[request.prompt] = request.sampling.seed
         return lambda: None
 
     def close(self) -> None:
@@ -112,9 +113,26 @@ def test_what_is_there_is_not_done_again(policy: SteerModel, tmp_path: Path) -> 
     evaluate_steering(policy, PROMPTS, wider, tmp_path, engine=engine)
     # Humor at its default, 0, with verbosity at its own is among what was answered before.
     assert engine.answered == len(PROMPTS) * (5 + 4)
+    besides = QUICK.model_copy(update={"attributes": ["humor", "creativity"]})
+    evaluate_steering(policy, PROMPTS, besides, tmp_path, engine=engine)
+    assert engine.answered == len(PROMPTS) * (5 + 4 + 4)
+    evaluate_steering(policy, PROMPTS, wider, tmp_path, engine=engine)
+    assert engine.answered == len(PROMPTS) * (5 + 4 + 4)
     other = QUICK.model_copy(update={"max_tokens": 80})
     evaluate_steering(policy, PROMPTS, other, tmp_path, engine=engine)
-    assert engine.answered == len(PROMPTS) * (5 + 4 + 5)
+    assert engine.answered == len(PROMPTS) * (5 + 4 + 4 + 5)
+
+
+def test_what_is_drawn_does_not_depend_on_what_else_is_asked(policy: SteerModel, tmp_path: Path) -> None:
+    seeds = []
+    for attributes in (["verbosity", "humor"], ["humor"]):
+        engine = Scripted(policy, lambda asked: asked)
+        settings = QUICK.model_copy(update={"attributes": attributes, "temperature": 0.7})
+        evaluate_steering(policy, PROMPTS, settings, tmp_path / attributes[0], engine=engine)
+        seeds.append(engine.seeds)
+    both, humor = seeds
+    assert len(humor) == len(set(humor.values())) == len(PROMPTS) * 5
+    assert humor.items() <= both.items()
 
 
 def test_a_result_that_is_read_back_keeps_its_day(
@@ -209,7 +227,8 @@ def test_other_words_leave_the_answers_to_a_prompt(policy: SteerModel, tmp_path:
         evaluate_steering(policy, [ways], settings, tmp_path, engine=engine)
         assert engine.answered == answers
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
-    assert {row["prompt_text"] for row in rows} == {"Why?", "How come?"}
+    assert {row["prompt_text"] for row in rows} == {"Why?", "For what reason?", "How come?"}
+    assert [row["measured"] is None for row in rows] == [row["prompt_text"] == "For what reason?" for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -364,20 +383,6 @@ def test_a_base_that_is_not_named(policy: SteerModel, tmp_path: Path) -> None:
     nameless = replace(policy, info=replace(policy.info, provenance={}))
     with pytest.raises(ConfigError, match="does not say what base model it was made from"):
         evaluate_steering(nameless, PROMPTS, QUICK.model_copy(update={"perplexity": True}), tmp_path)
-
-
-def test_nearest() -> None:
-    """Distances 1/4, none, 1/8 and 1/8 of the scale: the first of the nearest."""
-    asked = {"humor": 4, "verbosity": 0}
-    measured = [
-        {"humor": 3.0, "verbosity": 1.0},
-        None,
-        {"humor": 4.0, "verbosity": 1.0},
-        {"humor": 3.0, "verbosity": 0.0},
-    ]
-    assert nearest(STEERLM, asked, measured) == 2
-    assert distance(STEERLM, asked, measured[0]) == pytest.approx(0.25)
-    assert distance(STEERLM, asked, {"quality": 1.0}) == float("inf")
 
 
 def test_the_command(policy: SteerModel, chatml_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

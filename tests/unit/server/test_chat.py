@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from served import HELLO, Recorder, events, send
 from steerlm.engines import TorchEngine
 from steerlm.models.load import SteerModel
+from steerlm.server.logprobs import ChatLogprobs, chat_logprobs
+from steerlm.server.routes.chat_models import ChatCompletion
 from steerlm.server.state import ServerState
 
 PATH = "/v1/chat/completions"
@@ -108,6 +111,26 @@ def test_stop_text_never_shows(post: Post) -> None:
         shown = events(post(PATH, {**body, "stop": stop, "stream": True}).text)
         text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in shown)
         assert text == free[: free.index(middle)].rstrip()
+
+
+def test_log_probabilities_are_written_in_a_thread(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop is that of this thread."""
+    seen: list[threading.Thread] = []
+    written_as = ChatCompletion.model_dump_json
+
+    def dumped(self: ChatCompletion, **options: Any) -> str:
+        seen.append(threading.current_thread())
+        return written_as(self, **options)
+
+    def listed(*args: Any) -> ChatLogprobs:
+        seen.append(threading.current_thread())
+        return chat_logprobs(*args)
+
+    monkeypatch.setattr(ChatCompletion, "model_dump_json", dumped)
+    monkeypatch.setattr("steerlm.server.routes.chat.chat_logprobs", listed)
+    post(PATH, {"messages": HELLO, "max_tokens": 2, "n": 2, "logprobs": True})
+    assert len(seen) == 3
+    assert threading.current_thread() not in seen
 
 
 def test_stop_text_does_not_show_in_logprobs(post: Post) -> None:

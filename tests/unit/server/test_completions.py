@@ -14,6 +14,7 @@ from served import Recorder, Scripted, events, send
 from steerlm.engines.base import Piece, TokenLogprob
 from steerlm.models.load import SteerModel
 from steerlm.server.logprobs import CompletionLogprobs, prompt_logprobs
+from steerlm.server.routes.completions import TextCompletion
 from steerlm.server.state import ServerState
 
 PATH = "/v1/completions"
@@ -256,20 +257,29 @@ def test_a_copy_waits_for_the_scores_of_its_prompt(serve: Callable[..., ServerSt
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_log_probabilities_are_listed_once_and_keep_nobody_waiting(
+def test_log_probabilities_of_a_prompt_are_listed_once_and_written_in_a_thread(
     post: Post, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
     """The event loop is that of this thread."""
-    threads: list[threading.Thread] = []
+    listed: list[threading.Thread] = []
+    written: list[threading.Thread] = []
+    written_as = TextCompletion.model_dump_json
 
     def noted(*args: Any) -> CompletionLogprobs:
-        threads.append(threading.current_thread())
+        listed.append(threading.current_thread())
         return prompt_logprobs(*args)
 
+    def dumped(self: TextCompletion, **options: Any) -> str:
+        if any(choice.logprobs and len(choice.logprobs.tokens) > 2 for choice in self.choices):
+            written.append(threading.current_thread())
+        return written_as(self, **options)
+
     monkeypatch.setattr("steerlm.server.routes.completions.prompt_logprobs", noted)
+    monkeypatch.setattr(TextCompletion, "model_dump_json", dumped)
     post(PATH, {"prompt": TEXT, "n": 4, "max_tokens": 2, "logprobs": 1, "echo": True, "stream": stream})
-    [thread] = threads
-    assert thread is not threading.current_thread()
+    assert len(listed) == 1
+    assert len(written) == (4 if stream else 1)
+    assert threading.current_thread() not in listed + written
 
 
 def test_the_end_signal_is_listed_after_an_echo(serve: Callable[..., ServerState], served_policy: SteerModel) -> None:
@@ -295,6 +305,7 @@ def test_the_end_signal_is_listed_after_an_echo(serve: Callable[..., ServerState
         ({}, "prompt"),
         ({"prompt": "a", "echo": True, "attributes": {"humor": 1}}, "echo: only of prompts that are continued"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens: 0 is for an echo"),
+        ({"prompt": "a", "max_tokens": 0, "echo": True, "min_tokens": 1}, "min_tokens=1 is more than max_tokens=0"),
         ({"prompt": "a", "best_of": 2}, "best_of"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
         ({"prompt": "a", "verified": 2}, "verified"),

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from steerlm.engines.base import Piece
 from steerlm.server.chatting import ChatWork, prepare_chat, settled
-from steerlm.server.envelope import head, usage
+from steerlm.server.envelope import Usage, head, usage
 from steerlm.server.errors import ApiError
-from steerlm.server.generation import add, collect, new_answers, pieces
+from steerlm.server.generation import Answer, add, collect, new_answers, pieces
 from steerlm.server.logprobs import chat_logprobs
 from steerlm.server.routes import State
 from steerlm.server.routes.chat_models import (
@@ -25,7 +26,7 @@ from steerlm.server.routes.chat_models import (
     Delta,
 )
 from steerlm.server.state import ServerState
-from steerlm.server.steering import report
+from steerlm.server.steering import SteeringReport, report
 from steerlm.server.streaming import EventStream, begun, event, prepared, unless_gone, with_errors
 
 router = APIRouter(tags=["generation"])
@@ -65,11 +66,19 @@ async def chat_completions(body: ChatRequest, request: Request, state: State) ->
     return EventStream(with_errors(_events(state, body, work, arriving)))
 
 
-async def _whole(state: ServerState, body: ChatRequest, work: ChatWork) -> ChatCompletion:
+async def _whole(state: ServerState, body: ChatRequest, work: ChatWork) -> Response:
     drawn = await collect(state, work.requests)
     answers, said = await settled(state, work.dialogue, work.steering, drawn)
+    used = usage(work.requests, drawn, work.n)
+    return await asyncio.to_thread(_response, state, body, work, answers, used, said)
+
+
+def _response(
+    state: ServerState, body: ChatRequest, work: ChatWork, answers: list[Answer], used: Usage, said: SteeringReport
+) -> Response:
+    """Written in a thread of its own: lists of log-probabilities may have a million entries."""
     tokenizer = state.prompting.renderer.tokenizer
-    return ChatCompletion(
+    whole = ChatCompletion(
         **head(state, "chatcmpl", body.model),
         choices=[
             Choice(
@@ -80,9 +89,10 @@ async def _whole(state: ServerState, body: ChatRequest, work: ChatWork) -> ChatC
             )
             for index, answer in enumerate(answers)
         ],
-        usage=usage(work.requests, drawn, work.n),
+        usage=used,
         steering=said,
     )
+    return Response(whole.model_dump_json(), media_type="application/json")
 
 
 async def _events(

@@ -151,6 +151,8 @@ def _prepare(state: ServerState, body: CompletionRequest) -> _Work:
         raise ApiError(
             "max_tokens: 0 is for an echo of the prompt alone; set echo, or ask for more", param="max_tokens"
         )
+    if body.max_tokens == 0 and body.min_tokens:
+        raise ApiError(f"min_tokens={body.min_tokens} is more than max_tokens=0", param="min_tokens")
     n = body.n or 1
     check_answers(state, n * len(prompts))
     check_amount(state, 1, sum(len(prompt) for prompt in prompts), "prompt")
@@ -315,7 +317,7 @@ async def _whole(state: ServerState, body: CompletionRequest, work: _Work) -> Re
 def _response(
     state: ServerState, body: CompletionRequest, work: _Work, answers: list[Answer], said: SteeringReport | None
 ) -> Response:
-    """Written here, where it keeps nobody waiting: lists of log-probabilities may have a million entries."""
+    """Written in a thread of its own: lists of log-probabilities may have a million entries."""
     tokenizer = state.prompting.renderer.tokenizer
     choices = []
     for index, answer in enumerate(answers):
