@@ -181,26 +181,23 @@ def prepared(directory: Path, precision: Precision = "f32", progress: Progress |
     form = _FORMS[precision]
     own = directory / _FOLDER
     places = [own, cache_dir() / _FOLDER]
-    try:
-        config = _config(directory, info)
-    except ModelError:
-        # An adapter that is converted is used without its base, which may be gone, or on a hub out of reach.
-        made = [facts.parent for place in places for facts in place.glob(f"{info.fingerprint}-*-{form}/{_FACTS}")]
-        if info.base is None or not made:
-            raise
-        return made[0]
-    digest = hashlib.sha256(json.dumps(_settings(config), sort_keys=True).encode()).hexdigest()[:8]
-    kind = f"{info.fingerprint}-{digest}"
+    digest = hashlib.sha256(json.dumps(_settings(directory, info), sort_keys=True).encode()).hexdigest()[:8]
+    kind = f"{info.fingerprint}-{_FORMAT}-{digest}"
     name = f"{kind}-{form}"
     for place in places:
         if (place / name / _FACTS).is_file():
             return place / name
+    if _has_lost_its_base(info):
+        # Whatever its base's config.json said when it was converted last.
+        forms = [file for place in places for file in place.glob(f"{info.fingerprint}-{_FORMAT}-*-{form}/{_FACTS}")]
+        if forms:
+            return max(forms, key=lambda file: file.stat().st_mtime_ns).parent
     writable = [place for place in places if _is_writable(place)]
     if not writable:
         raise ModelError(f"neither {places[0]} nor {places[1]} can be written, where OpenVINO's form of the model goes")
     place = writable[0]
     with tempfile.TemporaryDirectory(dir=place, prefix=".", ignore_cleanup_errors=True) as temporary:
-        _convert(directory, config, Path(temporary), form, progress)
+        _convert(directory, _config(directory, info), Path(temporary), form, progress)
         if place == own:
             for other in place.iterdir():
                 if not other.name.startswith((".", kind)):  # of weights or settings that were here before
@@ -219,9 +216,19 @@ def _is_writable(place: Path) -> bool:
         return False
 
 
-def _settings(config: PretrainedConfig) -> list[Any]:
-    """What a form depends on besides the weights, such as scaling for a longer context in config.json."""
-    return [_FORMAT, *(getattr(config, name, None) for name in ("max_position_embeddings", "rope_parameters"))]
+def _has_lost_its_base(info: ModelInfo) -> bool:
+    """Whether it is an adapter on a base that was in a folder which is gone."""
+    return info.base is not None and Path(info.base.name).is_absolute() and not Path(info.base.name).is_dir()
+
+
+def _settings(directory: Path, info: ModelInfo) -> list[Any]:
+    """What a form depends on besides the weights, such as scaling for a longer context in config.json. Of the base of
+    an adapter only where that is in a folder: one of the hub stays as it is, and is not asked for again.
+    """
+    if info.base and not Path(info.base.name).is_dir():
+        return []
+    config = _config(directory, info)
+    return [getattr(config, name, None) for name in ("max_position_embeddings", "rope_parameters")]
 
 
 def _config(directory: Path, info: ModelInfo) -> PretrainedConfig:

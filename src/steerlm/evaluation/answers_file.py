@@ -28,14 +28,14 @@ class AnswersFile:
     ) -> dict[Hashable, Answer]:
         """Those of these asks that are there, to prompts in the same words."""
         kept = {
-            _place(row): Answer(row["text"], row["tokens"], row["cut"])
+            (condition.key(_ask(row)), row["prompt_text"]): Answer(row["text"], row["tokens"], row["cut"])
             for row in self._rows
             if row.get("made") == digest
         }
         return {
-            condition.key(ask): kept[place]
+            key: kept[key, words]
             for ask in asks
-            if (place := (ask, prompts[ask.prompt][ask.paraphrase])) in kept
+            if ((key := condition.key(ask)), (words := prompts[ask.prompt][ask.paraphrase])) in kept
         }
 
     def put(
@@ -48,11 +48,12 @@ class AnswersFile:
         answers: Mapping[Hashable, Answer],
     ) -> None:
         """Keep the answers of a condition: in place of those that depend on something else, and beside the others."""
-        given = {(ask, prompts[ask.prompt][ask.paraphrase]) for ask in asks}
+        given = {(condition.key(ask), prompts[ask.prompt][ask.paraphrase]) for ask in asks}
         self._rows = [
             row
             for row in self._rows
-            if row.get("condition") != name or (row.get("made") == digest and _place(row) not in given)
+            if row.get("condition") != name
+            or (row.get("made") == digest and (condition.key(_ask(row)), row["prompt_text"]) not in given)
         ]
         for ask in dict.fromkeys(asks):
             answer = answers[condition.key(ask)]
@@ -71,24 +72,22 @@ class AnswersFile:
             )
         write_jsonl(self.path, self._rows)
 
-    def note(self, digest: str, measured: Measured, prompts: Sequence[Ways]) -> None:
+    def note(self, digest: str, condition: Condition, measured: Measured, prompts: Sequence[Ways]) -> None:
         """Write beside the answers under a digest what was measured in each; null where nothing was this time."""
         found = {
-            (ask, prompts[ask.prompt][ask.paraphrase]): {
+            (condition.key(ask), prompts[ask.prompt][ask.paraphrase]): {
                 name: float(column[number]) for name, column in measured.columns.items()
             }
             for number, ask in enumerate(measured.asks)
         }
         for row in self._rows:
             if row.get("made") == digest:
-                row["measured"] = found.get(_place(row))
+                row["measured"] = found.get((condition.key(_ask(row)), row["prompt_text"]))
         write_jsonl(self.path, self._rows)
 
 
-def _place(row: Mapping[str, Any]) -> tuple[Ask, str]:
-    """What was asked, and in which words."""
-    asked = tuple((name, level) for name, level in row["asked"])
-    return Ask(row["prompt"], asked, row["paraphrase"]), row["prompt_text"]
+def _ask(row: Mapping[str, Any]) -> Ask:
+    return Ask(row["prompt"], tuple((name, level) for name, level in row["asked"]), row["paraphrase"])
 
 
 def digest_of(*parts: Any) -> str:

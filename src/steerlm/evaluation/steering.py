@@ -35,6 +35,8 @@ from steerlm.models.base import weights_digest
 from steerlm.models.load import SteerModel
 from steerlm.provenance import environment
 
+_FORMAT = 2
+"""Of results and of the seeds that answers are drawn with; those of another one are made anew."""
 _OF_ANSWERS = ("max_tokens", "temperature", "repetition_penalty", "seed")
 """The settings that every answer depends on, beside the engine that was taken."""
 _OF_CONDITION: dict[ConditionName, str] = {"guidance": "guidance", "verified": "draws"}
@@ -203,7 +205,7 @@ class _Evaluation:
             self.conditions[name] = measure(
                 condition, asks, answers, self.prompts, self.policy.info.system, instruments
             )
-            kept.note(self._made(name), self.conditions[name], self.prompts)
+            kept.note(self._made(name), condition, self.conditions[name], self.prompts)
         write_record(self.folder, NAME, {"key": key, **self._record(left_out)})
         written = read_record(self.folder, NAME)
         assert written is not None
@@ -216,6 +218,7 @@ class _Evaluation:
         # What can be measured depends on what is installed.
         measures = [item.name for item in text_measures()]
         known = [
+            _FORMAT,
             info.fingerprint,
             info.system,
             info.schema.to_list(),
@@ -297,6 +300,7 @@ class _Evaluation:
         """A digest of all that the answers of a condition depend on, but for other words, which stand in their rows."""
         own = {_OF_CONDITION[name]} if name in _OF_CONDITION else set()
         return digest_of(
+            _FORMAT,
             name,
             self.answering.identity,
             self.policy.info.fingerprint,

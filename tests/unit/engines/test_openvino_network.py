@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -103,6 +104,11 @@ def test_an_adapter_follows_its_base(tmp_path: Path) -> None:
     after = prepared(tmp_path / "adapter")
     assert PagedNetwork(after, 1 << 20).context == 4096
     assert not before.exists()
+    # Its last form serves without the base, wherever older ones lie.
+    older = shutil.copytree(after, after.with_name(after.name.replace("-q8_0", "x-q8_0")))
+    os.utime(older / "facts.json", ns=(0, 0))
+    base.rename(tmp_path / "elsewhere")
+    assert prepared(tmp_path / "adapter") == after
 
 
 def test_a_converted_adapter_does_without_its_base(tmp_path: Path) -> None:

@@ -113,11 +113,11 @@ def test_what_is_there_is_not_done_again(policy: SteerModel, tmp_path: Path) -> 
     evaluate_steering(policy, PROMPTS, wider, tmp_path, engine=engine)
     # Humor at its default, 0, with verbosity at its own is among what was answered before.
     assert engine.answered == len(PROMPTS) * (5 + 4)
-    besides = QUICK.model_copy(update={"attributes": ["humor", "creativity"]})
-    evaluate_steering(policy, PROMPTS, besides, tmp_path, engine=engine)
-    assert engine.answered == len(PROMPTS) * (5 + 4 + 4)
-    evaluate_steering(policy, PROMPTS, wider, tmp_path, engine=engine)
-    assert engine.answered == len(PROMPTS) * (5 + 4 + 4)
+    # Nor do attributes that are asked for alone undo the others, or have their defaults answered again.
+    for attributes in (["creativity"], ["verbosity", "humor"], ["creativity", "humor"]):
+        besides = QUICK.model_copy(update={"attributes": attributes})
+        evaluate_steering(policy, PROMPTS, besides, tmp_path, engine=engine)
+        assert engine.answered == len(PROMPTS) * (5 + 4 + 4)
     other = QUICK.model_copy(update={"max_tokens": 80})
     evaluate_steering(policy, PROMPTS, other, tmp_path, engine=engine)
     assert engine.answered == len(PROMPTS) * (5 + 4 + 4 + 5)
