@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,9 +37,8 @@ def line_chart(title: str, levels: Sequence[int], lines: Sequence[Line], diagona
         known += [levels[0], levels[-1]]
     if not known:
         return Markup("")
-    low, high = min(known), max(known)
-    if high - low < 1e-9:
-        low, high = low - 0.5, high + 0.5
+    ticks = round_ticks(min(known), max(known))
+    low, high = ticks[0], ticks[-1]
 
     def x(level: float) -> float:
         return _LEFT + (level - levels[0]) / (levels[-1] - levels[0]) * (_WIDTH - _LEFT - _RIGHT)
@@ -50,12 +50,11 @@ def line_chart(title: str, levels: Sequence[int], lines: Sequence[Line], diagona
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">',
         f"<title>{escape(title)}</title>",
     ]
-    for tick in range(_TICKS + 1):
-        value = low + (high - low) * tick / _TICKS
+    for value in ticks:
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
         )
-        parts.append(f'<text x="{_LEFT - 5}" y="{y(value) + 3:.1f}" text-anchor="end">{_short(value)}</text>')
+        parts.append(f'<text x="{_LEFT - 5}" y="{y(value) + 3:.1f}" text-anchor="end">{value:g}</text>')
     for level in levels:
         parts.append(f'<text x="{x(level):.1f}" y="{_HEIGHT - 8}" text-anchor="middle">{level}</text>')
     if diagonal:
@@ -79,5 +78,12 @@ def line_chart(title: str, levels: Sequence[int], lines: Sequence[Line], diagona
     return Markup("".join([*parts, "</svg>"]))
 
 
-def _short(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+def round_ticks(low: float, high: float) -> list[float]:
+    """Round values at equal steps, a few, the first at most `low` and the last at least `high`."""
+    if high - low < 1e-9:
+        low, high = low - 0.5, high + 0.5
+    rough = (high - low) / _TICKS
+    size = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * size for factor in (1, 2, 2.5, 5, 10) if factor * size > rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [number * step for number in range(first, last + 1)]

@@ -17,7 +17,7 @@ from rich.console import Console
 from steerlm.attributes import STEERLM
 from steerlm.evaluation.answers import JUDGE, PERPLEXITY, SECOND, Answer, Measured
 from steerlm.evaluation.asks import goals, sweep
-from steerlm.evaluation.charts import Line, line_chart
+from steerlm.evaluation.charts import Line, line_chart, round_ticks
 from steerlm.evaluation.figures import remove_figures, write_figures
 from steerlm.evaluation.goal_space import goal_figures, grid_cells
 from steerlm.evaluation.report import report_html, write_report
@@ -297,3 +297,21 @@ def test_chart() -> None:
     assert middle[1][0] - middle[0][0] == pytest.approx(middle[2][0] - middle[1][0], abs=0.11)
     assert middle[0][1] - middle[1][1] == pytest.approx(middle[1][1] - middle[2][1], abs=0.11)
     assert line_chart("none", [0, 1], [Line("x", [{"value": None, "low": None, "high": None}] * 2, 0)]) == ""
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0, 4, [0, 1, 2, 3, 4]),
+        (70.2, 595, [0, 200, 400, 600]),
+        (4.37, 10.8, [4, 6, 8, 10, 12]),
+        (-0.5, 0.45, [-0.5, -0.25, 0, 0.25, 0.5]),
+        (0.1, 0.3, [0.1, 0.15, 0.2, 0.25, 0.3]),
+        (3, 3, [2.5, 2.75, 3, 3.25, 3.5]),
+    ],
+)
+def test_axes_have_round_numbers(low: float, high: float, ticks: list[float]) -> None:
+    assert round_ticks(low, high) == pytest.approx(ticks)
+    points = [{"value": value, "low": value, "high": value} for value in (low, high)]
+    chart = str(line_chart("x", [0, 1], [Line("x", points, 0)]))
+    assert re.findall(r'text-anchor="end">([^<]*)<', chart) == [f"{tick:g}" for tick in ticks]
