@@ -28,15 +28,11 @@ class AnswersFile:
     ) -> dict[Hashable, Answer]:
         """Those of these asks that are there, to prompts in the same words."""
         kept = {
-            (condition.key(_ask(row)), row["prompt_text"]): Answer(row["text"], row["tokens"], row["cut"])
+            _place_of(row, condition): Answer(row["text"], row["tokens"], row["cut"])
             for row in self._rows
             if row.get("made") == digest
         }
-        return {
-            key: kept[key, words]
-            for ask in asks
-            if ((key := condition.key(ask)), (words := prompts[ask.prompt][ask.paraphrase])) in kept
-        }
+        return {condition.key(ask): kept[place] for ask in asks if (place := _place(ask, condition, prompts)) in kept}
 
     def put(
         self,
@@ -48,12 +44,11 @@ class AnswersFile:
         answers: Mapping[Hashable, Answer],
     ) -> None:
         """Keep the answers of a condition: in place of those that depend on something else, and beside the others."""
-        given = {(condition.key(ask), prompts[ask.prompt][ask.paraphrase]) for ask in asks}
+        given = {_place(ask, condition, prompts) for ask in asks}
         self._rows = [
             row
             for row in self._rows
-            if row.get("condition") != name
-            or (row.get("made") == digest and (condition.key(_ask(row)), row["prompt_text"]) not in given)
+            if row.get("condition") != name or (row.get("made") == digest and _place_of(row, condition) not in given)
         ]
         for ask in dict.fromkeys(asks):
             answer = answers[condition.key(ask)]
@@ -75,19 +70,23 @@ class AnswersFile:
     def note(self, digest: str, condition: Condition, measured: Measured, prompts: Sequence[Ways]) -> None:
         """Write beside the answers under a digest what was measured in each; null where nothing was this time."""
         found = {
-            (condition.key(ask), prompts[ask.prompt][ask.paraphrase]): {
-                name: float(column[number]) for name, column in measured.columns.items()
-            }
+            _place(ask, condition, prompts): {name: float(column[number]) for name, column in measured.columns.items()}
             for number, ask in enumerate(measured.asks)
         }
         for row in self._rows:
             if row.get("made") == digest:
-                row["measured"] = found.get((condition.key(_ask(row)), row["prompt_text"]))
+                row["measured"] = found.get(_place_of(row, condition))
         write_jsonl(self.path, self._rows)
 
 
-def _ask(row: Mapping[str, Any]) -> Ask:
-    return Ask(row["prompt"], tuple((name, level) for name, level in row["asked"]), row["paraphrase"])
+def _place(ask: Ask, condition: Condition, prompts: Sequence[Ways]) -> tuple[Hashable, str]:
+    """What an answer is kept by: what it depends on, and the words of its prompt."""
+    return condition.key(ask), prompts[ask.prompt][ask.paraphrase]
+
+
+def _place_of(row: Mapping[str, Any], condition: Condition) -> tuple[Hashable, str]:
+    asked = tuple((name, level) for name, level in row["asked"])
+    return condition.key(Ask(row["prompt"], asked, row["paraphrase"])), row["prompt_text"]
 
 
 def digest_of(*parts: Any) -> str:

@@ -69,20 +69,20 @@ def _judging(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _joined(record: Mapping[str, Any]) -> dict[str, str]:
-    """Whose scores stand in each table that joins several, where two attribute models gave theirs."""
+    """Whose scores stand in each table that joins several, where two attribute models gave theirs; else nothing."""
+    joined = dict.fromkeys(("quality", "leakage", "goals"), "")
     if not (record["judge"] and record["second_judge"]):
-        return {}
+        return joined
     first = record["conditions"][leading(record)]
     costs = [row["quality_cost"]["measures"] for row in first["attributes"].values() if row["quality_cost"]]
     leaks = [[cell["measure"] for cell in row.values()] for row in first["leakage"].values()]
     goals = [first["goal_space"]["measures"]] if first["goal_space"] else []
     fingerprints = {SECOND: record["second_judge"], JUDGE: record["judge"]}
-    return {
-        table: f"; these scores are those of {_MODELS[prefix]}, {_teaching(record, fingerprints[prefix])}"
-        for table, measures in {"quality": costs, "leakage": leaks, "goals": goals}.items()
-        for prefix in fingerprints
-        if any(column.startswith(prefix) for columns in measures for column in columns)
-    }
+    for table, measures in zip(joined, (costs, leaks, goals), strict=True):
+        for prefix, fingerprint in fingerprints.items():
+            if any(column.startswith(prefix) for columns in measures for column in columns):
+                joined[table] = f"; these scores are those of {_MODELS[prefix]}, {_teaching(record, fingerprint)}"
+    return joined
 
 
 def _teaching(record: Mapping[str, Any], fingerprint: str) -> str:

@@ -1,4 +1,4 @@
-"""A tiny attribute model, on disk and loaded, and conversations for it."""
+"""Conversations to annotate."""
 
 from __future__ import annotations
 
@@ -8,18 +8,7 @@ import pytest
 
 from steerlm.conversation import Conversation
 from steerlm.files import write_conversations
-from steerlm.models.load import SteerModel, load_model
-from tiny_judge import random_trees, save_tiny_judge
-
-
-@pytest.fixture(scope="session")
-def judge_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_judge(tmp_path_factory.mktemp("judge"))
-
-
-@pytest.fixture
-def judge(judge_directory: Path) -> SteerModel:
-    return load_model(judge_directory, "attribute-model")
+from tiny_judge import random_trees
 
 
 @pytest.fixture(scope="session")

@@ -333,7 +333,9 @@ def test_nothing_to_compare_with(judge: SteerModel) -> None:
         evaluate_attributes(judge, [], SETTINGS)
 
 
-def test_the_command(directory: Path, judge: SteerModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    judge_directory: Path, judge: SteerModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_conversations(tmp_path / "rated.jsonl", rated_by(unrated(12), clipped, judge))
     rows = [
         {"prompt": "Why is the sea salty?", "chosen": "Rivers carry salt.", "rejected": "No.", "subset": "easy"},
@@ -342,16 +344,18 @@ def test_the_command(directory: Path, judge: SteerModel, tmp_path: Path, capsys:
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = [str(tmp_path / name) for name in ("rated.jsonl", "pairs.jsonl")]
     flags = ["--resamples", "100", "--context", "512", "--invariance", "4", "--weights.humor", "2"]
-    assert run(["eval", "attributes", str(directory), *files, *flags]) == 0
+    assert run(["eval", "attributes", str(judge_directory), *files, *flags]) == 0
     text = capsys.readouterr().out
     assert "Agreement with people" in text
     assert "pairs.jsonl" in text
-    record = json.loads((directory / "evaluation" / "attributes.json").read_text())
+    record = json.loads((judge_directory / "evaluation" / "attributes.json").read_text())
     assert record["preferences"]["pairs.jsonl"]["weights"] == {"humor": 2.0}
     assert record["preferences"]["pairs.jsonl"]["pairs"] == 2
     assert [item["name"] for item in record["data"]] == ["rated.jsonl", "pairs.jsonl"]
     assert record["steerlm"]
-    assert run(["eval", "attributes", str(directory), files[0], *flags[:4], "--json", "--out", str(tmp_path)]) == 0
+    assert (
+        run(["eval", "attributes", str(judge_directory), files[0], *flags[:4], "--json", "--out", str(tmp_path)]) == 0
+    )
     assert json.loads(capsys.readouterr().out)["responses"] == 36
     assert (tmp_path / "attributes.json").is_file()
 

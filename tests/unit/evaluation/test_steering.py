@@ -30,7 +30,7 @@ from steerlm.files import write_json
 from steerlm.models.base import weights_digest
 from steerlm.models.load import SteerModel, load_model, new_model
 from tiny import TOKENIZERS, save_base
-from tiny_judge import save_tiny_base, save_tiny_judge
+from tiny_judge import save_tiny_base
 
 PROMPTS = ["Why is the sea salty?", "Is it?", "What is rock?", "How do rivers carry it?", "And then?", "Why me?"]
 QUICK = SteeringSettings(attributes=["verbosity"], conditions=["policy"], goals=0, perplexity=False, resamples=100)
@@ -67,11 +67,6 @@ def policy(chatml_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Steer
     directory = tmp_path_factory.mktemp("policy") / "policy"
     replace(model, info=info).save(directory)
     return load_model(directory, "policy")
-
-
-@pytest.fixture(scope="module")
-def judge_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_judge(tmp_path_factory.mktemp("judge"))
 
 
 def another(judge: SteerModel) -> SteerModel:
