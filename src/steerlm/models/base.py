@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError
 from rich.console import Console
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -107,9 +108,18 @@ def identify(name: str | Path) -> Base:
 
 
 def description(name: str | Path) -> ModelInfo | None:
-    """What a base model says of itself, where it is a model of ours on this disk."""
-    is_ours = str(name) != SMOLLM2 and (Path(name) / FILE).is_file()
-    return ModelInfo.load(name) if is_ours else None
+    """What a base model says of itself, where it is a model of ours, on this disk or on the Hugging Face hub.
+
+    Raises `ModelError` where there is no such model.
+    """
+    folder = Path(resolve(name))
+    if not folder.is_dir():
+        with loading(name):
+            try:
+                folder = Path(hf_hub_download(str(name), FILE)).parent
+            except EntryNotFoundError:
+                return None
+    return ModelInfo.load(folder) if (folder / FILE).is_file() else None
 
 
 def lasting_name(name: str | Path) -> str:

@@ -8,11 +8,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from steerlm.attributes import STEERLM
 from steerlm.errors import ModelError
-from steerlm.models.base import cache_dir, load_causal_lm, load_tokenizer, name_tokens, quiet, resolve, start_rows
+from steerlm.models.base import (
+    cache_dir,
+    description,
+    load_causal_lm,
+    load_tokenizer,
+    name_tokens,
+    quiet,
+    resolve,
+    start_rows,
+)
+from steerlm.models.directory import ModelInfo
 from tiny import TOKENIZERS, llama, qwen2, save_base, spread
 
 
@@ -195,3 +207,27 @@ def test_quiet_gives_the_voice_back() -> None:
 def test_a_base_model_made_for_tests_is_a_base_model(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", TOKENIZERS["llama2"](), "mistral")
     assert type(load_causal_lm(base)).__name__ == "MistralForCausalLM"
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_what_a_model_of_the_hub_says_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_ours: bool) -> None:
+    """A policy of ours that was published is known as one wherever it is a base."""
+    commit = "0" * 40
+    repository = tmp_path / "models--someone--model"
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    if is_ours:
+        info = ModelInfo("policy", STEERLM, "chatml", provenance={"annotated_by": ["0123456789abcdef"]})
+        info.save(snapshot)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    found = description("someone/model")
+    assert (found is not None) == is_ours
+    assert found is None or found.provenance["annotated_by"] == ["0123456789abcdef"]
+
+
+def test_a_name_that_no_repository_has() -> None:
+    with pytest.raises(ModelError, match="cannot load the model"):
+        description("not a/name/of the hub")
