@@ -52,9 +52,11 @@ class ScriptedEngine:
     most: int = 0
     cancelled: int = 0
     tokens: int = 0
+    salts: list[str] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def submit(self, requests: Sequence[Request], deliver: Deliver) -> Callable[[], None]:
+        self.salts += [request.salt for request in requests]
         stop = threading.Event()
         thread = threading.Thread(target=self._answer, args=(requests, deliver, stop), daemon=True)
         thread.start()

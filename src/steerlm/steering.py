@@ -80,6 +80,19 @@ def prompt_ids(
     return model.renderer.prompt(conversation, labels, values)
 
 
+def require_same_scales(policy: Schema, judge: Schema) -> None:
+    """What is measured is compared with what was asked, so it has to be on the same scale; raises `SchemaError`."""
+    for own in policy:
+        if own.name not in judge:
+            continue
+        item = judge[own.name]
+        if (item.low, item.high) != (own.low, own.high):
+            raise SchemaError(
+                f"the attribute model scores {item.name} on {item.low}..{item.high}, the policy is asked for it on "
+                f"{own.low}..{own.high}; use one that was trained on the policy's scale"
+            )
+
+
 def distance(schema: Schema, asked: Mapping[str, int], measured: Mapping[str, float] | None) -> float:
     """How far an answer is from what was asked: the mean of |measured - asked| over the attributes that were
     measured, as a share of their scales; infinite where none was.

@@ -65,7 +65,8 @@ class Guidance:
 class Request:
     """One answer to generate: token ids to continue, and how. With `trim` its text has no outer white space, which is
     wrong for text that is to be read right after the prompt's. `prompt_logprobs` asks for the log-probability of each
-    token of the prompt but the first, and of that many of the likeliest at its place.
+    token of the prompt but the first, and of that many of the likeliest at its place. What was computed for a request
+    is only taken up again for others of the same `salt`, so that nobody learns from times and counts what others sent.
     """
 
     prompt: tuple[int, ...]
@@ -73,6 +74,7 @@ class Request:
     guidance: Guidance | None = None
     trim: bool = True
     prompt_logprobs: int | None = None
+    salt: str = ""
 
 
 def batch(prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Request]:
@@ -117,7 +119,8 @@ class Engine(Protocol):
     """Whether requests may have guidance."""
 
     def submit(self, requests: Sequence[Request], deliver: Deliver) -> Callable[[], None]:
-        """Begin to answer; requests submitted together share the computation of what their prompts begin with.
+        """Begin to answer; requests submitted together share the computation of what their prompts begin
+        with, where their salts are the same.
 
         Returns what cancels those that have not ended: nothing more is delivered of them, and their memory is freed.
         Raises `ConfigError` where a prompt is too long or the engine lacks what is asked for.

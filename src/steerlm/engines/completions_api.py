@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Collection, Sequence
@@ -14,7 +15,7 @@ from steerlm.engines.base import Finish, Request, TokenLogprob
 from steerlm.errors import ConfigError, EngineError, SteerLMError
 
 # Beyond OpenAI's own interface, and of use without being needed: a server that refuses one is asked without it.
-OPTIONAL_FIELDS = ("return_token_ids", "return_tokens_as_token_ids", "stop_token_ids", "stream_options")
+OPTIONAL_FIELDS = ("return_token_ids", "return_tokens_as_token_ids", "stop_token_ids", "stream_options", "cache_salt")
 _TOKEN_ID = "token_id:"
 _UNKNOWN = re.compile(
     r"extra_forbidden|extra inputs|unknown|unrecogni[sz]ed|unexpected|unsupported|not (supported|permitted|allowed)"
@@ -112,6 +113,8 @@ def request_body(
         body["repetition_penalty"] = sampling.repetition_penalty
     if sampling.min_tokens:
         body["min_tokens"] = sampling.min_tokens
+    if request.salt:
+        body["cache_salt"] = hashlib.sha256(request.salt.encode()).hexdigest()
     if sampling.logprobs is not None:
         body |= {"logprobs": sampling.logprobs, "return_tokens_as_token_ids": True}
     return {name: value for name, value in body.items() if name not in without}

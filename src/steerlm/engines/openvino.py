@@ -73,24 +73,25 @@ class OpenVinoCore:
 
     def add(self, requests: Sequence[tuple[int, Request]]) -> None:
         prompts = [[r.prompt, *([r.guidance.prompt] if r.guidance else [])] for _, r in requests]
-        parts: Iterator[Part[Table]] = iter(share([ids for rows in prompts for ids in rows]))
+        salts = [request.salt for (_, request), rows in zip(requests, prompts, strict=True) for _ in rows]
+        parts: Iterator[Part[Table]] = iter(share([ids for rows in prompts for ids in rows], salts))
         for (key, request), rows in zip(requests, prompts, strict=True):
             own = [next(parts) for _ in rows]
             own[0].score(request.prompt_logprobs)
             self._waiting[key] = _Answer(key, own, Chooser(request, self._stop_ids), _need(request), [None] * len(rows))
 
-    def drop(self, key: int) -> None:
+    def drop(self, key: int, keep: bool = True) -> None:
         self._waiting.pop(key, None)
         answer = self._answers.pop(key, None)
-        for part in answer.parts if answer else ():
+        for part in answer.parts if answer and keep else ():
             ids = [*part.ids, *answer.chooser.made][: part.done] if answer else []
             if part.states is not None and ids:
-                self._keep(ids, part.states)
+                self._keep(ids, part.salt, part.states)
 
-    def _keep(self, ids: Sequence[int], table: Table) -> None:
+    def _keep(self, ids: Sequence[int], salt: str, table: Table) -> None:
         """Let later prompts that begin with `ids` go on from them."""
-        if not self._known.holds(ids):
-            self._known.put(ids, table)
+        if not self._known.holds(ids, salt):
+            self._known.put(ids, salt, table)
 
     def step(self) -> list[Token]:
         self._admit()
@@ -189,7 +190,7 @@ class OpenVinoCore:
             if row.wanted and part.done >= len(part.ids):
                 found[part] = own[-1]
             if part.finished and part.states is not None:
-                self._keep(part.ids, part.states)
+                self._keep(part.ids, part.salt, part.states)
         for answer in self._answers.values():
             answer.scores = [found.get(part, old) for part, old in zip(answer.parts, answer.scores, strict=True)]
         return [self._chosen(answer) for answer in self._answers.values() if self._is_ready(answer)]

@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -39,6 +40,9 @@ T = TypeVar("T")
 Progress = Callable[[int, int], None]
 _FORMAT = 2
 _FOLDER = "openvino"
+_ASIDE = ".converting-"
+_ABANDONED = 24 * 3600.0
+"""Seconds after which nobody is still at work on what was begun."""
 _NETWORK, _FACTS = "openvino_model.xml", "facts.json"
 _FORMS: dict[Precision, Quantization] = {"f32": "q8_0", "bf16": "f16"}
 
@@ -196,15 +200,22 @@ def prepared(directory: Path, precision: Precision = "f32", progress: Progress |
     if not writable:
         raise ModelError(f"neither {places[0]} nor {places[1]} can be written, where OpenVINO's form of the model goes")
     place = writable[0]
-    with tempfile.TemporaryDirectory(dir=place, prefix=".", ignore_cleanup_errors=True) as temporary:
+    with tempfile.TemporaryDirectory(dir=place, prefix=_ASIDE, ignore_cleanup_errors=True) as temporary:
         _convert(directory, _config(directory, info), Path(temporary), form, progress)
         if place == own:
             for other in place.iterdir():
-                if not other.name.startswith((".", kind)):  # of weights or settings that were here before
+                if _is_old(other, kind):
                     shutil.rmtree(other, ignore_errors=True)
         with suppress(OSError):  # another process was first
             Path(temporary).rename(place / name)
     return place / name
+
+
+def _is_old(folder: Path, kind: str) -> bool:
+    """Whether it is a form of ours of weights or settings that were here before, or what a killed conversion left."""
+    if folder.name.startswith(_ASIDE):
+        return time.time() - folder.stat().st_mtime > _ABANDONED
+    return (folder / _FACTS).is_file() and not folder.name.startswith((".", kind))
 
 
 def _is_writable(place: Path) -> bool:

@@ -22,6 +22,7 @@ _WORTH = 32
 class Part(Generic[S]):
     """The beginning of one prompt or of several: `ids` from the first token on, of which `parent` has the first.
 
+    salt       of its requests: it goes on from nothing of another salt
     states     what the network computed for the first `done` tokens
     cached     how many of them others computed
     likeliest  how many tokens to list at each place of a prompt that is scored; such a one is computed whole
@@ -30,6 +31,7 @@ class Part(Generic[S]):
 
     ids: tuple[int, ...]
     parent: Part[S] | None = None
+    salt: str = ""
     states: S | None = None
     done: int = 0
     cached: int = 0
@@ -56,7 +58,7 @@ class Part(Generic[S]):
 
     def start(self, known: Known[S]) -> bool:
         """Take over what is known, from the part before or from earlier prompts; whether there is any."""
-        done, states = known.longest(self.ids) if self.likeliest is None else (0, None)
+        done, states = known.longest(self.ids, self.salt) if self.likeliest is None else (0, None)
         parent, self.parent = self.parent, None
         if parent is not None and done <= parent.done:
             self.states, self.done = parent.states, parent.done
@@ -71,26 +73,28 @@ class Part(Generic[S]):
         self.states, self.done, self.cached, self.followed = None, 0, 0, False
 
 
-def share(prompts: Sequence[tuple[int, ...]]) -> list[Part[S]]:
-    """A part for each prompt. What several of them begin with is a part of its own, which theirs go on from."""
+def share(prompts: Sequence[tuple[int, ...]], salts: Sequence[str]) -> list[Part[S]]:
+    """A part for each prompt. What several of one salt begin with is a part of its own, which theirs go on from."""
     leaves: dict[int, Part[S]] = {}
-    order = sorted(range(len(prompts)), key=lambda number: prompts[number])
-    todo: list[tuple[list[int], Part[S] | None]] = [(order, None)]
+    order = sorted(range(len(prompts)), key=lambda number: (salts[number], prompts[number]))
+    todo: list[tuple[list[int], Part[S] | None]] = [
+        (list(group), None) for _, group in groupby(order, key=lambda number: salts[number])
+    ]
     while todo:
         numbers, parent = todo.pop()
-        first, last = prompts[numbers[0]], prompts[numbers[-1]]
+        first, last, salt = prompts[numbers[0]], prompts[numbers[-1]], salts[numbers[0]]
         # The last token of a prompt is its own: what is chosen next is read there.
         most = min(len(prompts[number]) for number in numbers) - 1
         shared = next((place for place in range(most) if first[place] != last[place]), most)
         before = len(parent.ids) if parent else 0
         if (shared - before) * (len(numbers) - 1) >= _WORTH:
-            parent = Part(first[:shared], parent)
+            parent = Part(first[:shared], parent, salt)
         groups = [list(group) for _, group in groupby(numbers, key=lambda number: prompts[number][shared])]
         if len(groups) == 1:
             groups = [[number] for number in numbers]
         for group in groups:
             if len(group) == 1:
-                leaves[group[0]] = Part(prompts[group[0]], parent)
+                leaves[group[0]] = Part(prompts[group[0]], parent, salt)
             else:
                 todo.append((group, parent))
     return [leaves[number] for number in range(len(prompts))]
@@ -114,15 +118,16 @@ class _Node:
 class Known(Generic[S]):
     """What was computed for earlier sequences of ids, to be taken up again; the least recently used comes first.
 
-    The sequences are kept as a radix tree, so that finding one takes time for its own ids, not for all others.
+    The sequences are kept as a radix tree for each salt, so that finding one takes time for its own ids, not for all
+    others, and what has another salt is as if it were not there.
 
     most    tokens of all of them together, beyond which the first are forgotten
     """
 
     def __init__(self, most: float = math.inf) -> None:
         self.most = most
-        self._entries: OrderedDict[int, tuple[_Node, S]] = OrderedDict()
-        self._root = _Node((), None, 0)
+        self._entries: OrderedDict[int, tuple[_Node, str, S]] = OrderedDict()
+        self._roots: dict[str, _Node] = {}
         self._next = 0
         self.tokens = 0
         """Of all sequences together."""
@@ -130,48 +135,48 @@ class Known(Generic[S]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def holds(self, ids: Sequence[int]) -> bool:
+    def holds(self, ids: Sequence[int], salt: str) -> bool:
         """Whether a sequence begins with these."""
-        return self._reach(tuple(ids))[1] == len(ids)
+        return self._reach(tuple(ids), salt)[1] == len(ids)
 
-    def put(self, ids: Sequence[int], states: S) -> list[S]:
+    def put(self, ids: Sequence[int], salt: str, states: S) -> list[S]:
         """Note a sequence; returns the states of those that are forgotten for it: what it goes on from, and the first
         of all where there are too many.
         """
-        node = self._place(tuple(ids))
+        node = self._place(tuple(ids), salt)
         shorter, above = [], node.above
         while above is not None:
             if above.name is not None:
                 shorter.append(above.name)
             above = above.above
         equal, node.name, self._next = node.name, self._next, self._next + 1
-        self._entries[node.name] = (node, states)
+        self._entries[node.name] = (node, salt, states)
         self.tokens += node.stop
         forgotten = [self._forget(name) for name in shorter]
         if equal is not None:
             self.tokens -= node.stop
-            forgotten.append(self._entries.pop(equal)[1])
+            forgotten.append(self._entries.pop(equal)[2])
         while self.tokens > self.most:
             forgotten.append(self.pop())
         return forgotten
 
-    def longest(self, ids: Sequence[int]) -> tuple[int, S | None]:
+    def longest(self, ids: Sequence[int], salt: str) -> tuple[int, S | None]:
         """How many tokens, short of the last, some sequence begins with, and the states of that sequence."""
-        node, size = self._reach(tuple(ids[:-1]))
+        node, size = self._reach(tuple(ids[:-1]), salt)
         if not size:
             return 0, None
         while node.name is None:
             node = next(reversed(node.below.values()))
         self._entries.move_to_end(node.name)
-        return size, self._entries[node.name][1]
+        return size, self._entries[node.name][2]
 
     def pop(self) -> S:
         """Forget the sequence that was not used for longest."""
         return self._forget(next(iter(self._entries)))
 
-    def _reach(self, ids: tuple[int, ...]) -> tuple[_Node, int]:
+    def _reach(self, ids: tuple[int, ...], salt: str) -> tuple[_Node, int]:
         """The last node of which these ids have a part, and how many of them the tree has."""
-        node, size = self._root, 0
+        node, size = self._roots.get(salt) or _Node((), None, 0), 0
         while size < len(ids) and (below := node.below.get(ids[size])) is not None:
             node, before = below, size
             size += _shared(node.ids, ids[size : size + len(node.ids)])
@@ -179,9 +184,10 @@ class Known(Generic[S]):
                 break
         return node, size
 
-    def _place(self, ids: tuple[int, ...]) -> _Node:
+    def _place(self, ids: tuple[int, ...], salt: str) -> _Node:
         """The node at which these ids end, made where there is none."""
-        node, size = self._reach(ids)
+        self._roots.setdefault(salt, _Node((), None, 0))
+        node, size = self._reach(ids, salt)
         if size < node.stop:
             node = _split(node, size)
         if size == len(ids):
@@ -191,7 +197,7 @@ class Known(Generic[S]):
         return made
 
     def _forget(self, name: int) -> S:
-        node, states = self._entries.pop(name)
+        node, salt, states = self._entries.pop(name)
         self.tokens -= node.stop
         node.name = None
         while node.above is not None and node.name is None and not node.below:
@@ -201,6 +207,8 @@ class Known(Generic[S]):
             (below,) = node.below.values()
             below.ids, below.above = node.ids + below.ids, node.above
             node.above.below[below.ids[0]] = below
+        if node.above is None and not node.below:
+            del self._roots[salt]
         return states
 
 
@@ -229,10 +237,10 @@ def in_turn(parts: Iterable[Part[S]], known: Known[S]) -> Iterator[Part[S]]:
 
 
 def _gains(part: Part[S], ahead: Sequence[Part[S]], known: Known[S]) -> bool:
-    similar = [other for other in ahead if other.ids[:_WORTH] == part.ids[:_WORTH]]
+    similar = [other for other in ahead if other.salt == part.salt and other.ids[:_WORTH] == part.ids[:_WORTH]]
     if not similar:
         return False
-    have = max(known.longest(part.ids)[0], len(part.parent.ids) if part.parent else 0)
+    have = max(known.longest(part.ids, part.salt)[0], len(part.parent.ids) if part.parent else 0)
     worth = have + _WORTH
     return worth < len(part.ids) and any(
         other.ids[have:worth] == part.ids[have:worth] and other.ids[:have] == part.ids[:have] for other in similar

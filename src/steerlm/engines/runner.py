@@ -45,8 +45,10 @@ class Core(Protocol):
     def add(self, requests: Sequence[tuple[int, Request]]) -> None:
         """Take requests that were submitted together, each with its key."""
 
-    def drop(self, key: int) -> None:
-        """Forget a request and free its memory; its prefix may be kept for later ones. Unknown keys are ignored."""
+    def drop(self, key: int, keep: bool = True) -> None:
+        """Forget a request and free its memory; what was computed of it may be kept for later ones, unless `keep` is
+        false: after a failure nobody knows what there is. Unknown keys are ignored.
+        """
 
     def step(self) -> Sequence[Token]:
         """Compute; returns new tokens, at most one of each request, none where all still wait for room.
@@ -56,6 +58,12 @@ class Core(Protocol):
 
     def close(self) -> None:
         """Free the model. Nothing is called after it."""
+
+
+def _fault(error: Exception) -> EngineError:
+    """What is no error of ours. Its words are about the machine and the model, and so for the operator."""
+    log.debug("generation failed", exc_info=error)
+    return EngineError(f"generation failed: {type(error).__name__}: {error}", "generation failed; try again later")
 
 
 class _Submission:
@@ -176,10 +184,7 @@ class Runner:
             try:
                 self._round(live, arrived, cancelled)
             except Exception as error:  # whatever it was, those who wait must be told
-                log.debug("generation failed", exc_info=True)
-                self._fail(
-                    live, error if isinstance(error, SteerLMError) else EngineError(f"generation failed: {error}")
-                )
+                self._fail(live, error if isinstance(error, SteerLMError) else _fault(error))
         if is_last:
             self._fail(live, EngineError("the engine was closed"))
             self._core.close()
@@ -202,7 +207,7 @@ class Runner:
         for key, item in live.items():
             item.submission.tell(error)
             with suppress(Exception):  # a core that failed may fail at this too
-                self._core.drop(key)
+                self._core.drop(key, keep=False)
         live.clear()
 
     def _piece(self, item: _Live, made: Token) -> Piece:

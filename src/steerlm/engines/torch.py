@@ -84,7 +84,8 @@ class TorchCore:
 
     def add(self, requests: Sequence[tuple[int, Request]]) -> None:
         prompts = [[r.prompt, *([r.guidance.prompt] if r.guidance else [])] for _, r in requests]
-        parts: Iterator[Part[States]] = iter(share([ids for rows in prompts for ids in rows]))
+        salts = [request.salt for (_, request), rows in zip(requests, prompts, strict=True) for _ in rows]
+        parts: Iterator[Part[States]] = iter(share([ids for rows in prompts for ids in rows], salts))
         for (key, request), rows in zip(requests, prompts, strict=True):
             chooser = Chooser(request, self._stop_ids)
             answer = _Answer(key, [next(parts) for _ in rows], chooser, [None] * len(rows))
@@ -92,21 +93,21 @@ class TorchCore:
             self._known[key] = answer
             self._waiting.append(answer)
 
-    def drop(self, key: int) -> None:
+    def drop(self, key: int, keep: bool = True) -> None:
         answer = self._known.pop(key, None)
-        if answer is None:
+        if answer is None or not keep:
             return
         for row, part in enumerate(answer.parts):
             if answer.place is not None:
-                self._keep(answer.ids(row), self._row(answer, row))
+                self._keep(answer.ids(row), part.salt, self._row(answer, row))
             elif part.states is not None:
-                self._keep(part.ids[: part.done], part.states)
+                self._keep(part.ids[: part.done], part.salt, part.states)
 
-    def _keep(self, ids: Sequence[int], states: States) -> None:
+    def _keep(self, ids: Sequence[int], salt: str, states: States) -> None:
         """Let later prompts that begin with `ids` go on from them."""
         self._known_states.most = self._cache_bytes // token_bytes(states)
-        if len(ids) <= self._known_states.most and not self._known_states.holds(ids):
-            self._known_states.put(ids, copied(states))
+        if len(ids) <= self._known_states.most and not self._known_states.holds(ids, salt):
+            self._known_states.put(ids, salt, copied(states))
 
     @torch.inference_mode()
     def step(self) -> list[Token]:
@@ -246,7 +247,7 @@ class TorchCore:
         for answer in begun:
             answer.logits = []
             for part in answer.parts:
-                self._keep(part.ids, part.states or ())
+                self._keep(part.ids, part.salt, part.states or ())
         return _chosen(begun, logits_BV)
 
 

@@ -6,8 +6,7 @@ import asyncio
 import ipaddress
 import re
 import sqlite3
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -60,7 +59,13 @@ class KeyDesk:
 
         Raises `RefusedError`: 401 for no key or one that is unknown or revoked, 429 beyond its limits.
         """
-        return await self._do(lambda: self._admit(secret, counted))
+        admitting = self._thread.submit(self._admit, secret, counted)
+        try:
+            return await self._done(admitting)
+        except asyncio.CancelledError:
+            if not admitting.cancel():
+                self._thread.submit(self._give_back, admitting)
+            raise
 
     async def settle(self, key: Key, taken: Usage, entry: Entry) -> None:
         """Charge what a request used; one that was refused or broke is taken out of the quota again, and out of the
@@ -70,22 +75,28 @@ class KeyDesk:
         free = ours or (entry.status >= 400 and entry.status != CLIENT_CLOSED)
         charged = 200 <= entry.status < 400 or entry.status == CLIENT_CLOSED
         tokens = entry.prompt_tokens + entry.completion_tokens + entry.scored_tokens if charged else 0
-        await self._do(lambda: self._quotas.settle(key, taken, tokens, free, ours))
+        # Whoever is cancelled meanwhile is charged all the same.
+        await self._done(self._thread.submit(self._quotas.settle, key, taken, tokens, free, ours))
 
     def close(self) -> None:
         """Finish what is being written and close the file."""
         self._thread.shutdown()
         self._connection.close()
 
-    async def _do(self, work: Callable[[], T]) -> T:
-        future = asyncio.get_running_loop().run_in_executor(self._thread, work)
+    async def _done(self, work: Future[T]) -> T:
         try:
-            # Whoever is cancelled meanwhile waits for the end: a request that was taken must be known to be.
-            return await asyncio.shield(future)
+            return await asyncio.shield(asyncio.wrap_future(work))
         except sqlite3.Error as error:
             raise RefusedError(
                 503, "the server cannot look up API keys at the moment", "keys_unavailable", retry_after=5
             ) from error
+
+    def _give_back(self, admitting: Future[tuple[Key, Usage | None]]) -> None:
+        """Take a request out of the limits that nobody waits for any more; the thread has admitted it or not by now."""
+        if admitting.exception() is None:
+            key, taken = admitting.result()
+            if taken is not None:
+                self._quotas.settle(key, taken, 0, give_back=True, give_back_rate=True)
 
     def _admit(self, secret: str | None, counted: bool) -> tuple[Key, Usage | None]:
         if secret is None:
@@ -111,10 +122,12 @@ class Access:
         *,
         desk: KeyDesk | None,
         anybody: bool,
+        shared_cache: bool,
     ) -> None:
         self.app = app
         self.desk = desk
         self.anybody = anybody
+        self.shared_cache = shared_cache
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -143,6 +156,7 @@ class Access:
     ) -> None:
         entry = current()
         entry.key = key.name
+        entry.salt = "" if self.shared_cache else key.id
         told = (
             []
             if taken is None

@@ -9,7 +9,7 @@ from steerlm.engines.base import Request, Sampling
 from steerlm.server.dialogue import ChatMessage, Dialogue, read_messages
 from steerlm.server.errors import ApiError
 from steerlm.server.fields import GenerationFields, VerifiedFields
-from steerlm.server.generation import Answer, Prompt, check_answers, plan, read_sampling
+from steerlm.server.generation import Answer, Prompt, Wanted, check_answers, plan, read_sampling
 from steerlm.server.measuring import compared, measure, nearest
 from steerlm.server.rules import Verbosity
 from steerlm.server.state import ServerState
@@ -44,6 +44,7 @@ def prepare_chat(
     verbosity: Verbosity | None = None,
     logprobs: int | None = None,
     field: str = "messages",
+    most_field: str = "max_tokens",
     instructions: str | None = None,
 ) -> ChatWork:
     """Check a request and render its prompt. Raises `ApiError`."""
@@ -56,7 +57,8 @@ def prepare_chat(
     dialogue = read.under(state, steering.values)
     n = _draws(state, generation, steering, sampling)
     prompt = Prompt(prompt_of(state, dialogue, steering.values), guidance_of(state, dialogue, steering.guidance))
-    return ChatWork(dialogue, steering, plan(state, [prompt], sampling, generation.max_tokens, n), n)
+    wanted = Wanted(n, generation.max_tokens, salt=generation.cache_salt, prompt_field=field, most_field=most_field)
+    return ChatWork(dialogue, steering, plan(state, [prompt], sampling, wanted), n)
 
 
 def _draws(state: ServerState, generation: GenerationFields, steering: Steering, sampling: Sampling) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from steerlm.errors import ConfigError
 
 _VERSION = 1
+_APPLICATION = 0x5354454C  # "STEL", in the file's head, which tells our files from those of other programs
 _WAIT_S = 10.0
 _TABLES = """
 CREATE TABLE keys (
@@ -46,16 +47,22 @@ def open_database(path: Path, create: bool = False) -> sqlite3.Connection:
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
     connection = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
     try:
+        with transaction(connection):
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            # Files of the first releases have no application id.
+            ours = connection.execute("PRAGMA application_id").fetchone()[0] in (0, _APPLICATION)
+            if not ours or not (tables >= {"keys", "usage"} if version else create and not tables):
+                raise sqlite3.DatabaseError("it is a database of something else")
+            if version == 0:
+                connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+                for statement in _TABLES.split(";")[:-1]:
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {_VERSION}")
         # With a write-ahead log, NORMAL loses nothing when the process is killed; a power cut may cost the last counts.
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA foreign_keys = ON")
-        with transaction(connection):
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                for statement in _TABLES.split(";")[:-1]:
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {_VERSION}")
     except sqlite3.Error as error:
         connection.close()
         raise ConfigError(f"{path}: not a file of API keys: {error}") from error

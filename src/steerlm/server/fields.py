@@ -143,12 +143,15 @@ class GenerationFields(SamplingFields):
     """Answers to each prompt; the k-th draws with seed + k."""
     stop: Texts | None = None
     """Text before which to stop; it never shows."""
+    cache_salt: Annotated[Text, Field(max_length=256)] | None = None
+    """Go on only from what was computed for requests with the same salt, as in vLLM: others cannot tell from times and
+    counts what was sent."""
 
 
 class TemplateArguments(ApiModel):
     """What a chat template may be given: the attributes, and nothing that changes how messages are rendered."""
 
-    attributes: Levels
+    attributes: Levels | None = None
 
 
 class SteeringFields(ApiModel):

@@ -25,6 +25,20 @@ class Prompt:
     guidance: Guidance | None = None
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted of each prompt: `n` answers of at most `max_tokens`, without outer white space (`trim`), going on
+    only from what was computed with the same `salt`. The fields are what the request calls its prompt and `max_tokens`.
+    """
+
+    n: int
+    max_tokens: int | None
+    trim: bool = True
+    salt: str | None = None
+    prompt_field: str = "messages"
+    most_field: str = "max_tokens"
+
+
 @dataclass
 class Answer:
     """An answer as it grows: its text, its tokens, how many of the prompt's were kept, and why it ended.
@@ -89,15 +103,8 @@ def check_answers(state: ServerState, answers: int, field: str = "n") -> None:
         )
 
 
-def plan(
-    state: ServerState,
-    prompts: Iterable[Prompt],
-    sampling: Sampling,
-    max_tokens: int | None,
-    n: int,
-    trim: bool = True,
-) -> list[Request]:
-    """`n` requests for each prompt, in order; answer k of a prompt draws with seed + k.
+def plan(state: ServerState, prompts: Iterable[Prompt], sampling: Sampling, wanted: Wanted) -> list[Request]:
+    """`wanted.n` requests for each prompt, in order; answer k of a prompt draws with seed + k.
 
     Prompts may be rendered as they are taken: none is taken after one that is too long. Raises `ApiError` with the
     numbers where the context is too short for prompt and answer.
@@ -105,30 +112,36 @@ def plan(
     found = []
     for prompt in prompts:
         longest = max(len(prompt.ids), len(prompt.guidance.prompt) if prompt.guidance else 0)
-        fitted = replace(sampling, max_tokens=fitted_tokens(state, longest, max_tokens, sampling.min_tokens))
+        fitted = replace(sampling, max_tokens=_fitted_tokens(state, longest, wanted, sampling.min_tokens))
         found += [
-            Request(prompt.ids, replace(fitted, seed=(sampling.seed + k) % 2**63), prompt.guidance, trim)
-            for k in range(n)
+            Request(
+                prompt.ids,
+                replace(fitted, seed=(sampling.seed + k) % 2**63),
+                prompt.guidance,
+                wanted.trim,
+                salt=wanted.salt or "",
+            )
+            for k in range(wanted.n)
         ]
     return found
 
 
-def fitted_tokens(state: ServerState, prompt: int, asked: int | None, at_least: int = 0) -> int:
+def _fitted_tokens(state: ServerState, prompt: int, wanted: Wanted, at_least: int) -> int:
     """Most tokens of an answer to a prompt of so many."""
-    limits, context = state.limits, state.engine.context
-    for name, amount in (("max_tokens", asked or 0), ("min_tokens", at_least)):
+    limits, context, asked, most = state.limits, state.engine.context, wanted.max_tokens, wanted.most_field
+    for name, amount in ((most, asked or 0), ("min_tokens", at_least)):
         if limits.answer_tokens and amount > limits.answer_tokens:
             raise ApiError(f"{name}={amount} is more than the {limits.answer_tokens} of an answer", param=name)
     least = max(1, at_least if asked is None else asked)
     if prompt + least > context:
         raise ApiError(
             f"the prompt has {prompt} tokens and the answer may have {least}, together more than the model's context "
-            f"of {context}; shorten the conversation or lower max_tokens",
-            param="max_tokens" if prompt < context and asked is not None else "messages",
+            f"of {context}; shorten {wanted.prompt_field} or lower {most}",
+            param=most if prompt < context and asked is not None else wanted.prompt_field,
             code="context_length_exceeded",
         )
     if asked is not None and asked < at_least:
-        raise ApiError(f"min_tokens={at_least} is more than max_tokens={asked}", param="min_tokens")
+        raise ApiError(f"min_tokens={at_least} is more than {most}={asked}", param="min_tokens")
     default = min(limits.default_tokens, limits.answer_tokens or limits.default_tokens, context - prompt)
     return max(default, at_least) if asked is None else asked
 

@@ -42,7 +42,7 @@ class Guard:
             items=settings.json_items,
             keep=settings.log_contents,
         )
-        app.add_middleware(Access, desk=self._desk, anybody=settings.insecure)
+        app.add_middleware(Access, desk=self._desk, anybody=settings.insecure, shared_cache=settings.shared_cache)
         if settings.cors_origins:
             app.add_middleware(
                 CORSMiddleware,

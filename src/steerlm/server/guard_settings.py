@@ -15,6 +15,9 @@ class GuardSettings(Settings):
 
     keys: Path | None = None
     """File of API keys that clients must have, made by steerlm keys create; without it the server is open."""
+    shared_cache: bool = False
+    """Let prompts of one key go on from what was computed for prompts of others, which saves time where all have a long
+    beginning in common; but a key's holder can then tell from times and counts what others have sent."""
     insecure: bool = False
     """Let anybody in who can reach the server, where there are no keys; otherwise it answers to localhost only."""
     running: Annotated[int, Field(ge=1)] = 32

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from steerlm.engines.base import Engine, Request, Sampling, stream_async
 from steerlm.errors import SteerLMError
-from steerlm.server.logs import RequestLog, place_of
+from steerlm.server.logs import RequestLog
 from steerlm.server.refusals import RefusedError, refuse
 
 Phase = Literal["starting", "ready", "stopping"]
@@ -48,7 +48,7 @@ async def warm_up(engine: Engine, prompt: tuple[int, ...], lifecycle: Lifecycle,
             async for _ in stream_async(engine, [Request(prompt, Sampling(max_tokens=1))]):
                 pass
         except SteerLMError as error:
-            log.event("not-ready", error=place_of(error))
+            log.event("not-ready", error=str(error))  # about a prompt of ours
             await asyncio.sleep(_RETRY_S)
         else:
             lifecycle.ready()

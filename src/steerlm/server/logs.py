@@ -32,6 +32,8 @@ class Entry:
     route: str | None = None
     status: int = 0
     key: str | None = None
+    salt: str = ""
+    """Of what the engine computes for the request; see `steerlm.engines.base.Request`."""
     started: float = field(default_factory=time.time)
     began: float = field(default_factory=time.perf_counter)
     seconds: float = 0.0

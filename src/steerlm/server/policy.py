@@ -93,7 +93,9 @@ class OperatorPolicy(Settings):
     def load(cls, path: str | Path) -> OperatorPolicy:
         """Read a YAML file. Raises `ConfigError` with every fault of it."""
         try:
-            record = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+            record = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            if not record:  # cut off or the wrong file: whoever names one wants rules
+                raise ConfigError(f"{path}: has no rules; write some, or leave --policy out")
             return cls.model_validate(record)
         except FileNotFoundError:
             raise ConfigError(f"{path}: no such file; check --policy") from None

@@ -12,6 +12,7 @@ from steerlm.server.judge import Judge
 from steerlm.server.limits import ServerLimits
 from steerlm.server.policy import OperatorPolicy
 from steerlm.server.rules import Rules
+from steerlm.steering import require_same_scales
 
 if TYPE_CHECKING:
     from steerlm.models.prompting import Prompting
@@ -25,7 +26,8 @@ class ServerState:
     engine      what generates
     name        the name of the model that clients ask for
     policy      the operator's rules; raises `ConfigError` where they do not fit the model
-    judge       what measures answers, where the server has an attribute model
+    judge       what measures answers, where the server has an attribute model; raises `SchemaError` for scales other
+                than the policy's
     limits      bounds of one request
     created     when the server began, seconds since 1970
     admission   who is answered now and who waits; without it, all at once
@@ -44,6 +46,8 @@ class ServerState:
 
     def __post_init__(self) -> None:
         self.rules.check_policy()
+        if self.judge is not None:
+            require_same_scales(self.prompting.schema, self.judge.schema)
 
     @property
     def most_answers(self) -> int:

@@ -24,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 
 
 async def prepared(request: Request, work: Callable[[], Result]) -> Result:
-    """The result of `work`, which renders a request: in a thread where that may keep others waiting."""
+    """The result of `work`, which renders one prompt: in a thread where that may keep others waiting."""
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) < _LONG_BODY:
         return work()

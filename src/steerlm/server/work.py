@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from anyio import CancelScope
 
@@ -73,16 +73,22 @@ async def admitted(
                 yield piece
         return
     entry = current()
+    salted = [replace(request, salt=_salt(entry.salt, request.salt)) for request in requests]
     ticket = await admission.enter(entry.key or "", len(requests))
     watched = _Watched(engine, ticket, len(requests))
     begun = time.perf_counter()
     try:
-        async with aclosing(stream_async(watched, requests)) as arriving:
+        async with aclosing(stream_async(watched, salted)) as arriving:
             async for piece in arriving:
                 yield piece
     finally:
         ticket.leave()
         _note(entry, ticket.waited, begun, requests, watched.seen)
+
+
+def _salt(key: str, own: str) -> str:
+    """Of a request with one of its own: nobody has that of another key by choosing his own."""
+    return f"{key} {own}" if own else key
 
 
 async def scored(

@@ -18,7 +18,7 @@ from steerlm.engines.openvino import OpenVinoCore, OpenVinoEngine
 from steerlm.engines.openvino_network import PagedNetwork, prepared
 from steerlm.engines.runner import Runner, Token
 from steerlm.engines.torch import TorchCore
-from steerlm.errors import ConfigError, ModelError
+from steerlm.errors import ConfigError, EngineError, ModelError
 from steerlm.models.load import SteerModel, load_model, new_model
 from steerlm.models.prompting import load_prompting
 from steerlm.sources.bundled import held_out_prompts
@@ -251,3 +251,31 @@ def test_for_a_model_that_is_loaded(directory: Path) -> None:
         assert isinstance(engine, TorchEngine)
     with pytest.raises(ConfigError, match="precision bf16 is for"), engine_for(model, name="torch", precision="bf16"):
         pass
+
+
+def test_nothing_is_kept_of_what_failed(network: PagedNetwork, rounded: SteerModel, monkeypatch: Any) -> None:
+    """What a failing step left is nothing that later answers may go on from."""
+    requests = batch([[5 + k % 40 for k in range(90)]], Sampling(max_tokens=6))
+    expected = complete(TorchEngine(rounded), requests)
+
+    def fail(rows: Any) -> None:
+        raise RuntimeError("no memory")
+
+    engine = engine_of(network, rounded)
+    with monkeypatch.context() as patch:
+        patch.setattr(network, "run", fail)
+        with pytest.raises(EngineError, match="no memory"):
+            complete(engine, requests)
+    pieces = list(stream(engine, requests))
+    assert tuple(piece.token for piece in pieces) == expected[0].tokens
+    assert {piece.cached for piece in pieces} == {0}
+
+
+def test_other_salts_go_on_from_nothing(engine: Runner, rounded: SteerModel) -> None:
+    """Together, and after each other."""
+    ids = tuple(5 + k % 40 for k in range(90))
+    requests = [Request(ids, Sampling(max_tokens=4), salt=salt) for salt in "aabb"]
+    assert sorted(piece.cached for piece in stream(engine, requests) if piece.finish) == [0, 0, 89, 89]
+    for salt, cached in (("a", 89), ("b", 89), ("c", 0), ("", 0)):
+        *_, last = stream(engine, [Request(ids, Sampling(max_tokens=4), salt=salt)])
+        assert last.cached == cached

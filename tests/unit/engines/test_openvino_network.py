@@ -195,3 +195,17 @@ def paged_logprobs(directory: Path, precision: Precision, ids: list[int]) -> tor
         scores_V = torch.from_numpy(network.run([Row([ids[place]], place, blocks, wanted=True)])[0])
         found.append(scores_V.log_softmax(dim=-1)[following])
     return torch.stack(found)
+
+
+def test_only_forms_of_ours_are_removed(tmp_path: Path) -> None:
+    """Old ones, and what a killed conversion left a day ago; not what others keep beside them."""
+    saved(tmp_path, "llama")
+    policy = tmp_path / "policy"
+    folder = policy / "openvino"
+    for name in ("my-int4-export", "0123456789abcdef-2-01234567-q8_0", ".converting-dead", ".converting-alive"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "openvino_model.bin").write_bytes(b"weights")
+    (folder / "0123456789abcdef-2-01234567-q8_0" / "facts.json").write_text("{}")
+    os.utime(folder / ".converting-dead", (0, 0))
+    made = prepared(policy)
+    assert {path.name for path in folder.iterdir()} == {"my-int4-export", ".converting-alive", made.name}

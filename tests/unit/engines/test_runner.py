@@ -31,6 +31,7 @@ class Script:
     def __init__(self, waits: bool = False) -> None:
         self.going: dict[int, tuple[Request, int]] = {}
         self.dropped: list[int] = []
+        self.kept: list[int] = []
         self.added: list[int] = []
         self.failure: Exception | None = None
         self.closed = False
@@ -45,9 +46,10 @@ class Script:
         self.added += [key for key, _ in requests]
         self.going.update({key: (request, 0) for key, request in requests})
 
-    def drop(self, key: int) -> None:
+    def drop(self, key: int, keep: bool = True) -> None:
         if self.going.pop(key, None):
             self.dropped.append(key)
+            self.kept += [key] * keep
 
     def step(self) -> list[Token]:
         self.stepped.release()
@@ -174,8 +176,11 @@ def test_stream_async(engine: Runner, core: Script) -> None:
 
 def test_a_core_that_fails(engine: Runner, core: Script) -> None:
     core.failure = ValueError("out of paper")
-    with pytest.raises(EngineError, match="generation failed: out of paper"):
+    with pytest.raises(EngineError, match="generation failed: ValueError: out of paper") as caught:
         complete(engine, batch([ids("one "), ids("two ")], Sampling()))
+    assert caught.value.public == "generation failed; try again later"
+    assert core.dropped == [0, 1]
+    assert not core.kept
     core.failure = None
     assert complete(engine, batch([ids("one ")], Sampling(max_tokens=2)))[0].finish == "length"
 

@@ -27,7 +27,8 @@ from steerlm.engines import (
 )
 from steerlm.engines.runner import Core, Token
 from steerlm.engines.torch import TorchCore
-from steerlm.errors import ConfigError, SteerLMError
+from steerlm.errors import ConfigError, EngineError, SteerLMError
+from steerlm.models.base import decoder_layers
 from steerlm.models.load import SteerModel, load_model, new_model
 from steerlm.steering import asked_values, prompt_ids
 from tiny import TOKENIZERS, save_base, spread
@@ -334,3 +335,34 @@ def test_attention_within_a_window(tmp_path: Path) -> None:
 def test_sampling_is_checked(bad: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(bad)).split("_")[0]):
         Sampling(**bad)  # type: ignore[arg-type]
+
+
+def test_nothing_is_kept_of_what_failed(policy: SteerModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that fails after its first layer leaves that layer a token ahead of the others."""
+    prompt = token_prompts(policy)[2]
+    request = Request(tuple(prompt), Sampling(max_tokens=8, min_tokens=8, logprobs=0))
+    expected = [piece.logprob.logprob for piece in stream(TorchEngine(policy), [request]) if piece.logprob]
+    engine = TorchEngine(policy)
+    _, layers = decoder_layers(policy.network)
+    forward, passes = layers[1].forward, 0
+
+    def fail(*args: object, **more: object) -> object:
+        nonlocal passes
+        passes += 1
+        if passes == 4:
+            raise torch.OutOfMemoryError("no memory")
+        return forward(*args, **more)
+
+    monkeypatch.setattr(layers[1], "forward", fail)
+    with pytest.raises(EngineError, match="no memory"):
+        complete(engine, [request])
+    pieces = list(stream(engine, [request]))
+    assert [piece.logprob.logprob for piece in pieces if piece.logprob] == pytest.approx(expected, abs=1e-5)
+
+
+def test_other_salts_go_on_from_nothing(policy: SteerModel) -> None:
+    ids = tuple(token_prompts(policy)[2])
+    engine = TorchEngine(policy)
+    for salt, cached in (("a", 0), ("a", len(ids) - 1), ("b", 0), ("", 0)):
+        *_, last = stream(engine, [Request(ids, Sampling(max_tokens=4), salt=salt)])
+        assert last.cached == cached

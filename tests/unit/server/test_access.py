@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 
 from guarded import HELLO, LengthScorer, ScriptedEngine, code_of, eventually, guarded
 from steerlm.errors import ConfigError
-from steerlm.server.access import check_binding, is_loopback
+from steerlm.server.access import KeyDesk, check_binding, is_loopback
 from steerlm.server.database import open_database
 from steerlm.server.keys import Key, Limits, create_key, revoke_key
 from steerlm.server.quotas import Quotas
@@ -267,3 +268,44 @@ def test_browsers_of_other_pages_are_let_in_only_where_told(tmp_path: Path, new_
         status, headers, _ = server.ask(CHAT, HELLO, {"origin": "https://chat.example"})
         assert (status, headers[allowed]) == (401, "https://chat.example")
         assert allowed not in server.ask(CHAT, HELLO, {**mine, "origin": "https://evil.example"})[1]
+
+
+def test_what_is_computed_for_one_key_is_nothing_to_others(tmp_path: Path, new_key: NewKey) -> None:
+    """Counts of cached tokens, and times, would tell what others have sent."""
+    _, mine = new_key("mine", Limits())
+    _, other = new_key("other", Limits())
+    salted = {**HELLO, "cache_salt": "a"}
+    for shared in (False, True):
+        engine = ScriptedEngine()
+        with guarded(engine, keys=tmp_path / "keys.sqlite", shared_cache=shared) as server:
+            eventually(lambda: server.ask("/readyz")[0] == 200)
+            engine.salts.clear()
+            for body, key in ((HELLO, mine), (HELLO, mine), (HELLO, other), (salted, mine), (salted, other)):
+                assert server.ask(CHAT, body, key)[0] == 200
+        first, again, others, chosen, others_chosen = engine.salts
+        assert first == again
+        assert (first == others) == shared
+        assert chosen != first
+        assert (chosen == others_chosen) == shared
+
+
+def test_a_request_that_nobody_waits_for_is_not_counted(tmp_path: Path, new_key: NewKey) -> None:
+    """The client is gone while its key is looked up, which the lock of another process delays."""
+    key, headers = new_key("mine", Limits(quota_requests=5, requests_per_minute=5))
+    secret = headers["authorization"].removeprefix("Bearer ")
+    other = open_database(tmp_path / "keys.sqlite")
+    desk = KeyDesk(tmp_path / "keys.sqlite")
+
+    async def leave() -> None:
+        admitting = asyncio.ensure_future(desk.admit(secret, counted=True))
+        await asyncio.sleep(0.2)
+        admitting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await admitting
+
+    other.execute("BEGIN IMMEDIATE")
+    asyncio.run(leave())
+    other.execute("COMMIT")
+    desk.close()
+    usage = Quotas(other).usage(key)
+    assert (usage.requests, usage.until_full) == (0, 0)

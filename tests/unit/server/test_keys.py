@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import sqlite3
 import stat
 from pathlib import Path
 
@@ -64,3 +65,17 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("not a database, and longer than a header of SQLite could be" * 10)
     with pytest.raises(ConfigError, match="not a file of API keys"):
         open_database(tmp_path / "text")
+
+
+def test_a_database_of_something_else_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "shop.sqlite"
+    shop = sqlite3.connect(path)
+    shop.execute("CREATE TABLE orders (id INTEGER)")
+    shop.commit()
+    shop.close()
+    before = path.read_bytes()
+    for create in (False, True):
+        with pytest.raises(ConfigError, match="a database of something else"):
+            open_database(path, create)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["shop.sqlite"]

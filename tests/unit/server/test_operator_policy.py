@@ -161,3 +161,11 @@ def test_the_documented_policy_is_valid(serve: Serve, tmp_path: Path) -> None:
     policy = OperatorPolicy.load(file)
     serve(policy=policy)
     assert policy.restricts
+
+
+@pytest.mark.parametrize("text", ["", "# attributes:\n", "{}", "[]"])
+def test_a_file_without_rules_is_no_policy(tmp_path: Path, text: str) -> None:
+    """Such as one that was cut off: it must not open what it was written to close."""
+    (tmp_path / "policy.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="has no rules"):
+        OperatorPolicy.load(tmp_path / "policy.yaml")

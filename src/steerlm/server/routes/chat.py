@@ -37,7 +37,10 @@ def _prepare(state: ServerState, body: ChatRequest) -> ChatWork:
         raise ApiError("top_logprobs: needs logprobs=true", param="top_logprobs")
     generation = body.model_copy(update={"max_tokens": _max_tokens(body)})
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return prepare_chat(state, body, generation, body.messages, verbosity=body.verbosity, logprobs=logprobs)
+    most_field = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
+    return prepare_chat(
+        state, body, generation, body.messages, verbosity=body.verbosity, logprobs=logprobs, most_field=most_field
+    )
 
 
 def _max_tokens(body: ChatRequest) -> int | None:

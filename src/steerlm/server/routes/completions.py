@@ -20,6 +20,7 @@ from steerlm.server.fields import GenerationFields, IgnoredFields, Items, Only, 
 from steerlm.server.generation import (
     Answer,
     Prompt,
+    Wanted,
     add,
     check_answers,
     collect,
@@ -166,7 +167,8 @@ def _prepare(state: ServerState, body: CompletionRequest) -> _Work:
         raw = (Prompt(_raw_ids(state, prompt, body.max_tokens == 0)) for prompt in prompts)
         # Where none is to be told, one token is made all the same: with it come those of the prompt.
         most = 1 if body.max_tokens == 0 else body.max_tokens
-        requests = plan(state, raw, sampling, most, n, trim=False)
+        wanted = Wanted(n, most, trim=False, salt=body.cache_salt, prompt_field="prompt")
+        requests = plan(state, raw, sampling, wanted)
         if not body.echo:
             return _Work([], None, requests, n)
         seen: dict[tuple[int, ...], int] = {}
@@ -182,7 +184,8 @@ def _prepare(state: ServerState, body: CompletionRequest) -> _Work:
         Prompt(prompt_of(state, dialogue, steering.values), guidance_of(state, dialogue, steering.guidance))
         for dialogue in dialogues
     )
-    return _Work(dialogues, steering, plan(state, rendered, sampling, body.max_tokens, n), n)
+    wanted = Wanted(n, body.max_tokens, salt=body.cache_salt, prompt_field="prompt")
+    return _Work(dialogues, steering, plan(state, rendered, sampling, wanted), n)
 
 
 def _is_raw(state: ServerState, body: CompletionRequest, steers: bool) -> bool:
@@ -263,7 +266,10 @@ def _echo(
 )
 async def completions(body: CompletionRequest, request: Request, state: State) -> Any:
     """Continue texts or token ids, or answer texts under attributes."""
-    work = await prepared(request, lambda: _prepare(state, body))
+    if _kind(body.prompt) in ("<text>", "<tokens>"):
+        work = await prepared(request, lambda: _prepare(state, body))
+    else:
+        work = await asyncio.to_thread(_prepare, state, body)
     if not body.stream:
         return await unless_gone(request, _whole(state, body, work))
     arriving = await begun(request, pieces(state, work.requests, ids=bool(body.return_token_ids)))

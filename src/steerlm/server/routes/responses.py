@@ -54,7 +54,14 @@ def _prepare(state: ServerState, body: ResponsesRequest) -> ChatWork:
     )
     verbosity = body.text.verbosity if body.text else None
     return prepare_chat(
-        state, body, generation, messages, verbosity=verbosity, field="input", instructions=body.instructions
+        state,
+        body,
+        generation,
+        messages,
+        verbosity=verbosity,
+        field="input",
+        most_field="max_output_tokens",
+        instructions=body.instructions,
     )
 
 

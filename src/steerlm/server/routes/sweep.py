@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
 from collections.abc import Sequence
@@ -15,14 +16,14 @@ from steerlm.server.dialogue import ChatMessage, Dialogue, read_messages
 from steerlm.server.envelope import Usage, head, usage
 from steerlm.server.errors import ApiError
 from steerlm.server.fields import GenerationFields, IgnoredFields, Items, Level, Levels, SteeringFields
-from steerlm.server.generation import Answer, Prompt, check_answers, collect, plan, read_sampling
+from steerlm.server.generation import Answer, Prompt, Wanted, check_answers, collect, plan, read_sampling
 from steerlm.server.measuring import Measured, measure
 from steerlm.server.policy import Values
 from steerlm.server.routes import State
 from steerlm.server.rules import Asked, Verbosity
 from steerlm.server.state import ServerState
 from steerlm.server.steering import guidance_of, preset_of, prompt_of, settle, settled_values, sources_of
-from steerlm.server.streaming import prepared, unless_gone
+from steerlm.server.streaming import unless_gone
 
 router = APIRouter(tags=["steering"])
 
@@ -89,13 +90,14 @@ def _prepare(state: ServerState, body: SweepRequest) -> tuple[Dialogue, list[Val
     sampling = read_sampling(state, body)
     guidance = guidance_of(state, dialogue, body.guidance)
     prompts = (Prompt(prompt_of(state, dialogue, item.values), guidance) for item in settled)
-    return dialogue, [item.values for item in settled], plan(state, prompts, sampling, body.max_tokens, n)
+    wanted = Wanted(n, body.max_tokens, salt=body.cache_salt)
+    return dialogue, [item.values for item in settled], plan(state, prompts, sampling, wanted)
 
 
 @router.post("/v1/steer/sweep")
 async def sweep(body: SweepRequest, request: Request, state: State) -> Sweep:
     """Answer one conversation under every setting of a grid or a list."""
-    dialogue, settings, requests = await prepared(request, lambda: _prepare(state, body))
+    dialogue, settings, requests = await asyncio.to_thread(_prepare, state, body)
     n = body.n or 1
 
     async def work() -> tuple[list[Answer], Sequence[Measured]]:
