@@ -109,13 +109,17 @@ def serve_command(
     check_binding(host, settings.keys, settings.insecure)
     rules = OperatorPolicy.load(policy) if policy else OperatorPolicy()
 
+    from steerlm.models.directory import ModelInfo
     from steerlm.models.prompting import load_prompting
     from steerlm.server.rules import Rules
     from steerlm.server.run import listen, make_server
+    from steerlm.steering import prompt_ids, require_same_scales
 
     # What is wrong is said before the model is converted and loaded, which may take minutes.
     steered = load_prompting(model)
     Rules(steered.schema, rules).check_policy()
+    if attribute_model:
+        require_same_scales(steered.schema, ModelInfo.load(attribute_model, "attribute-model").schema)
     listen(host, port).close()
 
     from steerlm.engines import make_engine
@@ -123,7 +127,6 @@ def serve_command(
     from steerlm.server.guard import Guard
     from steerlm.server.logs import LogHandler
     from steerlm.server.state import ServerState
-    from steerlm.steering import prompt_ids
 
     standing = Guard(settings)
     logging.basicConfig(level=logging.WARNING, handlers=[LogHandler(standing.log)], force=True)

@@ -252,3 +252,17 @@ def test_addresses() -> None:
         with pytest.raises(ValidationError):
             UpstreamSettings(url=wrong)
     assert "secret" not in repr(UpstreamSettings(url="http://host", api_key="secret"))
+
+
+def test_salts_are_sent_without_the_names_in_them(start: Start) -> None:
+    def script(call: Call) -> None:
+        call.begin()
+        call.tokens(END, finish_reason="stop")
+        call.done()
+
+    engine, server = start(script)
+    complete(engine, [Request((number,), salt=salt) for number, salt in ((1, "anna"), (2, "anna"), (3, "b"), (4, ""))])
+    salts = {body["prompt"][0]: body.get("cache_salt") for body in server.bodies}
+    assert salts[1] == salts[2] != salts[3]
+    assert salts[4] is None
+    assert "anna" not in str(salts)

@@ -175,3 +175,28 @@ def test_an_answer_has_what_room_there_is(serve: Serve, served_policy: Any) -> N
     assert engine.requests.pop().sampling.max_tokens == 20
     asyncio.run(ask(7))
     assert engine.requests.pop().sampling.max_tokens == 7
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "prompt", "most"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": "salt " * 3000}], "max_tokens": 5}, "messages", "max_tokens"),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": "salt " * 3000}], "max_completion_tokens": 5},
+            "messages",
+            "max_completion_tokens",
+        ),
+        (TEXT, {"prompt": "salt " * 3000, "max_tokens": 5}, "prompt", "max_tokens"),
+        (RESPONSES, {"input": "salt " * 3000, "max_output_tokens": 5}, "input", "max_output_tokens"),
+    ],
+)
+def test_what_has_no_room_is_called_as_the_request_calls_it(
+    serve: Serve, path: str, body: dict[str, Any], prompt: str, most: str
+) -> None:
+    state = serve(engine=Recorder())
+    short = {**body, prompt: HELLO if path == CHAT else "Hi", most: 5000}
+    for sent, field in ((body, prompt), (short, most)):
+        error = send(state, path, sent).json()["error"]
+        assert (error["code"], error["param"]) == ("context_length_exceeded", field)
+        assert f"shorten {prompt} or lower {most}" in error["message"]

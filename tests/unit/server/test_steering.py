@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from served import HELLO, PRESETS, Recorder, send
-from steerlm.attributes import STEERLM
+from served import HELLO, PRESETS, Recorder, judge_of, make_state, send
+from steerlm.attributes import STEERLM, Schema
+from steerlm.errors import SchemaError
+from steerlm.models.load import SteerModel, new_model
 from steerlm.server.policy import OperatorPolicy
 from steerlm.server.state import ServerState
+from tiny import TOKENIZERS, save_base
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 POLICY = OperatorPolicy.model_validate({"presets": PRESETS, "attributes": {"complexity": {"default": 3}}})
@@ -35,6 +40,7 @@ def used(state: ServerState, body: dict[str, Any], path: str = CHAT) -> dict[str
         {"attributes": {"verbosity": 0}},
         {"verbosity": "low"},
         {"chat_template_kwargs": {"attributes": {"verbosity": 0}}},
+        {"chat_template_kwargs": {}, "attributes": {"verbosity": 0}},
         {"messages": [*HELLO, TRAILING]},
         {"messages": [*HELLO, {"role": "assistant", "content": "", "attributes": {"verbosity": 0}}]},
         {"messages": [*HELLO, {"role": "assistant", "content": None, "labels": {"verbosity": 0}}]},
@@ -122,7 +128,7 @@ def test_contradictions_are_refused(serve: Serve, body: dict[str, Any]) -> None:
         ({"attributes": [1]}, "attributes"),
         ({"verbosity": "huge"}, "verbosity"),
         ({"chat_template_kwargs": {"attributes": {}, "chat_template": "x"}}, "chat_template_kwargs.chat_template"),
-        ({"chat_template_kwargs": {"add_generation_prompt": False}}, "chat_template_kwargs.attributes"),
+        ({"chat_template_kwargs": {"add_generation_prompt": False}}, "chat_template_kwargs.add_generation_prompt"),
         ({"chat_template": "{{ x }}"}, "chat_template"),
         ({"labels": {"humor": 1}}, "labels"),
         ({"measure": 1}, "measure"),
@@ -194,3 +200,13 @@ def test_what_verified_excludes(serve: Serve, more: dict[str, Any]) -> None:
     answer = send(serve(), CHAT, {"messages": HELLO, "verified": 2, "max_tokens": 2, **more})
     assert answer.status_code == 400
     assert "verified" in answer.json()["error"]["message"]
+
+
+def test_an_attribute_model_on_another_scale_is_refused(served_policy: SteerModel, tmp_path: Path) -> None:
+    """What it measures could not be compared with what is asked."""
+    wide = Schema(tuple(replace(item, high=9) if item.name == "humor" else item for item in STEERLM))
+    model = new_model("attribute-model", save_base(tmp_path / "base", TOKENIZERS["chatml"]()), wide)
+    judge = judge_of(model)
+    with pytest.raises(SchemaError, match=r"scores humor on 0\.\.9, the policy is asked for it on 0\.\.4"):
+        make_state(served_policy, judge, engine=Recorder())
+    judge.close()
