@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,8 +20,20 @@ def page(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"figure": figure, "number": number}
+    environment.filters |= {"figure": figure, "number": number, "cell": cell, "fenced": fenced}
     return environment.get_template(template).render(**values)
+
+
+def cell(text: str) -> str:
+    """Text in a cell of a Markdown table, which a bar or the end of a line would close."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
+
+
+def fenced(text: str, language: str = "text") -> str:
+    """A Markdown block of code, with fences that are in no line of it."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def figure(estimate: Mapping[str, Any] | None, digits: int = 2) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 
-from steerlm.attributes import STEERLM
+from steerlm.attributes import STEERLM, Schema
 from steerlm.card import FILE, MARK, prompt_text, refresh_card, write_card
 from steerlm.dialects import DIALECTS
 from steerlm.errors import ConfigError, ModelError
@@ -324,3 +325,22 @@ def test_the_prompt_is_that_of_the_chat_template(dialect: str, turns: int) -> No
         add_generation_prompt=True,
     )
     assert prompt_text(DIALECTS[dialect], "Be kind.", line, turns) == shown
+
+
+def test_no_text_of_a_model_breaks_its_card(tmp_path: Path) -> None:
+    """As a reader of Markdown sees it: the table has its rows and cells, the prompts their blocks."""
+    described = [
+        replace(item, description="dry | wet\nhumour \\") if item.name == "humor" else item for item in STEERLM
+    ]
+    system = "Answer so:\n```\n# Injected\n```"
+    (tmp_path / "model").mkdir()
+    replace(INFO, schema=Schema(tuple(described)), system=system).save(tmp_path / "model")
+    write_card(tmp_path / "model")
+    text = ModelCard.load(tmp_path / "model" / FILE).text
+    read = MarkdownIt("commonmark").enable("table").parse(text)
+    assert not [token for token in read if token.type == "inline" and "Injected" in token.content]
+    assert len([token for token in read if token.type == "fence" and "# Injected" in token.content]) == 2
+    table = read[: next(place for place, token in enumerate(read) if token.type == "table_close")]
+    cells = [table[place + 1].content for place, token in enumerate(table) if token.type == "td_open"]
+    assert len(cells) == 5 * len(STEERLM)
+    assert [cell for cell in cells if cell.startswith("dry")] == ["dry | wet humour \\\\"]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from steerlm.attributes import STEERLM
-from steerlm.engines import TorchEngine, make_engine
+from steerlm.engines import Request, Sampling, TorchEngine, make_engine, stream
 from steerlm.engines.blocks import blocks_for
 from steerlm.engines.make import Precision
 from steerlm.engines.openvino import OpenVinoEngine
@@ -175,6 +175,8 @@ def test_logprobs_of_real_text(tmp_path: Path) -> None:
     round_weights(model)
     rounded = logprobs_of(model, ids)
     eight_bits, sixteen_bits = (paged_logprobs(tmp_path / "policy", precision, ids) for precision in ("f32", "bf16"))
+    echoed = prompt_logprobs(tmp_path / "policy", ids)
+    assert float((echoed - eight_bits).abs().max()) < 1e-3
     assert float((eight_bits - rounded).abs().mean()) < 1e-3
     assert float((eight_bits - exact).abs().mean()) < 0.05
     assert float((sixteen_bits - exact).abs().mean()) < 0.03
@@ -184,6 +186,14 @@ def logprobs_of(model: SteerModel, ids: list[int]) -> torch.Tensor:
     with torch.no_grad():
         found_TV = model.network(torch.tensor([ids])).logits[0, :-1].log_softmax(dim=-1)
     return found_TV.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+
+
+def prompt_logprobs(directory: Path, ids: list[int]) -> torch.Tensor:
+    """As an echo gives them."""
+    request = Request(tuple(ids), Sampling(max_tokens=1), prompt_logprobs=0)
+    with closing(OpenVinoEngine(directory)) as engine:
+        [found] = [piece.prompt for piece in stream(engine, [request])]
+    return torch.tensor([item.logprob for item in found])
 
 
 def paged_logprobs(directory: Path, precision: Precision, ids: list[int]) -> torch.Tensor:
