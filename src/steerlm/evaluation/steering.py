@@ -25,10 +25,10 @@ from steerlm.evaluation.conditions import (
     base_of,
     untuned_base,
 )
-from steerlm.evaluation.goal_space import consistency, goal_figures, grid_cells
 from steerlm.evaluation.measuring import Instruments, measure
 from steerlm.evaluation.records import read_record, write_record
-from steerlm.evaluation.response_curves import RULE, against, examples, leakage, sweep_figures, sweep_of
+from steerlm.evaluation.response_curves import RULE
+from steerlm.evaluation.steering_record import TITLES, condition_records
 from steerlm.evaluation.steering_settings import ConditionName, SteeringSettings
 from steerlm.evaluation.text_measures import TOXIC_WORDS, text_measures
 from steerlm.models.base import weights_digest
@@ -43,12 +43,6 @@ _OF_CONDITION: dict[ConditionName, str] = {"guidance": "guidance", "verified": "
 """The setting that only the answers of one condition depend on."""
 NAME = "steering"
 """Of the result's file, without its suffix."""
-TITLES: dict[ConditionName, str] = {
-    "policy": "policy",
-    "words": "untuned base, asked in words",
-    "guidance": "policy with guidance",
-    "verified": "policy, verified",
-}
 
 
 @dataclass(frozen=True)
@@ -314,34 +308,7 @@ class _Evaluation:
     def _record(self, left_out: int) -> dict[str, Any]:
         settings, info, schema = self.settings, self.policy.info, self.policy.schema
         base_digest = info.base.digest if info.base else weights_digest(base_of(info)) if self.base else None
-        conditions: dict[str, Any] = {}
-        all_sweeps = {
-            name: {attribute: sweep_of(measured, schema[attribute]) for attribute in settings.attributes}
-            for name, measured in self.conditions.items()
-        }
-        in_words = all_sweeps.get("words")
         texts = [ways[0] for ways in self.prompts]
-        for name, measured in self.conditions.items():
-            sweeps = all_sweeps[name]
-            figures = {
-                attribute: sweep_figures(item, schema, settings.resamples, settings.seed)
-                for attribute, item in sweeps.items()
-            }
-            if in_words and name != "words":
-                for attribute, item in sweeps.items():
-                    steers = figures[attribute]["verdict"] == "steers"
-                    figures[attribute]["against_words"] = against(
-                        item, in_words[attribute], steers, settings.resamples, settings.seed
-                    )
-            conditions[name] = {
-                "title": TITLES[name],
-                "attributes": figures,
-                "leakage": leakage(figures, schema),
-                "goal_space": goal_figures(measured, schema, settings.attributes, settings.resamples, settings.seed),
-                "grid": grid_cells(measured, settings.attributes),
-                "consistency": consistency(measured, schema, settings.attributes),
-                "examples": {attribute: examples(item, texts) for attribute, item in sweeps.items()},
-            }
         return {
             "kind": "steering",
             "model": info.fingerprint,
@@ -354,7 +321,7 @@ class _Evaluation:
             "rule": RULE,
             "prompts": {"used": len(self.prompts), "left_out": left_out, "digest": digest_of(texts)},
             "schema": schema.to_list(),
-            "conditions": conditions,
+            "conditions": condition_records(self.conditions, schema, settings, texts),
             "settings": settings.model_dump(mode="json"),
             **environment(*(["openvino"] if self.answering.name == "openvino" else [])),
         }
