@@ -35,8 +35,10 @@ from steerlm.models.base import weights_digest
 from steerlm.models.load import SteerModel
 from steerlm.provenance import environment
 
-_FORMAT = 2
-"""Of results and of the seeds that answers are drawn with; those of another one are made anew."""
+_FORMAT = 3
+"""Of results; those of another one are made anew."""
+_ANSWERS_FORMAT = 2
+"""Of the seeds that answers are drawn with; those of another one are made anew."""
 _OF_ANSWERS = ("max_tokens", "temperature", "repetition_penalty", "seed")
 """The settings that every answer depends on, beside the engine that was taken."""
 _OF_CONDITION: dict[ConditionName, str] = {"guidance": "guidance", "verified": "draws"}
@@ -131,7 +133,9 @@ class _Evaluation:
         for model in (judges.judge, judges.second):
             _require_same_scales(policy, model)
         self.judge, self.second = (Scorer(model) if model else None for model in (judges.judge, judges.second))
-        self.base: SteerModel | None = None
+        self.base = self._base()
+        # Once it is loaded, since what the hub has is on this disk only then.
+        self.base_digest = weights_digest(base_of(policy.info)) if self.base else None
         self.sampling = Sampling(
             max_tokens=settings.max_tokens,
             temperature=settings.temperature,
@@ -170,7 +174,6 @@ class _Evaluation:
         kept_record = read_record(self.folder, NAME)
         if kept_record and kept_record.get("key") == key:
             return kept_record
-        self.base = self._base()
         left_out = self._choose_prompts()
         if not self.prompts:
             raise DataError(
@@ -218,6 +221,7 @@ class _Evaluation:
             info.schema.to_list(),
             info.provenance.get("annotated_by"),
             *models,
+            self.base_digest,
             self.prompts,
             measures,
             self.answering.identity,
@@ -294,7 +298,7 @@ class _Evaluation:
         """A digest of all that the answers of a condition depend on, but for other words, which stand in their rows."""
         own = {_OF_CONDITION[name]} if name in _OF_CONDITION else set()
         return digest_of(
-            _FORMAT,
+            _ANSWERS_FORMAT,
             name,
             self.answering.identity,
             self.policy.info.fingerprint,
@@ -303,17 +307,17 @@ class _Evaluation:
             [ways[0] for ways in self.prompts],
             self.settings.model_dump(mode="json", include={*_OF_ANSWERS, *own}),
             self.judge.model.info.fingerprint if self.judge and name == "verified" else None,
+            *([self.base_digest] if name == "words" else []),
         )
 
     def _record(self, left_out: int) -> dict[str, Any]:
         settings, info, schema = self.settings, self.policy.info, self.policy.schema
-        base_digest = info.base.digest if info.base else weights_digest(base_of(info)) if self.base else None
         texts = [ways[0] for ways in self.prompts]
         return {
             "kind": "steering",
             "model": info.fingerprint,
             "base": info.base_name,
-            "base_digest": base_digest,
+            "base_digest": info.base.digest if info.base else self.base_digest,
             "judge": self.judge.model.info.fingerprint if self.judge else None,
             "second_judge": self.second.model.info.fingerprint if self.second else None,
             "annotated_by": info.provenance.get("annotated_by"),

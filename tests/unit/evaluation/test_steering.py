@@ -6,6 +6,7 @@ import importlib.util
 import json
 import random
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -154,6 +155,34 @@ def test_a_setting_of_one_condition_leaves_the_answers_of_others(policy: SteerMo
     stronger = drawn.model_copy(update={"guidance": 3.0})
     evaluate_steering(policy, PROMPTS, stronger, tmp_path, engine=engine)
     assert engine.answered == len(PROMPTS) * (5 + 5 + 5)
+
+
+def test_another_base_in_the_same_place_answers_anew(tmp_path: Path) -> None:
+    """In words it answers itself; of the policy's own answers it only says how likely they are."""
+
+    def base(width: int) -> None:
+        shutil.rmtree(tmp_path / "base", ignore_errors=True)
+        save_base(tmp_path / "base", TOKENIZERS["chatml"](), "llama", intermediate_size=width)
+
+    base(32)
+    model = new_model("policy", tmp_path / "base", STEERLM)
+    policy = replace(model, info=replace(model.info, provenance={"base": str(tmp_path / "base")}))
+    engine, digests, answers, likely = Scripted(policy, lambda asked: asked), [], [], []
+    settings = QUICK.model_copy(update={"conditions": ["policy", "words"], "max_tokens": 3, "engine": "torch"})
+    for width in (32, 48):
+        base(width)
+        for chosen in (settings, QUICK.model_copy(update={"perplexity": True})):
+            record = evaluate_steering(policy, PROMPTS, chosen, tmp_path / str(chosen.perplexity), engine=engine)
+            assert record["base_digest"] == weights_digest(tmp_path / "base")
+            digests.append(record["base_digest"])
+        likely.append(record["conditions"]["policy"]["attributes"]["verbosity"]["curves"]["perplexity"])
+        rows = [json.loads(line) for line in (tmp_path / "False" / "answers.jsonl").read_text().splitlines()]
+        answers.append([row["text"] for row in rows if row["condition"] == "words"])
+    assert len(set(digests)) == 2
+    assert len(answers[0]) == len(answers[1]) == len(PROMPTS) * 5
+    assert answers[0] != answers[1]
+    assert likely[0] != likely[1]
+    assert engine.answered == 2 * len(PROMPTS) * 5
 
 
 def test_a_lexicon_that_is_installed_later_is_used(
