@@ -12,7 +12,8 @@ from steerlm.evaluation.asks import Ask
 
 JUDGE, SECOND, PERPLEXITY = "score:", "second:", "perplexity"
 """Names of measures: scores of the attribute model and of the second one, each before an attribute's name."""
-
+ATTRIBUTE_MODELS = {JUDGE: "the attribute model", SECOND: "the second attribute model"}
+"""What they are called."""
 
 PROXIES = {"verbosity": "characters", "complexity": "reading_grade", "toxicity": "toxic_words"}
 
@@ -56,3 +57,14 @@ class Measured:
     asks: tuple[Ask, ...]
     answers: tuple[Answer, ...]
     columns: Mapping[str, NDArray[np.float64]]
+
+    def unscored(self) -> dict[str, NDArray[np.bool_]]:
+        """For each attribute model that scored, by the beginning of its measures' names: which answers have no score
+        of it, being too long for its context, [N].
+        """
+        found: dict[str, NDArray[np.bool_]] = {}
+        for prefix in (JUDGE, SECOND):
+            scores = [column for name, column in self.columns.items() if name.startswith(prefix)]
+            if scores:
+                found[prefix] = np.isnan(np.array(scores)).any(axis=0)
+        return found

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from steerlm.errors import DataError
+from steerlm.evaluation.answers import ATTRIBUTE_MODELS
 from steerlm.files import sha256, write_json
 
 FOLDER, REPORT, FIGURES = "evaluation", "steering.html", "figures"
@@ -23,6 +24,26 @@ def evaluation_folder(model: str | Path) -> Path:
 def leading(record: Mapping[str, Any]) -> str:
     """The name of the condition that a result on steering is shown by: the plain policy, or the first without it."""
     return "policy" if "policy" in record["conditions"] else next(iter(record["conditions"]))
+
+
+def unscored_lines(record: Mapping[str, Any]) -> list[str]:
+    """What a result on steering says of answers that an attribute model could not read, of each condition with any:
+    how many, and to how many prompts at which levels of which attributes.
+    """
+    lines = []
+    for condition in record["conditions"].values():
+        for prefix, count in condition["unscored"].items():
+            places = [
+                f"{name} " + ", ".join(f"at {level}: {number}" for level, number in counts)
+                for name, row in condition["attributes"].items()
+                if (counts := [pair for pair in zip(row["levels"], row["unscored"][prefix], strict=True) if pair[1]])
+            ]
+            if count:
+                lines.append(
+                    f"{condition['title']}: {count} of {condition['answers']} answers are too long for "
+                    f"{ATTRIBUTE_MODELS[prefix]} and have no score" + (f" ({'; '.join(places)})" if places else "")
+                )
+    return lines
 
 
 def write_record(folder: Path, name: str, record: Mapping[str, Any]) -> Path:

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from steerlm.evaluation.answers import JUDGE, PERPLEXITY, SECOND
+from steerlm.evaluation.answers import ATTRIBUTE_MODELS, JUDGE, PERPLEXITY, SECOND
 from steerlm.evaluation.charts import Line, line_chart
 from steerlm.evaluation.published import PUBLISHED
-from steerlm.evaluation.records import leading
+from steerlm.evaluation.records import leading, unscored_lines
 from steerlm.evaluation.text_measures import TEXT_MEASURES, TOXIC_WORDS
 from steerlm.files import write_text
 from steerlm.pages import page
 
-_MODELS = {JUDGE: "the attribute model", SECOND: "the second attribute model"}
 _CURVES = ("characters", "reading_grade")
 
 
@@ -37,6 +36,8 @@ def report_html(record: Mapping[str, Any], name: str) -> str:
         measures=measure_titles(record),
         judging=_judging(record),
         joined=_joined(record),
+        unscored=unscored_lines(record),
+        models=ATTRIBUTE_MODELS,
         published=compared_with_published(record),
     )
 
@@ -51,7 +52,7 @@ def measure_titles(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _title(column: str, titles: Mapping[str, str]) -> str:
-    for prefix, model in _MODELS.items():
+    for prefix, model in ATTRIBUTE_MODELS.items():
         if column.startswith(prefix):
             return f"{column.removeprefix(prefix)}, by {model}"
     return titles[column]
@@ -62,7 +63,12 @@ def _judging(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = record["conditions"][leading(record)]["attributes"]
     fingerprints = {SECOND: record["second_judge"], JUDGE: record["judge"]}
     return [
-        {"model": fingerprint, "title": _MODELS[prefix], "of": judged, "teaching": _teaching(record, fingerprint)}
+        {
+            "model": fingerprint,
+            "title": ATTRIBUTE_MODELS[prefix],
+            "of": judged,
+            "teaching": _teaching(record, fingerprint),
+        }
         for prefix, fingerprint in fingerprints.items()
         if (judged := [name for name, row in rows.items() if (row["own"] or "").startswith(prefix)])
     ]
@@ -81,7 +87,9 @@ def _joined(record: Mapping[str, Any]) -> dict[str, str]:
     for table, measures in zip(joined, (costs, leaks, goals), strict=True):
         for prefix, fingerprint in fingerprints.items():
             if any(column.startswith(prefix) for columns in measures for column in columns):
-                joined[table] = f"; these scores are those of {_MODELS[prefix]}, {_teaching(record, fingerprint)}"
+                joined[table] = (
+                    f"; these scores are those of {ATTRIBUTE_MODELS[prefix]}, {_teaching(record, fingerprint)}"
+                )
     return joined
 
 

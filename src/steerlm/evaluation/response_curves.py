@@ -32,7 +32,7 @@ RULE = (
     f"An attribute steers where the 95% interval (bootstrap over prompts) of the mean, over prompts, of Spearman's "
     f"correlation of asked and measured within a prompt lies above {MIN_WITHIN}, and, where a score on the attribute's "
     f"own scale is measured, that of the slope of measured on asked above {MIN_SLOPE}. Of fewer than {MIN_PROMPTS} "
-    f"prompts there is no verdict."
+    f"prompts there is no verdict; a prompt has a slope where its answers at all levels are scored."
 )
 
 
@@ -44,6 +44,9 @@ class Sweep:
     columns: tuple[str, ...]
     values_PLM: Floats
     cut_L: Floats
+    unscored_L: Mapping[str, tuple[int, ...]]
+    """Of each attribute model, by the beginning of its measures' names: to how many prompts it did not score the answer
+    at each level."""
     texts: tuple[tuple[str, ...], ...]
 
     def column(self, name: str) -> Floats:
@@ -71,8 +74,11 @@ def sweep_of(measured: Measured, attribute: Attribute) -> Sweep:
     index_PL = np.array([[rows[prompt, level] for level in attribute.levels] for prompt in prompts])
     values_PLM = np.stack([column[index_PL] for column in measured.columns.values()], axis=-1)
     cut_PL = np.array([[measured.answers[number].cut for number in row] for row in index_PL], dtype=np.float64)
+    unscored_L = {
+        prefix: tuple(map(int, unscored[index_PL].sum(axis=0))) for prefix, unscored in measured.unscored().items()
+    }
     texts = tuple(tuple(measured.answers[number].text for number in row) for row in index_PL)
-    return Sweep(attribute, tuple(measured.columns), values_PLM, cut_PL.mean(axis=0), texts)
+    return Sweep(attribute, tuple(measured.columns), values_PLM, cut_PL.mean(axis=0), unscored_L, texts)
 
 
 def sweep_figures(sweep: Sweep, schema: Schema, resamples: int, seed: int) -> dict[str, Any]:
@@ -96,6 +102,7 @@ def sweep_figures(sweep: Sweep, schema: Schema, resamples: int, seed: int) -> di
         "effects": effects,
         "within": _within_estimates(sweep, weights_BP),
         "cut": sweep.cut_L.tolist(),
+        "unscored": {prefix: list(counts) for prefix, counts in sweep.unscored_L.items()},
         "ratio_of_length": _length_ratio(sweep, resamples, seed)._asdict(),
         "quality_cost": _quality_cost(sweep, schema, weights_BP),
         "own": sweep.own,
@@ -127,7 +134,8 @@ def _own_figures(sweep: Sweep, own: str, weights_BP: Floats, resamples: int, see
         return np.array([spearman(asked[present], found[present])])
 
     rank = bootstrap_figures(pooled, np.arange(len(values_PL)), resamples, seed)[0]
-    measured = int(np.isfinite(table[:, 0]).sum())
+    # A correlation needs two levels of a prompt, a slope all of them.
+    measured = _prompts_with(table[:, : 2 if sweep.own_has_scale else 1])
     verdict, why = judge_steering(within, slope if sweep.own_has_scale else None, measured)
     return {
         "spearman": rank._asdict(),
@@ -154,6 +162,11 @@ def _obedience(sweep: Sweep, own: str) -> Floats:
     return np.stack([within_P, slope_P, np.abs(values_PL - levels_L).mean(axis=1)], axis=1)
 
 
+def _prompts_with(table_PF: Floats) -> int:
+    """How many prompts the scarcest of these figures has."""
+    return int(np.isfinite(table_PF).sum(axis=0).min())
+
+
 def against(sweep: Sweep, other: Sweep, steers: bool, resamples: int, seed: int) -> dict[str, Any] | None:
     """How much better a sweep follows what is asked than another one of the same prompts, such as that of the base:
     what it gains in correlation within a prompt, in slope, and in how little it misses, and the verdict. One that does
@@ -171,7 +184,7 @@ def against(sweep: Sweep, other: Sweep, steers: bool, resamples: int, seed: int)
     )
     if better and not steers:
         verdict = "does not steer"
-    if np.isfinite(differences[:, 0]).sum() < MIN_PROMPTS:
+    if _prompts_with(differences if sweep.own_has_scale else differences[:, :1]) < MIN_PROMPTS:
         verdict = "too few prompts"
     return {
         "within_prompt": within._asdict(),
@@ -184,12 +197,17 @@ def against(sweep: Sweep, other: Sweep, steers: bool, resamples: int, seed: int)
 def judge_steering(within: Estimate, slope: Estimate | None, prompts: int) -> tuple[str, str]:
     """The verdict by `RULE` on the measured prompts, and the figures behind it."""
     passed = within.low > MIN_WITHIN and (slope is None or slope.low > MIN_SLOPE)
-    why = f"correlation within a prompt {within.value:.2f} [{within.low:.2f}, {within.high:.2f}]"
+    why = f"correlation within a prompt {_shown(within)}"
     if slope is not None:
-        why += f", slope {slope.value:.2f} [{slope.low:.2f}, {slope.high:.2f}]"
+        why += f", slope {_shown(slope)}"
     if prompts < MIN_PROMPTS:
         return "too few prompts", f"{prompts} of at least {MIN_PROMPTS}; {why}"
     return ("steers" if passed else "does not steer"), why
+
+
+def _shown(estimate: Estimate) -> str:
+    value, low, high = estimate
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(value) else "not measured"
 
 
 def _within_estimates(sweep: Sweep, weights_BP: Floats) -> dict[str, Any]:

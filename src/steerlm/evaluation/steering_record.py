@@ -44,6 +44,8 @@ def condition_records(
         found[name] = {
             "title": TITLES[name],
             "attributes": figures,
+            "answers": len(measured.answers),
+            "unscored": {prefix: int(unscored.sum()) for prefix, unscored in measured.unscored().items()},
             "leakage": leakage(figures, schema),
             "goal_space": goal_figures(measured, schema, settings.attributes, settings.resamples, settings.seed),
             "grid": grid_cells(measured, settings.attributes),

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from steerlm.evaluation.records import leading
+from steerlm.evaluation.records import leading, unscored_lines
 from steerlm.pages import figure, number
 
 EXAMPLE_WIDTH = 34
@@ -38,6 +38,7 @@ def _parts(record: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield Text.assemble(f"{name}: ", (row["verdict"], style), f" ({row['why']})")
         if compared := row.get("against_words"):
             yield Text(f"{name}, against the untuned base asked in words: {compared['verdict']}")
+    yield from map(Text, unscored_lines(record))
 
 
 def _levels(condition: Mapping[str, Any]) -> Table:
@@ -102,6 +103,7 @@ def level_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             "mean_score": row["curves"][row["own"]][place]["value"] if row["own"] else None,
             "n": row["prompts"],
             "cut_at_limit": round(row["cut"][place] * row["prompts"]),
+            "unscored": {prefix.rstrip(":"): counts[place] for prefix, counts in row["unscored"].items()},
         }
         for name, row in condition["attributes"].items()
         for place, level in enumerate(row["levels"])

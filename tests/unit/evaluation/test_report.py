@@ -29,8 +29,10 @@ NAMES = ["verbosity", "humor"]
 PROMPTS = ["Why is the <b>sea</b> salty?", "And the sky?", "How so?", "Since when?", "Says who?"]
 
 
-def result(obeys: bool, seconds: Sequence[str] = ()) -> dict[str, Any]:
-    """As `evaluate_steering` makes one; the second condition is always deaf. A second judge scores `seconds`."""
+def result(obeys: bool, seconds: Sequence[str] = (), unread: Sequence[int] = ()) -> dict[str, Any]:
+    """As `evaluate_steering` makes one; the second condition is always deaf. A second judge scores `seconds`, the first
+    no answer to `unread` levels of verbosity.
+    """
     conditions, all_sweeps = {}, {}
     for number, (name, title) in enumerate((("policy", "policy"), ("words", "untuned base, asked in words"))):
         asks = [*sweep(STEERLM, NAMES, len(PROMPTS)), *goals(STEERLM, NAMES, len(PROMPTS), 2, 0)]
@@ -40,6 +42,8 @@ def result(obeys: bool, seconds: Sequence[str] = ()) -> dict[str, Any]:
             f"{JUDGE}{attribute}": np.array([float(value[attribute]) if follows else 2.0 for value in values])
             for attribute in STEERLM.names
         }
+        for attribute in STEERLM.names:
+            columns[f"{JUDGE}{attribute}"][[value["verbosity"] in unread for value in values]] = np.nan
         columns |= {f"{SECOND}{attribute}": columns[f"{JUDGE}{attribute}"] for attribute in seconds}
         columns[PERPLEXITY] = np.full(len(asks), np.nan)
         columns |= {item.name: np.array([1.0 + value["verbosity"] for value in values]) for item in text_measures()}
@@ -50,6 +54,8 @@ def result(obeys: bool, seconds: Sequence[str] = ()) -> dict[str, Any]:
         conditions[name] = {
             "title": title,
             "attributes": figures,
+            "answers": len(asks),
+            "unscored": {prefix: int(found.sum()) for prefix, found in measured.unscored().items()},
             "leakage": leakage(figures, STEERLM),
             "goal_space": goal_figures(measured, STEERLM, NAMES, 100, 0),
             "grid": grid_cells(measured, NAMES),
@@ -147,6 +153,27 @@ def test_a_deaf_policy_is_called_one() -> None:
     text = shown.export_text()
     assert text.count("does not steer") >= 4
     assert "humor, against the untuned base asked in words: no difference shown" in text
+
+
+def test_answers_that_the_judge_cannot_read_are_counted() -> None:
+    """Of 60 answers of a condition the 10 to both bottom levels of verbosity, and what goals ask for at these."""
+    record = result(obeys=True, seconds=["humor"], unread=[0, 1])
+    shown = Console(record=True, width=200, file=io.StringIO())
+    shown.print(steering_view(record))
+    page = read(report_html(record, "x"))
+    for text in (" ".join(shown.export_text().split()), " ".join(page.text.split())):
+        for title in ("policy", "untuned base, asked in words"):
+            found = re.search(
+                rf"{title}: (\d+) of 60 answers are too long for the attribute model and have no score "
+                r"\(verbosity at 0: 5, at 1: 5\)",
+                text,
+            )
+            assert found
+            assert 10 <= int(found[1]) <= 20
+    assert "answers too long for the attribute model55000" in re.sub(r"\s*\n", "", page.text)
+    assert [row["unscored"]["score"] for row in level_rows(record)] == [5, 5, 0, 0, 0, 0, 0, 0, 0, 0]
+    whole = report_html(result(obeys=True), "x")
+    assert "too long for the attribute model" not in whole
 
 
 def test_leakage_has_intervals() -> None:

@@ -61,6 +61,25 @@ def test_few_prompts_give_no_verdict(count: int, verdict: str) -> None:
     assert row["within_prompt"]["low"] == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+    ("whole", "partly", "verdict"), [(0, 2, "too few prompts"), (1, 4, "too few prompts"), (5, 3, "steers")]
+)
+def test_a_slope_needs_every_level(whole: int, partly: int, verdict: str) -> None:
+    """Levels are followed to the letter, but of prompts beyond the first `whole` only `partly` levels are scored."""
+    found = measured({f"{JUDGE}complexity": lambda p, k: float(k) if p < whole or k < partly else np.nan})
+    row = figures(found)
+    assert row["verdict"] == verdict
+    assert row["within_prompt"]["value"] == pytest.approx(1)
+    assert row["unscored"] == {JUDGE: [0] * partly + [PROMPTS - whole] * (5 - partly)}
+    assert "nan" not in row["why"]
+    assert ("slope not measured" in row["why"]) is (whole == 0)
+    if verdict == "too few prompts":
+        assert row["why"].startswith(f"{whole} of at least 5; ")
+    flat = sweep_of(measured({f"{JUDGE}complexity": lambda p, k: 2.0}), STEERLM["complexity"])
+    compared = against(sweep_of(found, STEERLM["complexity"]), flat, True, 500, 0)
+    assert (compared or {})["verdict"] == {"steers": "better"}.get(verdict, verdict)
+
+
 def test_the_independent_judge_has_the_say() -> None:
     """The teacher sees what it taught, the other does not."""
     row = figures(measured({f"{JUDGE}complexity": lambda p, k: float(k), f"{SECOND}complexity": lambda p, k: 1.0}))

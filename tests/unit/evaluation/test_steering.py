@@ -373,6 +373,18 @@ def test_answers_are_measured_under_the_system_text_that_they_were_given_under(
     assert seen == {"scores": {"Be kind."}, "perplexity": {"Be kind."}}
 
 
+def test_answers_too_long_for_a_judge_are_counted(policy: SteerModel, judge_directory: Path, tmp_path: Path) -> None:
+    """Of one of two judges, whose context holds the two shortest of the five answers to each prompt."""
+    judge = load_model(judge_directory, "attribute-model")
+    narrow = replace(another(judge), info=replace(another(judge).info, provenance={"settings": {"context": 80}}))
+    engine = Scripted(policy, lambda asked: asked)
+    record = evaluate_steering(policy, PROMPTS, QUICK, tmp_path, Judges(judge, narrow), engine=engine)
+    row = record["conditions"]["policy"]["attributes"]["verbosity"]
+    assert row["unscored"] == {"score:": [0] * 5, "second:": [0, 0, 6, 6, 6]}
+    assert record["conditions"]["policy"]["unscored"] == {"score:": 0, "second:": 18}
+    assert row["verdict"] == "too few prompts"
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
