@@ -9,6 +9,7 @@ from steerlm.engines.base import (
     Sampling,
     batch,
     complete,
+    completions,
     stream,
     stream_async,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "TorchEngine",
     "batch",
     "complete",
+    "completions",
     "engine_for",
     "make_engine",
     "stream",

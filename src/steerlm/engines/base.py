@@ -177,19 +177,24 @@ class Completion:
     finish: Finish
 
 
-def complete(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
-    """Run requests to their end."""
+def completions(engine: Engine, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+    """Whole answers as they end, each after the number of its request. Leaving the iterator early cancels the rest."""
     texts: list[list[str]] = [[] for _ in requests]
     tokens: list[list[int]] = [[] for _ in requests]
-    finish: list[Finish] = ["length" for _ in requests]
     for piece in stream(engine, requests):
-        texts[piece.request].append(piece.text)
-        tokens[piece.request].append(piece.token)
+        number = piece.request
+        texts[number].append(piece.text)
+        tokens[number].append(piece.token)
         if piece.finish:
-            finish[piece.request] = piece.finish
-    whole = ["".join(text) for text in texts]
-    shown = [text.strip() if request.trim else text for text, request in zip(whole, requests, strict=True)]
-    return [Completion(text, tuple(ids), why) for text, ids, why in zip(shown, tokens, finish, strict=True)]
+            text = "".join(texts[number])
+            shown = text.strip() if requests[number].trim else text
+            yield number, Completion(shown, tuple(tokens[number]), piece.finish)
+
+
+def complete(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
+    """Run requests to their end."""
+    found = dict(completions(engine, requests))
+    return [found[number] for number in range(len(requests))]
 
 
 def check_room(request: Request, context: int) -> None:

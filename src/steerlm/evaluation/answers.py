@@ -66,5 +66,5 @@ class Measured:
         for prefix in (JUDGE, SECOND):
             scores = [column for name, column in self.columns.items() if name.startswith(prefix)]
             if scores:
-                found[prefix] = np.isnan(np.array(scores)).any(axis=0)
+                found[prefix] = np.any(np.isnan(scores), axis=0)
         return found

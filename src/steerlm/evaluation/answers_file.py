@@ -8,20 +8,39 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from steerlm.errors import DataError
 from steerlm.evaluation.answers import Answer, Measured
 from steerlm.evaluation.asks import Ask, Ways
-from steerlm.files import read_records, write_jsonl
+from steerlm.files import open_locked, read_records, write_jsonl
 
 if TYPE_CHECKING:
     from steerlm.evaluation.conditions import Condition
 
 
 class AnswersFile:
-    """The answers of conditions, each under a digest of all that they depend on."""
+    """The answers of conditions, each under a digest of all that they depend on; held by one process at a time.
+
+    Raises `DataError` where another process holds the file, or it is no JSONL.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._rows: list[dict[str, Any]] = [row for _, row in read_records(path)] if path.is_file() else []
+        # A file of its own: that of the answers is replaced as a whole.
+        self._lock = path.with_name(f".{path.name}.lock")
+        stream = open_locked(self._lock)
+        if stream is None:
+            raise DataError(f"{path}: another process is writing this file; wait for it, or choose another --out")
+        self._held = stream
+        try:
+            self._rows: list[dict[str, Any]] = [row for _, row in read_records(path)] if path.is_file() else []
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let others have the file."""
+        self._lock.unlink(missing_ok=True)
+        self._held.close()
 
     def get(
         self, digest: str, condition: Condition, asks: Sequence[Ask], prompts: Sequence[Ways]
@@ -43,13 +62,22 @@ class AnswersFile:
         prompts: Sequence[Ways],
         answers: Mapping[Hashable, Answer],
     ) -> None:
-        """Keep the answers of a condition: in place of those that depend on something else, and beside the others."""
+        """Keep all answers of a condition: in place of those that depend on something else, and beside the others."""
+        self._rows = [row for row in self._rows if row.get("condition") != name or row.get("made") == digest]
+        self.add(digest, name, condition, asks, prompts, answers)
+
+    def add(
+        self,
+        digest: str,
+        name: str,
+        condition: Condition,
+        asks: Sequence[Ask],
+        prompts: Sequence[Ways],
+        answers: Mapping[Hashable, Answer],
+    ) -> None:
+        """Keep some answers of a condition, beside all others, for a run that goes on where this one was stopped."""
         given = {_place(ask, condition, prompts) for ask in asks}
-        self._rows = [
-            row
-            for row in self._rows
-            if row.get("condition") != name or (row.get("made") == digest and _place_of(row, condition) not in given)
-        ]
+        self._rows = [row for row in self._rows if row.get("made") != digest or _place_of(row, condition) not in given]
         for ask in dict.fromkeys(asks):
             answer = answers[condition.key(ask)]
             self._rows.append(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from steerlm.annotation import Scorer
 from steerlm.conversation import Conversation, Message
-from steerlm.engines import Completion, Engine, Guidance, Request, Sampling, complete
+from steerlm.engines import Completion, Engine, Guidance, Request, Sampling, completions
 from steerlm.errors import ConfigError
 from steerlm.evaluation.answers import Answer
 from steerlm.evaluation.asks import Ask, Ways, frozen
@@ -20,6 +20,10 @@ from steerlm.models.prompting import Prompting
 from steerlm.steering import nearest, prompt_ids
 
 _DRAW_TEMPERATURE = 0.8
+_CHOSEN_TOGETHER = 64
+"""Asks among whose answers verified steering chooses at once: packs of so many are full."""
+
+Answered = tuple[Ask, Answer]
 
 
 class Condition(Protocol):
@@ -31,8 +35,10 @@ class Condition(Protocol):
     def longest(self, prompt: str) -> int:
         """Tokens of a prompt at its longest."""
 
-    def answer(self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[Ways], sampling: Sampling) -> list[Answer]:
-        """Answers, in order."""
+    def answers(
+        self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[Ways], sampling: Sampling
+    ) -> Generator[Answered, None, None]:
+        """The answer to each ask, in the order in which they come."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +54,16 @@ class PolicyCondition:
     def longest(self, prompt: str) -> int:
         return len(prompt_ids(self.policy, prompt, self.policy.schema.defaults))
 
-    def answer(self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[Ways], sampling: Sampling) -> list[Answer]:
-        return self.draw(engine, asks, prompts, sampling, 1)
+    def answers(
+        self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[Ways], sampling: Sampling
+    ) -> Generator[Answered, None, None]:
+        for ask, _, answer in self.draw(engine, asks, prompts, sampling, 1):
+            yield ask, answer
 
     def draw(
         self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[Ways], sampling: Sampling, draws: int
-    ) -> list[Answer]:
-        """So many answers to each ask, those to the first ask first."""
+    ) -> Iterator[tuple[Ask, int, Answer]]:
+        """So many answers to each ask, each with its number among them, in the order in which they come."""
         schema = self.policy.schema
         requests = []
         for ask in asks:
@@ -64,7 +73,8 @@ class PolicyCondition:
             if self.guidance != 1:
                 guidance = Guidance(tuple(prompt_ids(self.policy, text, schema.defaults)), self.guidance)
             requests += [Request(ids, _seeded(sampling, self.key(ask), draw), guidance) for draw in range(draws)]
-        return [_answer(found) for found in complete(engine, requests)]
+        for number, found in completions(engine, requests):
+            yield asks[number // draws], number % draws, _answer(found)
 
 
 @dataclass(frozen=True)
@@ -81,13 +91,16 @@ class WordsCondition:
         schema = self.asked_of.schema
         return len(self._ids(f"{prompt}\n\n{in_words(schema, schema.defaults)}"))
 
-    def answer(self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[Ways], sampling: Sampling) -> list[Answer]:
+    def answers(
+        self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[Ways], sampling: Sampling
+    ) -> Generator[Answered, None, None]:
         requests = []
         for ask in asks:
             wish = in_words(self.asked_of.schema, dict(ask.named))
             ids = self._ids(f"{prompts[ask.prompt][ask.paraphrase]}\n\n{wish}")
             requests.append(Request(tuple(ids), _seeded(sampling, self.key(ask))))
-        return [_answer(found) for found in complete(engine, requests)]
+        for number, found in completions(engine, requests):
+            yield asks[number], _answer(found)
 
     def _ids(self, text: str) -> list[int]:
         return prompt_ids(self.base, text, {}, system=self.asked_of.info.system)
@@ -107,20 +120,30 @@ class VerifiedCondition:
     def longest(self, prompt: str) -> int:
         return self.policy.longest(prompt)
 
-    def answer(self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[Ways], sampling: Sampling) -> list[Answer]:
+    def answers(
+        self, engine: Engine, asks: Sequence[Ask], prompts: Sequence[Ways], sampling: Sampling
+    ) -> Generator[Answered, None, None]:
         warm = replace(sampling, temperature=sampling.temperature or _DRAW_TEMPERATURE)
-        found = self.policy.draw(engine, asks, prompts, warm, self.draws)
-        groups = [found[start : start + self.draws] for start in range(0, len(found), self.draws)]
-        system = self.policy.policy.info.system
+        drawn: dict[Ask, dict[int, Answer]] = {ask: {} for ask in asks}
+        whole: list[Ask] = []
+        for ask, draw, answer in self.policy.draw(engine, asks, prompts, warm, self.draws):
+            drawn[ask][draw] = answer
+            if len(drawn[ask]) == self.draws:
+                whole.append(ask)
+            if len(whole) == _CHOSEN_TOGETHER:
+                yield from self._chosen({ask: drawn.pop(ask) for ask in whole}, prompts)
+                whole.clear()
+        yield from self._chosen(drawn, prompts)
+
+    def _chosen(self, drawn: Mapping[Ask, Mapping[int, Answer]], prompts: Sequence[Ways]) -> Iterator[Answered]:
+        """The nearest of the answers to each ask."""
+        info, schema = self.policy.policy.info, self.policy.policy.schema
         trees = [
-            answered(system, prompts[ask.prompt][ask.paraphrase], [answer.text for answer in group])
-            for ask, group in zip(asks, groups, strict=True)
+            answered(info.system, prompts[ask.prompt][ask.paraphrase], [own[k].text for k in range(self.draws)])
+            for ask, own in drawn.items()
         ]
-        scores = self.judge.score(trees).values
-        return [
-            group[nearest(self.policy.policy.schema, dict(ask.named), [values.get(k + 1) for k in range(self.draws)])]
-            for ask, group, values in zip(asks, groups, scores, strict=True)
-        ]
+        for (ask, own), values in zip(drawn.items(), self.judge.score(trees).values, strict=True):
+            yield ask, own[nearest(schema, dict(ask.named), [values.get(k + 1) for k in range(self.draws)])]
 
 
 def answered(system: str, prompt: str, texts: Sequence[str]) -> Conversation:
@@ -146,14 +169,12 @@ def base_of(info: ModelInfo) -> str:
     return name
 
 
-def answer_all(
-    condition: Condition, engine: Engine, asks: Sequence[Ask], prompts: Sequence[Ways], sampling: Sampling
-) -> dict[Hashable, Answer]:
-    """Answers by key, each key once."""
-    wanted: dict[Hashable, Ask] = {}
+def distinct(condition: Condition, asks: Iterable[Ask]) -> list[Ask]:
+    """Of asks that have the same answer the first."""
+    found: dict[Hashable, Ask] = {}
     for ask in asks:
-        wanted.setdefault(condition.key(ask), ask)
-    return dict(zip(wanted, condition.answer(engine, list(wanted.values()), prompts, sampling), strict=True))
+        found.setdefault(condition.key(ask), ask)
+    return list(found.values())
 
 
 def _seeded(sampling: Sampling, key: Hashable, draw: int = 0) -> Sampling:

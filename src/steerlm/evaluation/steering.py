@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,8 +22,8 @@ from steerlm.evaluation.conditions import (
     PolicyCondition,
     VerifiedCondition,
     WordsCondition,
-    answer_all,
     base_of,
+    distinct,
     untuned_base,
 )
 from steerlm.evaluation.measuring import Instruments, measure
@@ -43,6 +44,8 @@ _OF_ANSWERS = ("max_tokens", "temperature", "repetition_penalty", "seed")
 """The settings that every answer depends on, beside the engine that was taken."""
 _OF_CONDITION: dict[ConditionName, str] = {"guidance": "guidance", "verified": "draws"}
 """The setting that only the answers of one condition depend on."""
+_KEPT_ANSWERS, _KEPT_SECONDS = 256, 30
+"""Answers that come are kept when there are so many, or so long after the last were."""
 NAME = "steering"
 """Of the result's file, without its suffix."""
 
@@ -188,22 +191,22 @@ class _Evaluation:
             ),
             *paraphrased(schema, settings.attributes, self.prompts[: settings.paraphrases]),
         ]
-        kept = AnswersFile(self.folder / "answers.jsonl")
         context = getattr(self.policy.network.config, "max_position_embeddings", 2048)
         instruments = Instruments(
             self.judge, self.second, self.base if settings.perplexity else None, min(2048, context)
         )
         if TOXIC_WORDS not in text_measures():
             self.say("toxic words are not counted: their lexicon is not installed (pip install 'steerlm[report]')")
-        for name in settings.conditions:
-            condition = self._condition(name)
-            answers = self._answers(name, condition, asks, kept)
-            self.say(f"measuring {len(answers)} answers: {TITLES[name]}")
-            self.conditions[name] = measure(
-                condition, asks, answers, self.prompts, self.policy.info.system, instruments
-            )
-            kept.note(self._made(name), condition, self.conditions[name], self.prompts)
-        write_record(self.folder, NAME, {"key": key, **self._record(left_out)})
+        with closing(AnswersFile(self.folder / "answers.jsonl")) as kept:
+            for name in settings.conditions:
+                condition = self._condition(name)
+                answers = self._answers(name, condition, asks, kept)
+                self.say(f"measuring {len(answers)} answers: {TITLES[name]}")
+                self.conditions[name] = measure(
+                    condition, asks, answers, self.prompts, self.policy.info.system, instruments
+                )
+                kept.note(self._made(name), condition, self.conditions[name], self.prompts)
+            write_record(self.folder, NAME, {"key": key, **self._record(left_out)})
         written = read_record(self.folder, NAME)
         assert written is not None
         return written
@@ -285,12 +288,26 @@ class _Evaluation:
     ) -> dict[Hashable, Answer]:
         made = self._made(name)
         known = kept.get(made, condition, asks, self.prompts)
-        missing = [ask for ask in asks if condition.key(ask) not in known]
+        missing = distinct(condition, (ask for ask in asks if condition.key(ask) not in known))
         if missing:
-            distinct = len({condition.key(ask) for ask in missing})
-            self.say(f"answering {len(self.prompts)} prompts under {distinct} requests in all: {TITLES[name]}")
-            with self._engine(name) as engine:
-                known |= answer_all(condition, engine, missing, self.prompts, self.sampling)
+            self.say(f"answering {len(self.prompts)} prompts under {len(missing)} requests in all: {TITLES[name]}")
+            unkept: list[Ask] = []
+            saved = time.monotonic()
+            try:
+                with (
+                    self._engine(name) as engine,
+                    closing(condition.answers(engine, missing, self.prompts, self.sampling)) as answers,
+                ):
+                    for ask, answer in answers:
+                        known[condition.key(ask)] = answer
+                        unkept.append(ask)
+                        if len(unkept) >= _KEPT_ANSWERS or time.monotonic() - saved > _KEPT_SECONDS:
+                            kept.add(made, name, condition, unkept, self.prompts, known)
+                            unkept.clear()
+                            saved = time.monotonic()
+            finally:
+                # Whatever stops it, the next run goes on from here.
+                kept.add(made, name, condition, unkept, self.prompts, known)
             kept.put(made, name, condition, asks, self.prompts, known)
         return known
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
-import re
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -16,12 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scripted_policy import PROMPTS, QUICK, Scripted
 from steerlm.annotation import Scorer
 from steerlm.attributes import STEERLM, Attribute, Schema
 from steerlm.cli.main import run
 from steerlm.conversation import Conversation
-from steerlm.engines import Piece, Request
-from steerlm.engines.base import Deliver
 from steerlm.errors import ConfigError, DataError, SchemaError
 from steerlm.evaluation import measuring
 from steerlm.evaluation.report import report_html
@@ -32,42 +29,6 @@ from steerlm.models.base import weights_digest
 from steerlm.models.load import SteerModel, load_model, new_model
 from tiny import TOKENIZERS, save_base
 from tiny_judge import save_tiny_base
-
-PROMPTS = ["Why is the sea salty?", "Is it?", "What is rock?", "How do rivers carry it?", "And then?", "Why me?"]
-QUICK = SteeringSettings(attributes=["verbosity"], conditions=["policy"], goals=0, perplexity=False, resamples=100)
-
-
-class Scripted:
-    """An engine that answers with one word for each point of verbosity that it believes to be asked for."""
-
-    context = 2048
-
-    def __init__(self, model: SteerModel, believes: Callable[[int], int]) -> None:
-        self.model, self.believes = model, believes
-        self.answered = 0
-        self.seeds: dict[tuple[int, ...], int] = {}
-
-    def submit(self, requests: Sequence[Request], deliver: Deliver) -> Callable[[], None]:
-        for number, request in enumerate(requests):
-            asked = int(re.findall(r"verbosity:(\d)", self.model.renderer.tokenizer.decode(request.prompt))[-1])
-            text = "Salt is in it. " * (1 + 3 * self.believes(asked))
-            deliver(Piece(number, 5, text, "stop"))
-            self.answered += 1
-            self.seeds[request.prompt] = request.sampling.seed
-        return lambda: None
-
-    def close(self) -> None:
-        raise AssertionError("an engine that was given is not ours to close")
-
-
-@pytest.fixture(scope="module")
-def policy(chatml_base: Path, tmp_path_factory: pytest.TempPathFactory) -> SteerModel:
-    """An untrained policy on disk, loaded, that says what it was made from."""
-    model = new_model("policy", chatml_base, STEERLM)
-    info = replace(model.info, provenance={"base": str(chatml_base)})
-    directory = tmp_path_factory.mktemp("policy") / "policy"
-    replace(model, info=info).save(directory)
-    return load_model(directory, "policy")
 
 
 def another(judge: SteerModel) -> SteerModel:
@@ -97,28 +58,6 @@ def test_all_attributes_are_measured_unless_some_are_named(chatml_base: Path, tm
     assert set(record["conditions"]["policy"]["attributes"]) == {"helpfulness", "verbosity"}
 
 
-def test_what_is_there_is_not_done_again(policy: SteerModel, tmp_path: Path) -> None:
-    engine = Scripted(policy, lambda asked: asked)
-    first = evaluate_steering(policy, PROMPTS, QUICK, tmp_path, engine=engine)
-    assert engine.answered == len(PROMPTS) * 5
-    assert evaluate_steering(policy, PROMPTS, QUICK, tmp_path, engine=engine) == first
-    more = QUICK.model_copy(update={"resamples": 200})
-    evaluate_steering(policy, PROMPTS, more, tmp_path, engine=engine)
-    assert engine.answered == len(PROMPTS) * 5
-    wider = QUICK.model_copy(update={"attributes": ["verbosity", "humor"]})
-    evaluate_steering(policy, PROMPTS, wider, tmp_path, engine=engine)
-    # Humor at its default, 0, with verbosity at its own is among what was answered before.
-    assert engine.answered == len(PROMPTS) * (5 + 4)
-    # Nor do attributes that are asked for alone undo the others, or have their defaults answered again.
-    for attributes in (["creativity"], ["verbosity", "humor"], ["creativity", "humor"]):
-        besides = QUICK.model_copy(update={"attributes": attributes})
-        evaluate_steering(policy, PROMPTS, besides, tmp_path, engine=engine)
-        assert engine.answered == len(PROMPTS) * (5 + 4 + 4)
-    other = QUICK.model_copy(update={"max_tokens": 80})
-    evaluate_steering(policy, PROMPTS, other, tmp_path, engine=engine)
-    assert engine.answered == len(PROMPTS) * (5 + 4 + 4 + 5)
-
-
 def test_what_is_drawn_does_not_depend_on_what_else_is_asked(policy: SteerModel, tmp_path: Path) -> None:
     seeds = []
     for attributes in (["verbosity", "humor"], ["humor"]):
@@ -142,47 +81,6 @@ def test_a_result_that_is_read_back_keeps_its_day(
     assert again["date"] == "2024-02-29"
     assert "2024-02-29" in report_html(again, "x")
     assert str(datetime.now(UTC).date()) not in report_html(again, "x")
-
-
-def test_a_setting_of_one_condition_leaves_the_answers_of_others(policy: SteerModel, tmp_path: Path) -> None:
-    engine = Scripted(policy, lambda asked: asked)
-    both = QUICK.model_copy(update={"conditions": ["policy", "guidance"]})
-    evaluate_steering(policy, PROMPTS, both, tmp_path, engine=engine)
-    assert engine.answered == len(PROMPTS) * (5 + 5)
-    drawn = both.model_copy(update={"draws": 7})
-    evaluate_steering(policy, PROMPTS, drawn, tmp_path, engine=engine)
-    assert engine.answered == len(PROMPTS) * (5 + 5)
-    stronger = drawn.model_copy(update={"guidance": 3.0})
-    evaluate_steering(policy, PROMPTS, stronger, tmp_path, engine=engine)
-    assert engine.answered == len(PROMPTS) * (5 + 5 + 5)
-
-
-def test_another_base_in_the_same_place_answers_anew(tmp_path: Path) -> None:
-    """In words it answers itself; of the policy's own answers it only says how likely they are."""
-
-    def base(width: int) -> None:
-        shutil.rmtree(tmp_path / "base", ignore_errors=True)
-        save_base(tmp_path / "base", TOKENIZERS["chatml"](), "llama", intermediate_size=width)
-
-    base(32)
-    model = new_model("policy", tmp_path / "base", STEERLM)
-    policy = replace(model, info=replace(model.info, provenance={"base": str(tmp_path / "base")}))
-    engine, digests, answers, likely = Scripted(policy, lambda asked: asked), [], [], []
-    settings = QUICK.model_copy(update={"conditions": ["policy", "words"], "max_tokens": 3, "engine": "torch"})
-    for width in (32, 48):
-        base(width)
-        for chosen in (settings, QUICK.model_copy(update={"perplexity": True})):
-            record = evaluate_steering(policy, PROMPTS, chosen, tmp_path / str(chosen.perplexity), engine=engine)
-            assert record["base_digest"] == weights_digest(tmp_path / "base")
-            digests.append(record["base_digest"])
-        likely.append(record["conditions"]["policy"]["attributes"]["verbosity"]["curves"]["perplexity"])
-        rows = [json.loads(line) for line in (tmp_path / "False" / "answers.jsonl").read_text().splitlines()]
-        answers.append([row["text"] for row in rows if row["condition"] == "words"])
-    assert len(set(digests)) == 2
-    assert len(answers[0]) == len(answers[1]) == len(PROMPTS) * 5
-    assert answers[0] != answers[1]
-    assert likely[0] != likely[1]
-    assert engine.answered == 2 * len(PROMPTS) * 5
 
 
 def test_a_lexicon_that_is_installed_later_is_used(
@@ -234,25 +132,6 @@ def test_the_same_in_words_of_the_file(policy: SteerModel, tmp_path: Path) -> No
     assert all("Is it?" in text for number, text in asked if number == 1)
     assert {number for number, _ in asked} == {0, 1}
     assert record["conditions"]["policy"]["consistency"]["verbosity"]["over_paraphrases"] == 0
-
-
-def test_other_words_leave_the_answers_to_a_prompt(policy: SteerModel, tmp_path: Path) -> None:
-    """Words that are not asked for cost nothing, new ones the two ends of the scale, and no answer is taken for that to
-    other words.
-    """
-    engine = Scripted(policy, lambda asked: asked)
-    asked_so = QUICK.model_copy(update={"paraphrases": 1})
-    for ways, settings, answers in (
-        (("Why?",), QUICK, 5),
-        (("Why?", "For what reason?"), QUICK, 5),
-        (("Why?", "For what reason?"), asked_so, 5 + 2),
-        (("Why?", "How come?"), asked_so, 5 + 2 + 2),
-    ):
-        evaluate_steering(policy, [ways], settings, tmp_path, engine=engine)
-        assert engine.answered == answers
-    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
-    assert {row["prompt_text"] for row in rows} == {"Why?", "For what reason?", "How come?"}
-    assert [row["measured"] is None for row in rows] == [row["prompt_text"] == "For what reason?" for row in rows]
 
 
 @pytest.fixture(scope="module")
