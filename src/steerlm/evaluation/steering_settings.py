@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from steerlm.engines import LocalEngine, Precision
 from steerlm.settings import Settings
@@ -55,3 +56,10 @@ class SteeringSettings(Settings):
     """Draws of prompts behind each interval."""
     seed: int = 0
     """Seed of sampling, of goals and of the intervals."""
+
+    @field_validator("attributes", "conditions")
+    @classmethod
+    def _each_once(cls, values: list[str], info: ValidationInfo) -> list[str]:
+        if twice := [value for value, count in Counter(values).items() if count > 1]:
+            raise ValueError(f"{', '.join(twice)} given more than once; give each of {info.field_name} once")
+        return values

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from scripted_policy import PROMPTS, QUICK, Scripted
 from steerlm.annotation import Scorer
@@ -277,6 +278,19 @@ def test_refusals(
 ) -> None:
     with pytest.raises(error, match=message):
         evaluate_steering(policy, PROMPTS, QUICK.model_copy(update=changes), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "given", [{"attributes": ["humor", "verbosity", "humor"]}, {"conditions": ["policy", "words", "policy"]}]
+)
+def test_nothing_is_measured_twice(given: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    ((flag, values),) = given.items()
+    message = f"{values[0]} given more than once; give each of {flag} once"
+    with pytest.raises(ValidationError, match=message):
+        SteeringSettings(**given)
+    flags = [part for value in values for part in (f"--{flag}", value)]
+    assert run(["eval", "steering", "policy", *flags]) != 0
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
 def test_the_second_judge_is_another_one(judge_directory: Path) -> None:
