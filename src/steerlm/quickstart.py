@@ -22,7 +22,7 @@ from steerlm.card import refresh_card
 from steerlm.conversation import Conversation
 from steerlm.errors import DataError
 from steerlm.evaluation.figures import has_matplotlib, remove_figures, write_figures
-from steerlm.evaluation.prompts import first_prompts
+from steerlm.evaluation.prompts import OWN, PromptSource, first_prompts
 from steerlm.evaluation.records import FIGURES, FOLDER, REPORT
 from steerlm.evaluation.report import write_report
 from steerlm.evaluation.steering import Judges, evaluate_steering
@@ -207,8 +207,10 @@ class _Quickstart:
         self._write("everything.jsonl", [c for c in conversations if c.id not in names])
         self._write("everything.held-out.jsonl", held_out)
         self.say(f"    {len(conversations)} conversations, {len(rated)} of them rated, {len(held_out)} held out")
-        # Prompts of the data come first; those that come with the package are held out from everything.
-        return [*(first_prompts(held_out) if settings.data else []), *held_out_prompts()]
+        # Prompts of the data come first. That none is learnt from is seen to here: data may hold a prompt twice.
+        learnt = set(first_prompts([c for c in conversations if c.id not in names]))
+        prompts = [*(first_prompts(held_out) if settings.data else []), *held_out_prompts()]
+        return [prompt for prompt in prompts if prompt not in learnt]
 
     def _write(self, name: str, conversations: Sequence[Conversation]) -> None:
         if not conversations:
@@ -245,6 +247,7 @@ class _Quickstart:
             Judges(judge),
             directory=self.path("policy"),
             say=lambda text: self.say(f"    {text}"),
+            source=PromptSource(f"of the data, and {OWN.name}" if self.settings.data else OWN.name, held_out=True),
         )
         write_report(record, folder / REPORT, "the policy")
         if has_matplotlib():

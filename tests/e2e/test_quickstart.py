@@ -12,10 +12,12 @@ from rich.console import Console
 
 from steerlm.cli.chat import ChatSession, talk
 from steerlm.cli.main import run
+from steerlm.conversation import Conversation, Message
 from steerlm.engines import Sampling, TorchEngine
-from steerlm.files import write_conversations
+from steerlm.files import read_conversations, write_conversations
 from steerlm.models.load import load_model
-from steerlm.quickstart import QuickstartSettings
+from steerlm.quickstart import QuickstartSettings, _Quickstart
+from steerlm.sources.bundled import held_out_prompts
 from steerlm.training import loop
 from tiny import TOKENIZERS, save_base
 from tiny_judge import random_tree
@@ -176,6 +178,22 @@ def test_data_that_rate_some_attributes_only(finished: Path, capsys: pytest.Capt
     assert [row["attribute"] for row in summary["steering"]] == ["humor"] * 5
     assert [contrast["attribute"] for contrast in summary["contrasts"]] == ["humor"]
     assert load_model(finished / "few" / "policy", "policy").schema.names == ("quality", "humor")
+
+
+def test_no_prompt_that_is_learnt_from_is_measured_on(finished: Path, tmp_path: Path) -> None:
+    """Every prompt of the data is there twice, and both are on the same side for some only."""
+    answers = [Message("assistant", text, 0, {"quality": 3.0}) for text in ("Salt.", "Rivers.")]
+    trees = [Conversation(f"c{k}", (Message("user", f"Why {k // 2}?"), *answers)) for k in range(80)]
+    write_conversations(tmp_path / "data.jsonl", trees)
+    settings = QuickstartSettings(out=tmp_path / "run", data=[tmp_path / "data.jsonl"], held_out=0.5)
+    prompts = _Quickstart(settings, lambda _: None, fresh=False)._import()
+    learnt = {c.messages[0].text for c in read_conversations(tmp_path / "run" / "everything.jsonl")}
+    held_out = {c.messages[0].text for c in read_conversations(tmp_path / "run" / "everything.held-out.jsonl")}
+    assert learnt & held_out
+    assert set(prompts) == {*(held_out - learnt), *held_out_prompts()}
+    assert held_out - learnt
+    used = json.loads((finished / "run/policy/evaluation/steering.json").read_text())["prompts"]
+    assert used["source"] == {"name": "those that come with steerlm", "held_out": True}
 
 
 def test_changed_settings_train_anew(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

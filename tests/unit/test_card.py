@@ -127,6 +127,26 @@ def test_a_policy(model: Path) -> None:
     assert str(model.parent) not in text
 
 
+@pytest.mark.parametrize(
+    ("source", "called", "kind"),
+    [
+        ({}, "prompts", "prompts"),
+        ({"source": {"name": "mine.jsonl", "held_out": False}}, "prompts (mine.jsonl)", "prompts"),
+        ({"source": {"name": "of the data", "held_out": True}}, "held-out prompts (of the data)", "held-out-prompts"),
+    ],
+)
+def test_only_prompts_that_are_held_out_are_called_so(
+    model: Path, source: dict[str, Any], called: str, kind: str
+) -> None:
+    record = steering(INFO.fingerprint)
+    record["prompts"] |= source
+    write_record(evaluation_folder(model), "steering", record)
+    text = write_card(model).read_text()
+    assert f"\n5 {called}, each answered" in text
+    (found,) = ModelCard(text).data.eval_results or []
+    assert (found.dataset_type, found.dataset_name) == (kind, called)
+
+
 def test_the_data_are_named(tmp_path: Path) -> None:
     """Only what was imported from the hub is a data set there; a path or a name of one's own may look like one."""
     sources = ["../secret", "data/train.jsonl", "hub:OpenAssistant/oasst1", "hub:no set", "mine", "team/forum"]

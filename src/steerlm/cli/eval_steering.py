@@ -13,7 +13,7 @@ from steerlm.card import refresh_card
 from steerlm.devices import pick_device
 from steerlm.errors import DataError
 from steerlm.evaluation.figures import has_matplotlib, remove_figures, write_figures
-from steerlm.evaluation.prompts import read_prompts
+from steerlm.evaluation.prompts import OWN, PromptSource, read_prompts
 from steerlm.evaluation.records import FIGURES, REPORT, evaluation_folder
 from steerlm.evaluation.report import write_report
 from steerlm.evaluation.steering import Judges, evaluate_steering
@@ -39,7 +39,7 @@ def eval_steering_command(
 
     steerlm eval steering runs/quickstart/policy --judge runs/quickstart/attribute-model
 
-    Sets each attribute to each of its levels on held-out prompts, beside the untuned base that is asked in words, and
+    Sets each attribute to each of its levels on a set of prompts, beside the untuned base that is asked in words, and
     measures the answers with the attribute model and with what owes nothing to it: length, reading grade, repetition,
     perplexity and more. Says of each attribute whether it steers, by a rule that the report states.
 
@@ -48,9 +48,9 @@ def eval_steering_command(
     policy
         Directory of a trained policy.
     prompts
-        Held-out prompts: JSONL or Parquet with "prompt" on each line, and "paraphrases", a list, where --paraphrases
-        is to use them in place of our frames; or conversations, whose opening prompts are
-        taken. Without it, those that come with steerlm.
+        Prompts, which should be none that the policy learnt from: JSONL or Parquet with "prompt" on each line, and
+        "paraphrases", a list, where --paraphrases is to use them in place of our frames; or conversations, whose
+        opening prompts are taken. Without it, those that come with steerlm.
     judge
         Directory of an attribute model that scores the answers.
     second_judge
@@ -87,6 +87,7 @@ def eval_steering_command(
         judges,
         directory=policy,
         say=say,
+        source=PromptSource(prompts.name) if prompts else OWN,
     )
     report = write_report(record, folder / REPORT, policy.resolve().name)
     if has_matplotlib():

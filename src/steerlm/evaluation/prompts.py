@@ -1,8 +1,9 @@
-"""Held-out prompts."""
+"""Prompts to measure on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
@@ -12,6 +13,20 @@ from steerlm.evaluation.asks import Ways
 from steerlm.files import read_records
 from steerlm.sources import import_conversations
 from steerlm.sources.detect import detect_kind
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """Where prompts are from, in words for a reader, and whether it is known that the policy learnt from none of
+    them.
+    """
+
+    name: str
+    held_out: bool = False
+
+
+OWN = PromptSource("those that come with steerlm")
+"""Held out from the sample that comes with it, but perhaps not from what a policy learnt from."""
 
 
 def first_prompts(conversations: Sequence[Conversation]) -> list[str]:

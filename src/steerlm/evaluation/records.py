@@ -26,6 +26,14 @@ def leading(record: Mapping[str, Any]) -> str:
     return "policy" if "policy" in record["conditions"] else next(iter(record["conditions"]))
 
 
+def prompts_title(record: Mapping[str, Any]) -> str:
+    """What the prompts of a result on steering are called: "held-out" where it is known that they are."""
+    source = record["prompts"].get("source")
+    if source is None:
+        return "prompts"
+    return f"{'held-out ' if source['held_out'] else ''}prompts ({source['name']})"
+
+
 def unscored_lines(record: Mapping[str, Any]) -> list[str]:
     """What a result on steering says of answers that an attribute model could not read, of each condition with any:
     how many, and to how many prompts at which levels of which attributes.

@@ -9,7 +9,7 @@ from typing import Any
 from steerlm.evaluation.answers import ATTRIBUTE_MODELS, JUDGE, PERPLEXITY, SECOND
 from steerlm.evaluation.charts import Line, line_chart
 from steerlm.evaluation.published import PUBLISHED
-from steerlm.evaluation.records import leading, unscored_lines
+from steerlm.evaluation.records import leading, prompts_title, unscored_lines
 from steerlm.evaluation.text_measures import TEXT_MEASURES, TOXIC_WORDS
 from steerlm.files import write_text
 from steerlm.pages import page
@@ -29,6 +29,7 @@ def report_html(record: Mapping[str, Any], name: str) -> str:
         "steering.html.jinja",
         name=name,
         record=record,
+        prompts_title=prompts_title(record),
         first=record["conditions"][leading(record)],
         conditions=record["conditions"],
         attributes=record["settings"]["attributes"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from steerlm.evaluation.conditions import (
     untuned_base,
 )
 from steerlm.evaluation.measuring import Instruments, measure
+from steerlm.evaluation.prompts import PromptSource
 from steerlm.evaluation.records import read_record, write_record
 from steerlm.evaluation.response_curves import RULE
 from steerlm.evaluation.steering_record import TITLES, condition_records
@@ -100,8 +101,9 @@ def evaluate_steering(
     directory: Path | None = None,
     engine: Engine | None = None,
     say: Callable[[str], None] = lambda _: None,
+    source: PromptSource | None = None,
 ) -> dict[str, Any]:
-    """Measure a policy on held-out prompts; returns the result, and writes it to `folder`/steering.json, with the
+    """Measure a policy on prompts, from `source`; returns the result, and writes it to `folder`/steering.json, with the
     answers beside it in answers.jsonl. Answers that are there already, made under the same circumstances, are used. A
     prompt that is a tuple is followed by the same in other words.
 
@@ -111,7 +113,9 @@ def evaluate_steering(
     Raises `SchemaError` for an attribute that the policy does not know, or that it knows on another scale than a judge,
     `DataError` where no prompt is left, `ConfigError` for a condition that lacks what it needs.
     """
-    return _Evaluation(policy, list(map(ways_of, prompts)), settings, folder, judges, directory, engine, say).run()
+    return _Evaluation(
+        policy, list(map(ways_of, prompts)), settings, folder, judges, directory, engine, say, source
+    ).run()
 
 
 class _Evaluation:
@@ -125,6 +129,7 @@ class _Evaluation:
         directory: Path | None,
         engine: Engine | None,
         say: Callable[[str], None],
+        source: PromptSource | None,
     ) -> None:
         settings = settings.model_copy(update={"attributes": settings.attributes or list(policy.schema.names)})
         self.policy, self.settings, self.folder, self.say = policy, settings, folder, say
@@ -147,7 +152,7 @@ class _Evaluation:
         )
         self.answering = self._answering()
         self.conditions: dict[ConditionName, Measured] = {}
-        self.prompts = prompts
+        self.prompts, self.source = prompts, asdict(source) if source else None
 
     def _base(self) -> SteerModel | None:
         """The untuned base, where anything needs it."""
@@ -226,6 +231,7 @@ class _Evaluation:
             *models,
             self.base_digest,
             self.prompts,
+            self.source,
             measures,
             self.answering.identity,
         ]
@@ -340,7 +346,12 @@ class _Evaluation:
             "annotated_by": info.provenance.get("annotated_by"),
             "engine": self.answering.identity,
             "rule": RULE,
-            "prompts": {"used": len(self.prompts), "left_out": left_out, "digest": digest_of(texts)},
+            "prompts": {
+                "used": len(self.prompts),
+                "left_out": left_out,
+                "digest": digest_of(texts),
+                "source": self.source,
+            },
             "schema": schema.to_list(),
             "conditions": condition_records(self.conditions, schema, settings, texts),
             "settings": settings.model_dump(mode="json"),

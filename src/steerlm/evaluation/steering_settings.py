@@ -20,7 +20,7 @@ class SteeringSettings(Settings):
     """Attributes to set to each of their levels in turn, the others staying at their defaults; all that the policy
     knows unless given."""
     max_prompts: Annotated[int, Field(ge=1)] = 16
-    """Most held-out prompts to answer at each level; the first of them are taken."""
+    """Most prompts to answer at each level; the first of them are taken."""
     conditions: Annotated[list[ConditionName], Field(min_length=1)] = Field(
         default_factory=lambda: list[ConditionName](["policy", "words"])
     )

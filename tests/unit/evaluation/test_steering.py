@@ -323,6 +323,12 @@ def test_the_command(policy: SteerModel, chatml_base: Path, tmp_path: Path, caps
     folder = tmp_path / "policy" / "evaluation"
     assert "not measured" in capsys.readouterr().out
     assert {path.name for path in folder.iterdir()} == {"steering.json", "steering.html", "answers.jsonl", "figures"}
-    assert "## Evaluation\n\n2 held-out prompts" in (tmp_path / "policy" / "README.md").read_text()
+    card = (tmp_path / "policy" / "README.md").read_text()
+    assert "## Evaluation\n\n2 prompts (prompts.jsonl), each" in card
+    assert "2 prompts (prompts.jsonl), each" in (folder / "steering.html").read_text()
+    assert "held-out" not in card + (folder / "steering.html").read_text()
     assert run([*command, *flags, "--no-perplexity", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["prompts"]["used"] == 2
+    record = json.loads(capsys.readouterr().out)
+    assert (record["prompts"]["used"], record["prompts"]["source"]["held_out"]) == (2, False)
+    assert run([*command[:3], *flags, "--no-perplexity", "--max-prompts", "1"]) == 0
+    assert "## Evaluation\n\n1 prompts (those that come with" in (tmp_path / "policy" / "README.md").read_text()
