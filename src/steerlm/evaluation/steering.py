@@ -13,7 +13,7 @@ from typing import Any
 from steerlm import __version__
 from steerlm.annotation import Scorer
 from steerlm.engines import Engine, LocalEngine, Precision, Sampling, TorchEngine, engine_for
-from steerlm.errors import ConfigError, DataError, SchemaError
+from steerlm.errors import ConfigError, DataError
 from steerlm.evaluation.answers import Answer, Measured
 from steerlm.evaluation.answers_file import AnswersFile, digest_of
 from steerlm.evaluation.asks import Ask, Ways, goals, paraphrased, sweep, ways_of
@@ -36,6 +36,7 @@ from steerlm.evaluation.text_measures import TOXIC_WORDS, text_measures
 from steerlm.models.base import weights_digest
 from steerlm.models.load import SteerModel
 from steerlm.provenance import environment
+from steerlm.steering import require_same_scales
 
 _FORMAT = 3
 """Of results; those of another one are made anew."""
@@ -47,6 +48,8 @@ _OF_CONDITION: dict[ConditionName, str] = {"guidance": "guidance", "verified": "
 """The setting that only the answers of one condition depend on."""
 _KEPT_ANSWERS, _KEPT_SECONDS = 256, 30
 """Answers that come are kept when there are so many, or so long after the last were."""
+_FRAME_TOKENS = 32
+"""The longest frame of a paraphrase and an instruction in words for one attribute, on the safe side."""
 NAME = "steering"
 """Of the result's file, without its suffix."""
 
@@ -139,7 +142,8 @@ class _Evaluation:
         if "verified" in settings.conditions and judges.judge is None:
             raise ConfigError("verified steering needs an attribute model to choose by; give --judge, or leave it out")
         for model in (judges.judge, judges.second):
-            _require_same_scales(policy, model)
+            if model is not None:
+                require_same_scales(policy.schema, model.schema)
         self.judge, self.second = (Scorer(model) if model else None for model in (judges.judge, judges.second))
         self.base = self._base()
         # Once it is loaded, since what the hub has is on this disk only then.
@@ -357,20 +361,3 @@ class _Evaluation:
             "settings": settings.model_dump(mode="json"),
             **environment(*(["openvino"] if self.answering.name == "openvino" else [])),
         }
-
-
-def _require_same_scales(policy: SteerModel, judge: SteerModel | None) -> None:
-    """What is measured is compared with what was asked, so it has to be on the same scale."""
-    for own in policy.schema:
-        if judge is None or own.name not in judge.schema:
-            continue
-        item = judge.schema[own.name]
-        if (item.low, item.high) != (own.low, own.high):
-            raise SchemaError(
-                f"the attribute model scores {item.name} on {item.low}..{item.high}, the policy is asked for it on "
-                f"{own.low}..{own.high}; use one that was trained on the policy's scale"
-            )
-
-
-# The longest frame of a paraphrase and an instruction in words for one attribute, on the safe side.
-_FRAME_TOKENS = 32
