@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from steerlm.attributes import Attribute
 from steerlm.evaluation.attribute_settings import AttributeEvaluationSettings
 from steerlm.evaluation.baselines import Baselines, folds
-from steerlm.evaluation.bootstrap import Estimate, bootstrap_figures, cluster_bootstrap
+from steerlm.evaluation.bootstrap import MIN_CLUSTERS, Estimate, bootstrap_figures, cluster_bootstrap
 from steerlm.evaluation.responses import RatedResponses
 from steerlm.training.metrics import mean_error, pearson, root_mean_square, spearman
 
@@ -119,12 +119,13 @@ def _agreement(
 def verdict(gains: Mapping[str, Mapping[str, float]], independent: int) -> dict[str, Any]:
     """A model beats a baseline where the 95% interval of what it gains over it, in the same draws, lies above 0: of
     (the baseline's RMSE less the model's), or of (the model's accuracy less the baseline's). None where nothing can be
-    said: there was no rating to fit the baseline on, or one `independent` unit to draw, which leaves no interval.
+    said: there was no rating to fit the baseline on, or fewer than `MIN_CLUSTERS` independent units to draw.
     """
-    beats = {
-        name: gain["low"] > 0 if independent > 1 and np.isfinite(gain["low"]) else None for name, gain in gains.items()
-    }
+    enough = independent >= MIN_CLUSTERS
+    beats = {name: gain["low"] > 0 if enough and np.isfinite(gain["low"]) else None for name, gain in gains.items()}
     lost = [BASELINES[name] for name, beaten in beats.items() if beaten is False]
+    if not enough:
+        return {"beats": beats, "verdict": f"too few to compare ({independent} independent of at least {MIN_CLUSTERS})"}
     if None in beats.values():
         return {"beats": beats, "verdict": "not compared"}
     beaten = "both baselines" if len(beats) > 1 else " ".join(BASELINES[name] for name in beats)
@@ -218,7 +219,8 @@ def swapped_outputs(evaluated: Evaluated, settings: AttributeEvaluationSettings)
     `order[a]` is the output that fits attribute a best when each is used once, where that is not its own; `found` says
     that over these attributes the mean correlation with the ratings is above that of the model's own order by at least
     0.05, with the 95% interval above 0. The order is chosen on some of the conversations and compared on the others: of
-    so many orders the best one always looks better where it was chosen.
+    so many orders the best one always looks better where it was chosen. Nothing is found, and `gain` is None, where
+    there are fewer than `MIN_CLUSTERS` independent ones to compare on.
     """
     responses, names = evaluated.responses, evaluated.responses.schema.names
     rated_RA, predicted_RA = responses.rated_RA, evaluated.predicted_RA
@@ -231,7 +233,7 @@ def swapped_outputs(evaluated: Evaluated, settings: AttributeEvaluationSettings)
     rows, best = linear_sum_assignment(-np.nan_to_num(fit_AA, nan=-1.0))
     moved = [(rated[row], column) for row, column in zip(rows, best, strict=True) if rated[row] != column]
     comparing = np.flatnonzero(~choosing_R)
-    if not moved or len(np.unique(responses.group_R[comparing])) < 2:
+    if not moved or len(np.unique(responses.group_R[comparing])) < MIN_CLUSTERS:
         return {"found": False, "order": {}, "gain": None}
 
     def gain(entries: NDArray[np.int64]) -> Floats:

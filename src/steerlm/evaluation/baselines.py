@@ -56,26 +56,33 @@ def text_statistics(response: str, prompt: str) -> list[float]:
 
 
 def baselines(evaluated: RatedResponses, train: RatedResponses | None) -> Baselines:
-    """Fit on `train`, or, without it, cross-validate on the evaluated responses themselves: those of a conversation
-    are predicted from conversations that share no prompt with it.
+    """Fit on `train`, or, without it, on the evaluated responses themselves.
+
+    Then the mean is that of all of them: the constant that errs the least, so that no other constant beats it, as one
+    would beat means of a part of them. About it the ridge is cross-validated: its weights for a conversation are fitted
+    on conversations that share no prompt with it.
     """
     features_RF = _features(evaluated)
     shape = evaluated.rated_RA.shape
     mean_RA, ridge_RA = np.full(shape, np.nan), np.full(shape, np.nan)
     fold_R = folds(evaluated.group_R)
     train_RF = features_RF if train is None else _features(train)
+    source = evaluated if train is None else train
     for column in range(shape[1]):
+        rated_R = source.rated_RA[:, column]
+        known_R = ~np.isnan(rated_R)
+        if not known_R.any():
+            continue
+        mean = float(rated_R[known_R].mean())
+        mean_RA[:, column] = mean
         for fold in range(_FOLDS) if train is None else (None,):
             target_R = slice(None) if fold is None else fold_R == fold
-            rated_R = (evaluated if train is None else train).rated_RA[:, column]
-            source_R = ~np.isnan(rated_R) & (True if fold is None else fold_R != fold)
+            source_R = known_R & (True if fold is None else fold_R != fold)
             if not source_R.any():
                 continue
-            mean_RA[target_R, column] = rated_R[source_R].mean()
-            group_R = (evaluated if train is None else train).group_R[source_R]
-            predict = fit_ridge(train_RF[source_R], rated_R[source_R], folds(group_R))
-            ridge_RA[target_R, column] = predict(features_RF[target_R])
-    what = "the training data" if train is not None else f"the evaluated data ({_FOLDS}-fold cross-validation)"
+            predict = fit_ridge(train_RF[source_R], rated_R[source_R], folds(source.group_R[source_R]))
+            ridge_RA[target_R, column] = predict(features_RF[target_R]) + (mean - rated_R[source_R].mean())
+    what = "the training data" if train is not None else f"the evaluated data (ridge: {_FOLDS}-fold cross-validation)"
     return Baselines(mean_RA, ridge_RA, what)
 
 

@@ -12,6 +12,10 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Clusters = Sequence[Hashable] | NDArray[np.generic]
 RESAMPLES = 2000
+MIN_CLUSTERS = 20
+"""Independent units below which nothing is concluded of an interval: of few ones the draws are too alike, and the
+interval too narrow. Simulated, the lower end of one that should lie above the truth in 2.5% of cases does so in 23 to
+33% with 2 units, 5 to 6% with 10, and 3 to 4% with 20."""
 
 
 class Estimate(NamedTuple):

@@ -18,13 +18,11 @@ from steerlm.attributes import STEERLM, Schema
 from steerlm.cli.main import run
 from steerlm.conversation import Conversation, Message
 from steerlm.errors import DataError
-from steerlm.evaluation.agreement import Evaluated, swapped_outputs
 from steerlm.evaluation.attribute_model import evaluate_attributes
 from steerlm.evaluation.attribute_settings import AttributeEvaluationSettings
 from steerlm.evaluation.attribute_tables import evaluation_view
 from steerlm.evaluation.preferences import Preference, Preferences
 from steerlm.evaluation.records import distinct_names
-from steerlm.evaluation.responses import RatedResponses
 from steerlm.files import write_conversations
 from steerlm.models.load import SteerModel, head_of
 from tiny_judge import WORDS
@@ -129,7 +127,7 @@ def test_figures_by_hand(judge: SteerModel) -> None:
 
 
 def test_outputs_in_the_wrong_order_are_exposed(judge: SteerModel) -> None:
-    conversations = rated_by(unrated(40), clipped, judge)
+    conversations = rated_by(unrated(60), clipped, judge)
     order = np.roll(np.arange(len(STEERLM)), 1)
     head = head_of(judge.network)
     head.weight.data = head.weight.data[order].clone()
@@ -142,39 +140,6 @@ def test_outputs_in_the_wrong_order_are_exposed(judge: SteerModel) -> None:
     assert swapped["order"][names[-1]] == names[0]
     verdicts = [figures["verdict"] for figures in record["attributes"].values()]
     assert sum(verdict.startswith("does not beat") for verdict in verdicts) > len(verdicts) / 2
-
-
-def correlated(seed: int, correlation: float, columns: list[int]) -> Evaluated:
-    """1,000 responses whose ratings each output follows to some degree, with the outputs in the order `columns`."""
-    generator = np.random.default_rng(seed)
-    rated_RA = generator.normal(size=(1000, len(STEERLM)))
-    noise_RA = generator.normal(size=rated_RA.shape)
-    predicted_RA = correlation * rated_RA + np.sqrt(1 - correlation**2) * noise_RA
-    number = np.arange(1000)
-    places, texts = tuple((int(k), 1) for k in number), ("",) * 1000
-    responses = RatedResponses(
-        STEERLM, places, number, number, number, np.full(1000, "survey"), rated_RA, texts=texts, prompts=texts
-    )
-    return Evaluated(responses, predicted_RA[:, columns], unscored=0)
-
-
-def test_a_single_pair_of_weak_outputs_that_were_exchanged_is_found() -> None:
-    """Each correlates by 0.2 with the ratings; the seven others are in place and tell of no gain."""
-    exchanged = list(range(len(STEERLM)))
-    exchanged[2], exchanged[5] = 5, 2
-    names = STEERLM.names
-    for seed in range(10):
-        found = swapped_outputs(correlated(seed, 0.2, exchanged), SETTINGS)
-        assert found["found"]
-        assert found["order"] == {names[2]: names[5], names[5]: names[2]}
-
-
-@pytest.mark.parametrize("correlation", [0.0, 0.05, 0.2])
-def test_outputs_in_place_are_not_called_mixed_up(correlation: float) -> None:
-    """Not even those that follow no rating, of which some order always fits better by chance; 5% may be wrong."""
-    in_place = list(range(len(STEERLM)))
-    found = [swapped_outputs(correlated(seed, correlation, in_place), SETTINGS)["found"] for seed in range(20)]
-    assert sum(found) <= 2
 
 
 def test_a_judge_of_nothing_but_length_does_not_beat_the_ridge(judge: SteerModel) -> None:
@@ -218,7 +183,7 @@ def test_a_weighted_sum_that_length_outdoes_is_called_so(judge: SteerModel) -> N
     the judge scores higher, whatever the length.
     """
     generator = random.Random(1)
-    texts = [sorted((" ".join(generator.choices(WORDS, k=k)) for k in (2, 12)), key=len) for _ in range(30)]
+    texts = [sorted((" ".join(generator.choices(WORDS, k=k)) for k in (2, 12)), key=len) for _ in range(50)]
     settings = SETTINGS.model_copy(update={"weights": {"verbosity": 1.0}})
     figures = evaluate_attributes(
         judge, [], settings, preferences={"p": preferring([("a", long, short) for short, long in texts])}
@@ -257,8 +222,8 @@ def test_the_same_prompt_in_two_conversations(judge: SteerModel) -> None:
 
 
 def test_without_a_baseline_there_is_no_verdict(judge: SteerModel) -> None:
-    """The training data rate another attribute; then there is a single conversation."""
-    rated = [with_ratings(c, lambda message: {"humor": len(message.text) % 5}) for c in unrated(10)]
+    """The training data rate another attribute; then there are few conversations."""
+    rated = [with_ratings(c, lambda message: {"humor": len(message.text) % 5}) for c in unrated(20)]
     train = [with_ratings(c, lambda message: {"quality": 2.0}) for c in unrated(10)]
     record = evaluate_attributes(judge, rated, SETTINGS, train=train)
     assert record["attributes"]["humor"]["verdict"] == "not compared"
@@ -267,7 +232,7 @@ def test_without_a_baseline_there_is_no_verdict(judge: SteerModel) -> None:
     assert "humor: not compared" in shown.export_text()
     for known in (None, rated):
         record = evaluate_attributes(judge, rated[:1], SETTINGS, train=known)
-        assert record["attributes"]["humor"]["verdict"] == "not compared"
+        assert record["attributes"]["humor"]["verdict"] == "too few to compare (1 independent of at least 20)"
 
 
 def preferring(rows: list[tuple[str, str, str]]) -> Preferences:
