@@ -1,21 +1,24 @@
 """Steering as a walk in the space of attributes (arXiv 2505.23816), and its evenness (arXiv 2406.04460).
 
 Goals are drawn uniformly over the grid of settings. Every scale is brought to 0..1. For one answer, z* is what was
-asked, z what was measured, and z0 what is measured at the defaults. Shapes: G goals, A attributes.
+asked, z what was measured, and z0 what is measured at the defaults.
+
+Shapes: G goals, A attributes, P prompts, E ends of a scale, W ways to put a prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student
 
 from steerlm.attributes import Attribute, Schema
 from steerlm.evaluation.answers import PERPLEXITY, Measured, proxy, score_column, score_columns
 from steerlm.evaluation.asks import Values
-from steerlm.evaluation.bootstrap import bootstrap_figures
+from steerlm.evaluation.bootstrap import Estimate, bootstrap_figures
 
 Floats = NDArray[np.float64]
 _REACHED = 0.05
@@ -132,27 +135,61 @@ def coverage(attribute: Attribute, measured_G: Floats) -> float:
 def consistency(measured: Measured, schema: Schema, attributes: Sequence[str]) -> dict[str, dict[str, Any]] | None:
     """Per attribute: what is measured (its score, in points of its scale, or what of the text stands for it), the
     standard deviation of that when the same request is put in other words, and, beside it, of the same request over
-    prompts. None where nothing was put in other words.
+    prompts, at the ends of the scale. Each is the root of a pooled unbiased variance: where the spread is the same, few
+    words say the same as many prompts. None where nothing was put in other words.
     """
     found: dict[str, dict[str, Any]] = {}
     for name in attributes:
         own = score_column(name, measured.columns) or proxy(name, measured.columns)
-        column = measured.columns.get(own or "")
-        groups: dict[tuple[int, int], list[float]] = {}
-        for number, ask in enumerate(measured.asks):
-            if column is not None and len(ask.named) == 1 and ask.named[0][0] == name:
-                groups.setdefault((ask.prompt, ask.named[0][1]), []).append(float(column[number]))
-        several = {place: values for place, values in groups.items() if len(values) > 1}
-        if not several:
+        rows = [k for k, ask in enumerate(measured.asks) if len(ask.named) == 1 and ask.named[0][0] == name]
+        asks = [measured.asks[k] for k in rows]
+        ends = sorted({ask.named[0][1] for ask in asks if ask.paraphrase})
+        if own is None or not ends:
             continue
-        levels = {level for _, level in several}
-        over_prompts = [np.nanstd([values[0] for (_, at), values in groups.items() if at == level]) for level in levels]
+        shape = 1 + max(ask.prompt for ask in asks), len(ends), 1 + max(ask.paraphrase for ask in asks)
+        values_PEW = np.full(shape, np.nan)
+        for ask, value in zip(asks, measured.columns[own][rows], strict=True):
+            if ask.named[0][1] in ends:
+                values_PEW[ask.prompt, ends.index(ask.named[0][1]), ask.paraphrase] = value
+        several_PEW = values_PEW[np.isfinite(values_PEW[:, :, 1:]).any(axis=(1, 2))]
         found[name] = {
             "measure": own,
-            "over_paraphrases": float(np.nanmean([np.nanstd(values) for values in several.values()])),
-            "over_prompts": float(np.nanmean(over_prompts)),
+            "over_paraphrases": _with_jackknife(_over_paraphrases, several_PEW)._asdict(),
+            "over_prompts": _with_jackknife(_over_prompts, values_PEW)._asdict(),
         }
     return found or None
+
+
+def _over_paraphrases(values_PEW: Floats) -> float:
+    return _pooled_deviation(values_PEW.reshape(-1, values_PEW.shape[-1]))
+
+
+def _over_prompts(values_PEW: Floats) -> float:
+    return _pooled_deviation(values_PEW[:, :, 0].T)
+
+
+def _with_jackknife(deviation: Callable[[Floats], float], values: Floats) -> Estimate:
+    """A deviation with its 95% interval, on a logarithmic scale, from leaving out each entry of `values` (a prompt) in
+    turn: of few of them, draws give far too narrow an interval of a deviation. Without one where it does not exist.
+    """
+    value, count = deviation(values), len(values)
+    if count < 2 or not value > 0:
+        return Estimate(value, np.nan, np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log([deviation(np.delete(values, k, axis=0)) for k in range(count)])
+        reach = float(student.ppf(0.975, count - 1) * np.sqrt((count - 1) * logs.var()))
+    return Estimate(value, value * np.exp(-reach), value * np.exp(reach))
+
+
+def _pooled_deviation(rows: Floats) -> float:
+    """The root of the variance within rows, of n entries with n - 1 degrees of freedom each, pooled. Entries that are
+    NaN are left out; NaN where no row has two.
+    """
+    rows = rows[np.isfinite(rows).sum(axis=1) > 1]
+    if not len(rows):
+        return float("nan")
+    freedom = np.isfinite(rows).sum() - len(rows)
+    return float(np.sqrt(np.nansum((rows - np.nanmean(rows, axis=1, keepdims=True)) ** 2) / freedom))
 
 
 def _starts(measured: Measured, attributes: Sequence[Attribute]) -> dict[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import replace
 
 import numpy as np
@@ -138,13 +139,15 @@ def test_consistency() -> None:
     asks = [Ask(prompt, (("humor", level),)) for level in (0, 4) for prompt in range(3)]
     asks += paraphrased(STEERLM, ["humor"], [ways_of("Hi")] * 3)
     found = obedient(asks)
-    same = {"measure": f"{JUDGE}humor", "over_paraphrases": 0.0, "over_prompts": 0.0}
-    assert consistency(found, STEERLM, ["humor"]) == {"humor": same}
+    same = consistency(found, STEERLM, ["humor"])
+    assert same is not None
+    assert same["humor"]["measure"] == f"{JUDGE}humor"
+    assert same["humor"]["over_paraphrases"]["value"] == same["humor"]["over_prompts"]["value"] == 0
     shifted = found.columns[f"{JUDGE}humor"] + np.array([float(ask.paraphrase) for ask in asks])
     moved = Measured(found.asks, found.answers, {f"{JUDGE}humor": shifted})
     spread = consistency(moved, STEERLM, ["humor"])
     assert spread is not None
-    assert spread["humor"]["over_paraphrases"] == pytest.approx(np.std([0, 1, 2, 3]))
+    assert spread["humor"]["over_paraphrases"]["value"] == pytest.approx(statistics.stdev([0, 1, 2, 3]))
     assert consistency(obedient(asks[:6]), STEERLM, ["humor"]) is None
 
 
@@ -161,4 +164,32 @@ def test_consistency_without_a_judge() -> None:
     assert found is not None
     assert set(found) == {"verbosity"}
     assert found["verbosity"]["measure"] == "characters"
-    assert found["verbosity"]["over_paraphrases"] == pytest.approx(np.std([0, 10, 20, 30]))
+    assert found["verbosity"]["over_paraphrases"]["value"] == pytest.approx(statistics.stdev([0, 10, 20, 30]))
+
+
+@pytest.mark.parametrize("words", [("Hi", "Hello"), ways_of("Hi")])
+def test_the_spread_over_few_words_is_as_that_over_many_prompts(words: tuple[str, ...]) -> None:
+    """Noise of deviation 1 on everything: the variances of both are 1, on the mean over seeds, and their intervals hold
+    it. Prompts beyond the first eight are not put in other words.
+    """
+    asks = [Ask(prompt, (("humor", level),)) for level in (0, 4) for prompt in range(16)]
+    asks += paraphrased(STEERLM, ["humor"], [words] * 8)
+    found = obedient(asks)
+    spreads = []
+    for seed in range(200):
+        noise = found.columns[f"{JUDGE}humor"] + np.random.default_rng(seed).normal(size=len(asks))
+        spread = consistency(replace(found, columns={f"{JUDGE}humor": noise}), STEERLM, ["humor"])
+        assert spread is not None
+        spreads.append([spread["humor"][kind] for kind in ("over_paraphrases", "over_prompts")])
+    variances = [[figure["value"] ** 2 for figure in row] for row in spreads]
+    assert np.mean(variances, axis=0) == pytest.approx(1, abs=0.1)
+    held = np.mean([[figure["low"] <= 1 <= figure["high"] for figure in row] for row in spreads], axis=0)
+    assert held.min() > 0.88
+
+
+def test_no_interval_of_one_prompt() -> None:
+    asks = [Ask(0, (("humor", level),)) for level in (0, 4)] + paraphrased(STEERLM, ["humor"], [ways_of("Hi")])
+    spread = consistency(obedient(asks), STEERLM, ["humor"])
+    assert spread is not None
+    assert np.isnan(spread["humor"]["over_paraphrases"]["low"])
+    assert np.isnan(spread["humor"]["over_prompts"]["value"])

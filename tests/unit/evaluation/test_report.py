@@ -59,7 +59,13 @@ def result(obeys: bool, seconds: Sequence[str] = (), unread: Sequence[int] = ())
             "leakage": leakage(figures, STEERLM),
             "goal_space": goal_figures(measured, STEERLM, NAMES, 100, 0),
             "grid": grid_cells(measured, NAMES),
-            "consistency": {"humor": {"measure": f"{JUDGE}humor", "over_paraphrases": 0.1, "over_prompts": 0.2}},
+            "consistency": {
+                "humor": {
+                    "measure": f"{JUDGE}humor",
+                    "over_paraphrases": {"value": 0.1, "low": 0.05, "high": 0.15},
+                    "over_prompts": {"value": 0.2, "low": None, "high": None},
+                }
+            },
             "examples": {attribute: examples(item, PROMPTS) for attribute, item in sweeps.items()},
         }
         all_sweeps[name] = sweeps

@@ -132,7 +132,7 @@ def test_the_same_in_words_of_the_file(policy: SteerModel, tmp_path: Path) -> No
     assert len({text for number, text in asked if number == 1}) == 3
     assert all("Is it?" in text for number, text in asked if number == 1)
     assert {number for number, _ in asked} == {0, 1}
-    assert record["conditions"]["policy"]["consistency"]["verbosity"]["over_paraphrases"] == 0
+    assert record["conditions"]["policy"]["consistency"]["verbosity"]["over_paraphrases"]["value"] == 0
 
 
 @pytest.fixture(scope="module")
