@@ -73,6 +73,7 @@ def attribute_figures(
             "overall": overall,
             "sources": by_source,
             "calibration": calibration(attribute, predicted_R, rated_R[present_R], owner_R, settings),
+            "levels": list(attribute.levels),
             "confusion": confusion(attribute, predicted_R, rated_R[present_R]),
             "ranking": _ranking(responses, columns, column, settings),
             **verdict(overall["rmse_gain"], overall["independent"]),
@@ -154,7 +155,7 @@ def calibration(
 
 
 def confusion(attribute: Attribute, predicted_R: Floats, rated_R: Floats) -> list[list[int]]:
-    """Counts of responses by rounded rating (rows) and rounded prediction (columns), in the order of the levels."""
+    """Counts of responses by rounded rating (rows) and rounded prediction (columns), in the order of its levels."""
     table = np.zeros((len(attribute.levels),) * 2, dtype=int)
     for rated, predicted in zip(rated_R, predicted_R, strict=True):
         table[attribute.level(rated) - attribute.low, attribute.level(predicted) - attribute.low] += 1

@@ -137,13 +137,15 @@ def _confusion(figures: Mapping[str, Any]) -> Table:
     table = Table(title="Rounded levels: rated (rows) and predicted (columns)", title_justify="left")
     table.add_column("attribute", no_wrap=True)
     table.add_column("rated", justify="right")
-    width = max(len(item["confusion"]) for item in figures.values())
-    for column in range(width):
-        table.add_column(str(column), justify="right")
+    columns = sorted({level for item in figures.values() for level in item["levels"]})
+    for level in columns:
+        table.add_column(str(level), justify="right")
     for name, item in figures.items():
-        for row, counts in enumerate(item["confusion"]):
-            last = row == len(item["confusion"]) - 1
-            table.add_row(name if row == 0 else "", str(row), *map(str, counts), end_section=last)
+        for row, (level, counts) in enumerate(zip(item["levels"], item["confusion"], strict=True)):
+            shown = dict(zip(item["levels"], map(str, counts), strict=True))
+            last = row == len(item["levels"]) - 1
+            cells = (shown.get(column, "") for column in columns)
+            table.add_row(name if row == 0 else "", str(level), *cells, end_section=last)
     return table
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import re
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from rich.console import Console
 
-from steerlm.attributes import STEERLM
+from steerlm.attributes import STEERLM, Attribute, Schema
 from steerlm.evaluation.agreement import Evaluated, attribute_figures, swapped_outputs
 from steerlm.evaluation.attribute_settings import AttributeEvaluationSettings
+from steerlm.evaluation.attribute_tables import evaluation_view
 from steerlm.evaluation.baselines import baselines
 from steerlm.evaluation.responses import RatedResponses
 
@@ -16,14 +21,14 @@ Floats = NDArray[np.float64]
 SETTINGS = AttributeEvaluationSettings(resamples=200)
 
 
-def evaluated(rated_RA: Floats, predicted_RA: Floats, answers: int = 1) -> Evaluated:
+def evaluated(rated_RA: Floats, predicted_RA: Floats, answers: int = 1, schema: Schema = STEERLM) -> Evaluated:
     """Responses, so many to a conversation, of one text."""
     number = np.arange(len(rated_RA))
     places, texts = tuple((int(k) // answers, 1 + int(k) % answers) for k in number), ("",) * len(number)
     conversation = number // answers
     source = np.full(len(number), "survey")
     responses = RatedResponses(
-        STEERLM, places, conversation, conversation, conversation, source, rated_RA, texts=texts, prompts=texts
+        schema, places, conversation, conversation, conversation, source, rated_RA, texts=texts, prompts=texts
     )
     return Evaluated(responses, predicted_RA, unscored=0)
 
@@ -102,3 +107,26 @@ def test_few_conversations_do_not_show_a_mix_up(count: int, found: bool) -> None
     swapped = swapped_outputs(correlated(0, 1.0, exchanged, count), SETTINGS)
     assert swapped["found"] == found
     assert (swapped["gain"] is not None) == found
+
+
+def test_levels_of_scales_that_begin_elsewhere() -> None:
+    """Ratings of 1, 2, 5 on a scale from 1 and of -1, 0, 0 on one from -1, each predicted one too low but for the
+    lowest.
+    """
+    schema = Schema((Attribute("stars", low=1, high=5), Attribute("mood", low=-1, high=1, default=0)))
+    found = evaluated(np.array([[1, -1], [2, 0], [5, 0]]), np.array([[1, -1], [1, -1], [4, -1]]), schema=schema)
+    rows = attribute_figures(found, baselines(found.responses, None), SETTINGS)
+    assert rows["stars"]["levels"] == [1, 2, 3, 4, 5]
+    assert rows["mood"]["levels"] == [-1, 0, 1]
+    assert rows["mood"]["confusion"] == [[1, 0, 0], [2, 0, 0], [0, 0, 0]]
+    record = {"attributes": rows, "swapped_outputs": {"found": False}, "unscored": 0}
+    record |= {"responses": 3, "conversations": 3, "baselines_fitted_on": "these"}
+    shown = Console(record=True, width=120, file=io.StringIO())
+    shown.print(evaluation_view(record))
+    table = shown.export_text().partition("Rounded levels")[2].splitlines()
+    cells = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in table if "│" in line or "┃" in line]
+    assert cells[0][2:] == ["-1", "0", "1", "2", "3", "4", "5"]
+    assert cells[1] == ["stars", "1", "", "", "1", "0", "0", "0", "0"]
+    assert cells[2] == ["", "2", "", "", "1", "0", "0", "0", "0"]
+    assert cells[5] == ["", "5", "", "", "0", "0", "0", "1", "0"]
+    assert cells[7] == ["", "0", "2", "0", "0", "", "", "", ""]
