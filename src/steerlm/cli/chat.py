@@ -82,7 +82,7 @@ class ChatSession:
             table.add_column(column)
         for item in self.model.schema:
             shown = str(values[item.name]) if item.name in values else "unset"
-            table.add_row(item.name, shown, f"{item.low}..{item.high}", item.description)
+            table.add_row(item.name, shown, f"{item.low}..{item.high}", Text(item.description))
         return table
 
 
@@ -117,7 +117,7 @@ def chat_command(
     asked = parse_assignments(policy.schema, set_ or [])
     console = Console()
     with closing(make_engine(model, policy, engine, device, say=say)) as generator:
-        console.print(f"{model}: /help for commands, Ctrl-D to leave", style="dim", highlight=False)
+        console.print(f"{model}: /help for commands, Ctrl-D to leave", style="dim", highlight=False, markup=False)
         talk(ChatSession(policy, generator, chosen, asked, system), console, _lines(console))
 
 

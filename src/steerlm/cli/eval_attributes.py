@@ -13,6 +13,7 @@ from rich.console import Console
 from steerlm.annotation.run import data_schema
 from steerlm.attributes import Schema
 from steerlm.card import refresh_card
+from steerlm.cli.data_views import stdout
 from steerlm.conversation import Conversation
 from steerlm.devices import pick_device
 from steerlm.evaluation.attribute_model import evaluate_attributes
@@ -91,7 +92,7 @@ def eval_attributes_command(
     if json_:
         print(json.dumps(json.loads(path.read_text(encoding="utf-8")), ensure_ascii=False, indent=2))
         return
-    Console().print(evaluation_view(record))
+    stdout().print(evaluation_view(record))
     errors.print(f"figures in {path}", highlight=False, markup=False)
 
 

@@ -1,4 +1,4 @@
-"""The evaluation of an attribute model as terminal tables."""
+"""The evaluation of an attribute model as terminal tables; names of sources, subsets and files are shown as given."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _agreement(figures: Mapping[str, Any]) -> Table:
             cells = [figure(model["pearson"]), number(model["spearman"]["value"])]
             cells += [number(model[key]["value"]) for key in ("mae", "rmse")]
             cells += [number(part[other]["rmse"]) for other in ("mean", "ridge")]
-            table.add_row(title, str(part["n"]), *cells)
+            table.add_row(Text(title), str(part["n"]), *cells)
     return table
 
 
@@ -152,13 +152,14 @@ def _confusion(figures: Mapping[str, Any]) -> Table:
 def _preferences(name: str, figures: Mapping[str, Any]) -> Table:
     weighed = " ".join(f"{weight:+g} {attribute}" for attribute, weight in figures["weights"].items())
     notes = f"{figures['pairs']} pairs, {figures['ties']} ties left out, {figures['unscored']} too long; {weighed}"
-    table = Table(title=f"{name}: the preferred response scores higher", title_justify="left", caption=notes)
+    title = Text(f"{name}: the preferred response scores higher", style="table.title")
+    table = Table(title=title, title_justify="left", caption=notes)
     table.add_column("subset")
     table.add_column("by", no_wrap=True)
     table.add_column("accuracy", justify="right")
     for part, accuracy in [("all pairs", figures["accuracy"]), *figures["subsets"].items()]:
         for row, (by, wins) in enumerate(accuracy.items()):
-            table.add_row(part if row == 0 else "", by, figure(wins, 3), end_section=row == len(accuracy) - 1)
+            table.add_row(Text(part if row == 0 else ""), by, figure(wins, 3), end_section=row == len(accuracy) - 1)
     return table
 
 

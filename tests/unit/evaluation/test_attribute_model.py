@@ -270,6 +270,21 @@ def test_a_subset_of_any_name_leaves_the_overall_accuracy(judge: SteerModel) -> 
     assert {name: part["n"] for name, part in quality["sources"].items()} == {"all": 9, "x": 9}
 
 
+def test_names_in_the_data_are_no_markup(judge: SteerModel) -> None:
+    """Of sources, subsets and files, on a console that reads markup and names of emojis."""
+    conversations = [replace(c, source=("set[/x]", "b[bold]")[k % 2]) for k, c in enumerate(unrated(4))]
+    rows = [("a[b]", "long answer", "no"), (":sea:", "no", "longer"), ("[/c]", "no", "longer")]
+    record = evaluate_attributes(
+        judge, rated_by(conversations, clipped, judge), SETTINGS, preferences={"[red]p[/x].jsonl": preferring(rows)}
+    )
+    shown = Console(record=True, width=120, file=io.StringIO())
+    shown.print(evaluation_view(record))
+    text = shown.export_text()
+    tables = "\n".join(line for line in text.splitlines() if "too few" not in line)
+    for name in ("set[/x]", "b[bold]", "│ a[b]", "│ :sea:", "│ [/c]", "[red]p[/x].jsonl: the preferred"):
+        assert name in tables
+
+
 def test_the_ridge_on_preferences(judge: SteerModel) -> None:
     """The training data rate verbosity by length: a sum that weighs it down prefers the shorter answer."""
     train = [with_ratings(c, lambda message: {"verbosity": min(len(message.text) / 20, 4.0)}) for c in unrated(30)]
