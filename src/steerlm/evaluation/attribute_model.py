@@ -14,7 +14,7 @@ from steerlm.evaluation.agreement import Evaluated, attribute_figures, swapped_o
 from steerlm.evaluation.attribute_settings import AttributeEvaluationSettings
 from steerlm.evaluation.baselines import baselines, ridges
 from steerlm.evaluation.invariance import check_invariance
-from steerlm.evaluation.preference_agreement import preference_figures
+from steerlm.evaluation.preference_agreement import attribute_weights, preference_figures
 from steerlm.evaluation.preferences import Preferences
 from steerlm.evaluation.responses import rated_responses
 from steerlm.models.load import SteerModel
@@ -32,7 +32,7 @@ def evaluate_attributes(
     """Everything that is known of an attribute model from rated conversations and preference data, as plain data.
 
     The baselines are fitted on `train`, or without it on the evaluated data by cross-validation. Raises `DataError`
-    where there is nothing to compare with.
+    where there is nothing to compare with, `ConfigError` for weights of unknown attributes.
     """
     settings = settings or AttributeEvaluationSettings()
     scorer = Scorer(model, settings)
@@ -43,6 +43,8 @@ def evaluate_attributes(
         raise DataError(f"no response is rated on any of {', '.join(model.schema.names)}; give rated conversations")
     if not rated and not preferences:
         raise DataError("nothing to evaluate on; give rated conversations or preference files")
+    if preferences:
+        attribute_weights(settings, model.schema)  # a fault in them is told before anything is scored
     if rated:
         say(f"scoring {len(rated)} conversations")
         evaluated = score_rated(scorer, rated)

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerlm.annotation import Scorer
+from steerlm.attributes import Schema
 from steerlm.conversation import Conversation
-from steerlm.errors import DataError
+from steerlm.errors import ConfigError, DataError
 from steerlm.evaluation.agreement import mean_estimate, ranking_gains, won
 from steerlm.evaluation.attribute_settings import AttributeEvaluationSettings
 from steerlm.evaluation.baselines import text_statistics
@@ -30,12 +31,7 @@ def preference_figures(
     and whether the weighted sum beats these.
     """
     schema = scorer.model.schema
-    weights = {name: weight for name, weight in settings.weights.items() if name in schema}
-    if not weights:
-        raise DataError(
-            f"none of the weights ({', '.join(settings.weights)}) is of an attribute that the model knows "
-            f"({', '.join(schema.names)}); give others with --weights"
-        )
+    weights = attribute_weights(settings, schema)
     values = scorer.score([pair.conversation for pair in preferences.pairs]).values
     kept = [
         (pair, scores)
@@ -79,6 +75,25 @@ def preference_figures(
             for name, part_P in parts.items()
         },
     }
+
+
+def attribute_weights(settings: AttributeEvaluationSettings, schema: Schema) -> dict[str, float]:
+    """The weights of attributes that the model knows. Raises `ConfigError` where some that were given are of others, or
+    none of the default ones is left.
+    """
+    weights = {name: weight for name, weight in settings.weights.items() if name in schema}
+    unknown = [name for name in settings.weights if name not in schema]
+    if unknown and "weights" in settings.model_fields_set:
+        raise ConfigError(
+            f"--weights: the model does not know {', '.join(unknown)}; give weights of attributes that it knows "
+            f"({', '.join(schema.names)})"
+        )
+    if not weights:
+        raise ConfigError(
+            f"none of the weights ({', '.join(settings.weights)}) is of an attribute that the model knows "
+            f"({', '.join(schema.names)}); give others with --weights"
+        )
+    return weights
 
 
 def _ridge_sums(

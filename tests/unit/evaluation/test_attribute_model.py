@@ -17,7 +17,7 @@ from steerlm.annotation import Scorer
 from steerlm.attributes import STEERLM, Schema
 from steerlm.cli.main import run
 from steerlm.conversation import Conversation, Message
-from steerlm.errors import DataError
+from steerlm.errors import ConfigError, DataError
 from steerlm.evaluation.attribute_model import evaluate_attributes
 from steerlm.evaluation.attribute_settings import AttributeEvaluationSettings
 from steerlm.evaluation.attribute_tables import evaluation_view
@@ -300,6 +300,21 @@ def test_the_ridge_on_preferences(judge: SteerModel) -> None:
     assert "ridge" not in accuracy
 
 
+def test_a_weight_of_an_unknown_attribute_is_refused(judge: SteerModel) -> None:
+    """Those of the default set are left out where the model does not know them."""
+    few = Schema(tuple(item for item in STEERLM if item.name in ("coherence", "humor")))
+    head = head_of(judge.network)
+    head.weight.data = head.weight.data[[2, 6]].clone()
+    model = replace(judge, info=replace(judge.info, schema=few), renderer=replace(judge.renderer, schema=few))
+    pairs = {"p": preferring([("a", "long answer", "no")])}
+    assert evaluate_attributes(model, [], SETTINGS, preferences=pairs)["preferences"]["p"]["weights"] == {
+        "coherence": 0.45
+    }
+    misspelt = AttributeEvaluationSettings(context=512, weights={"helpfullness": 1.0, "coherence": 0.5})
+    with pytest.raises(ConfigError, match="does not know helpfullness; give weights of attributes that it knows"):
+        evaluate_attributes(model, [], misspelt, preferences=pairs)
+
+
 def test_names_of_files_differ() -> None:
     paths = [Path("a/pref.jsonl"), Path("sub/a/pref.jsonl"), Path("/data/sub/pref.jsonl"), Path("b/other.jsonl")]
     assert list(distinct_names(paths).values()) == ["a/pref.jsonl", "sub/a/pref.jsonl", "sub/pref.jsonl", "other.jsonl"]
@@ -326,6 +341,8 @@ def test_the_command(
     flags = ["--resamples", "100", "--context", "512", "--invariance", "4", "--weights.humor", "2"]
     assert run(["eval", "attributes", str(judge_directory), *files, *flags]) == 0
     text = capsys.readouterr().out
+    assert run(["eval", "attributes", str(judge_directory), files[1], "--weights.helpfullness", "1"]) == 2
+    assert "does not know helpfullness" in capsys.readouterr().err
     assert "Agreement with people" in text
     assert "pairs.jsonl" in text
     record = json.loads((judge_directory / "evaluation" / "attributes.json").read_text())
