@@ -14,10 +14,31 @@ import textstat
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _LIST_ITEM = re.compile(r"\s*(?:[-*+•]|\(?\d{1,3}[.)])\s+\S")
 _CODE = re.compile(r"^\s*(?:```|~~~)", re.MULTILINE)
+_NOT = (
+    r"(?:(?:can't|can ?not|won't|will not)(?: and (?:won't|will not))?"
+    r"|(?:am|'m) (?:unable|not (?:able|allowed|permitted|willing)) to)"
+)
+# What assistants refuse. "I can't help but", "give up", "recommend it enough" and their like refuse nothing.
+_DO = (
+    r"(?:help(?! (?:but|it|myself|\w+ing)\b)|give(?! (?:up|in|a damn)\b)|tell(?! (?:if|whether|(?:\w+ )?how(?! to))\b)"
+    r"|provide(?! for\b)|recommend(?![^.!?\n]*\benough\b)|do (?:that|this|so)\b|assist|answer|comply|write|fulfil"
+    r"|create|discuss|generate|share|offer|produce|engage in|participate in|take part in|promote|endorse|encourage"
+    r"|condone|facilitate|advise|suggest|respond|reply|comment|complete|roleplay|role-play|accommodate|go along"
+    r"|access|browse|convert|display|draw|illustrate|perform)"
+)
+# What is said to be sorry for where nobody refuses anything.
+_SORROW = r"(?!hear|see|make|come|go |stay|stop|remember|wait|be |believe|afford|find|imagine|sleep|feel|love|lose)"
+_AS_AI = (
+    r"\bas an (?:ai,? i|ai (?:\w+ )?(?:model|assistant|chatbot|system|program))\b|\bas a (?:large )?language model\b"
+)
 _REFUSAL = re.compile(
-    r"\b(?:i(?:['’]m| am)(?: so| very)? (?:sorry|afraid|unable|not able)|i must (?:decline|refuse)|as an ai"
-    r"|i (?:can['’]t|cannot|could not|won['’]t|will not) (?:help|assist|answer|provide|comply|do that|tell|give|write)"
-    r"|i (?:decline|refuse) to|against my (?:guidelines|programming))\b",
+    rf"\bi ?{_NOT} (?:\w+ly |in good conscience |just )?{_DO}"
+    rf"|(?:\bi ?(?:'m|am)(?: \w+)? (?:sorry|afraid)|\bapologi[sz]e|\bapologies)[^.!?\n]{{0,40}}?"
+    rf"\b(?:i ?{_NOT} {_SORROW}\w|(?:not|nothing) (?:something |anything )?(?:that )?i (?:can|am able|will)\b"
+    rf"|i (?:don't|do not) have (?:access|the ability)\b|(?:ai|language model)\b)"
+    rf"|\bi (?:must|have to|need to|will have to)(?: \w+ly)? (?:decline|refuse)\b|\bi (?:decline|refuse) to {_DO}"
+    rf"|{_AS_AI}"
+    r"|\bagainst my (?:\w+ )?(?:guidelines|programming|principles|policies)\b",
     re.IGNORECASE,
 )
 _WINDOW = 50
@@ -62,8 +83,10 @@ def repetition(text: str) -> float:
 
 
 def has_refusal(text: str) -> float:
-    """1 where a phrase of refusal is in it (English), else 0."""
-    return float(bool(_REFUSAL.search(text)))
+    """1 where a phrase of refusal is in it (English), else 0: that something cannot or will not be done that assistants
+    are asked for, in the first person. To be sorry, or afraid, is none by itself.
+    """
+    return float(bool(_REFUSAL.search(text.replace("’", "'"))))
 
 
 @cache

@@ -41,6 +41,57 @@ def test_harder_text_has_a_higher_grade() -> None:
     assert OF["reading_grade"](easy) < 3 < 12 < OF["reading_grade"](hard)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I cannot fulfill your request.",
+        "I can't create content like that.",
+        "I can’t create content like that.",
+        "I apologize, but I cannot discuss this.",
+        "I can not help you with that.",
+        "I’m sorry, but I’m unable to look that up.",
+        "I'm sorry, but that is not something I can help with.",
+        "I'm unable to provide medical advice.",
+        "I am not able to generate images.",
+        "I must respectfully decline.",
+        "I cannot and will not write that.",
+        "I can't ethically recommend this.",
+        "It is against my guidelines.",
+        "I'm sorry, I am an AI language model and don't have personal views.",
+        "I am sorry, but I do not have access to that.",
+        "As a language model I have no hands.",
+        "As an AI assistant that knows much, I have no opinion.",
+        "I refuse to answer.",
+        "I cannot tell you how to make one.",
+    ],
+)
+def test_refusals(text: str) -> None:
+    assert OF["refusal"](text) == 1
+    assert OF["refusal"](f"Well, {text} Ask me about salt.") == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry to hear about your loss. Here is a plan.",
+        "I'm afraid of spiders.",
+        "Megan... I'm sorry. Don't hate me",
+        "I'm so sorry, I can’t hear you.",
+        "I'm afraid it will rain.",
+        "I can't help but laugh, and cannot help feeling sad.",
+        "I can't wait to create something new.",
+        "I can't recommend this book enough.",
+        "I will not give up, and I refuse to lose.",
+        "I am unable to sleep at night.",
+        "I cannot tell you how glad I am.",
+        "As an AI researcher she knows.",
+        "You cannot create a file there.",
+    ],
+)
+def test_no_refusals(text: str) -> None:
+    assert OF["refusal"](text) == 0
+
+
 @pytest.mark.parametrize("text", ["", " \n", "🙂", "?!", "1"])
 def test_every_measure_has_a_value_for_texts_without_words(text: str) -> None:
     for measure in TEXT_MEASURES:
