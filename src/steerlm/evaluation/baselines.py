@@ -5,6 +5,7 @@ Shapes: R responses, A attributes, F features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,14 +38,16 @@ class Baselines:
 
 
 def text_statistics(response: str, prompt: str) -> list[float]:
-    """The features of a response, [F]: lengths on a logarithmic scale, and measures of the text."""
-    found = words(response)
+    """The features of a response, [F]: lengths on a logarithmic scale, and measures of the text (a grade of 0 where it
+    has none).
+    """
+    found, grade = words(response), reading_grade(response)
     return [
         np.log1p(len(response)),
         np.log1p(len(found)),
         np.log1p(len(prompt)),
         sum(map(len, found)) / max(1, len(found)),
-        reading_grade(response),
+        0.0 if math.isnan(grade) else grade,
         type_token_ratio(response),
         list_share(response),
         has_code(response),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import textstat
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+_LATIN = re.compile(r"[A-Za-zªºÀ-ÖØ-öø-ɏḀ-ỿ]")
 _LIST_ITEM = re.compile(r"\s*(?:[-*+•]|\(?\d{1,3}[.)])\s+\S")
 _CODE = re.compile(r"^\s*(?:```|~~~)", re.MULTILINE)
 _NOT = (
@@ -51,8 +53,12 @@ def words(text: str) -> list[str]:
 
 
 def reading_grade(text: str) -> float:
-    """Flesch-Kincaid grade (years of school); 0 for text without words."""
-    return float(textstat.flesch_kincaid_grade(text)) if any(char.isalpha() for char in text) else 0.0
+    """Flesch-Kincaid grade (years of school), which is made for English; NaN where fewer than half of the letters are
+    Latin, or there are none.
+    """
+    letters = sum(map(str.isalpha, text))
+    readable = letters and 2 * len(_LATIN.findall(text)) >= letters
+    return float(textstat.flesch_kincaid_grade(text)) if readable else math.nan
 
 
 def type_token_ratio(text: str) -> float:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import math
 
+import numpy as np
+import pytest
+import textstat
+
+from steerlm.evaluation.baselines import text_statistics
 from steerlm.evaluation.text_measures import TEXT_MEASURES, text_measures
 
 OF = {measure.name: measure.of for measure in text_measures()}
@@ -95,4 +100,15 @@ def test_no_refusals(text: str) -> None:
 @pytest.mark.parametrize("text", ["", " \n", "🙂", "?!", "1"])
 def test_every_measure_has_a_value_for_texts_without_words(text: str) -> None:
     for measure in TEXT_MEASURES:
-        assert measure.of(text) >= 0
+        assert measure.of(text) >= 0 or measure.name == "reading_grade"
+
+
+@pytest.mark.parametrize("text", ["", "?!", "1", "🙂", "你好世界", "Привет, мир", "你好世界 AI"])
+def test_what_is_not_written_in_latin_letters_has_no_reading_grade(text: str) -> None:
+    assert math.isnan(OF["reading_grade"](text))
+    assert np.isfinite(text_statistics(text, "Why?")).all()
+
+
+@pytest.mark.parametrize("text", ["Is it?", "Café, naïveté: Ærø", "The letter α is Greek."])
+def test_latin_letters_have_one(text: str) -> None:
+    assert OF["reading_grade"](text) == textstat.flesch_kincaid_grade(text)

@@ -1,0 +1,91 @@
+"""Answers that have no reading grade: they are left out of its means, and files and pages hold."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import textstat
+from rich.console import Console
+
+from steerlm.attributes import STEERLM
+from steerlm.engines import Piece, Request
+from steerlm.engines.base import Deliver
+from steerlm.evaluation.figures import write_figures
+from steerlm.evaluation.records import write_record
+from steerlm.evaluation.report import report_html
+from steerlm.evaluation.steering import evaluate_steering
+from steerlm.evaluation.steering_settings import SteeringSettings
+from steerlm.evaluation.steering_tables import steering_view
+from steerlm.models.load import SteerModel, new_model
+
+PROMPTS = ["Why is the sea salty?", "Is it?", "What is rock?", "How do rivers carry it?", "And then?", "Why me?"]
+SETTINGS = SteeringSettings(
+    attributes=["complexity", "verbosity"], conditions=["policy"], goals=2, perplexity=False, resamples=100
+)
+ENGLISH = "Rivers carry salt. It stays in the sea."
+
+
+class Writer:
+    """Answers by the value asked for of complexity, and by the prompt."""
+
+    context = 2048
+
+    def __init__(self, model: SteerModel, write: Callable[[int, str], str]) -> None:
+        self.model, self.write = model, write
+
+    def submit(self, requests: Sequence[Request], deliver: Deliver) -> Callable[[], None]:
+        for number, request in enumerate(requests):
+            prompt = self.model.renderer.tokenizer.decode(request.prompt)
+            level = int(re.findall(r"complexity:(\d)", prompt)[-1])
+            deliver(Piece(number, 5, self.write(level, prompt), "stop"))
+        return lambda: None
+
+    def close(self) -> None:
+        raise AssertionError("an engine that was given is not ours to close")
+
+
+def strict(line: str) -> Any:
+    """JSON as the standard has it, without NaN."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(line, parse_constant=refuse)
+
+
+def one_in_chinese(level: int, prompt: str) -> str:
+    """Nothing at the lowest level, and to one of the prompts Chinese."""
+    if level == 0:
+        return ""
+    return "你好世界" if "rock" in prompt else ENGLISH
+
+
+@pytest.mark.parametrize(
+    ("write", "grades"),
+    [
+        (one_in_chinese, [None, *[textstat.flesch_kincaid_grade(ENGLISH)] * 4]),
+        (lambda level, prompt: "", [None] * 5),
+    ],
+)
+def test_means_leave_them_out(
+    write: Callable[[int, str], str], grades: list[float | None], chatml_base: Path, tmp_path: Path
+) -> None:
+    model = new_model("policy", chatml_base, STEERLM)
+    record = evaluate_steering(model, PROMPTS, SETTINGS, tmp_path, engine=Writer(model, write))
+    kept = strict(write_record(tmp_path, "steering", record).read_text())
+    row = kept["conditions"]["policy"]["attributes"]["complexity"]
+    assert [point["value"] for point in row["curves"]["reading_grade"]] == pytest.approx(grades)
+    assert row["own"] == "reading_grade"
+    assert row["verdict"] == ("too few prompts" if None in grades[1:] else "does not steer")
+    assert all(strict(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines())
+    assert "nan" not in re.sub("<[^>]*>", " ", report_html(kept, "x").replace(row["why"], "")).lower().split()
+    shown = Console(record=True, width=200, file=io.StringIO())
+    shown.print(steering_view(kept))
+    assert "nan" not in shown.export_text().replace(row["why"], "").lower().split()
+    assert len(write_figures(kept, tmp_path / "figures")) == 2
