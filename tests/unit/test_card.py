@@ -69,8 +69,10 @@ def estimate(value: float) -> dict[str, float]:
     return {"value": value, "low": value - 0.1, "high": value + 0.1}
 
 
-def check(name: str, holds: bool) -> dict[str, Any]:
-    return {"name": name, "responses": 9, "difference": 0.0 if holds else 0.25, "holds": holds}
+def check(name: str, holds: bool, tolerance: float = 0.001) -> dict[str, Any]:
+    """A difference of 0.9 or 1.1 times what is tolerated."""
+    difference = tolerance * (0.9 if holds else 1.1)
+    return {"name": name, "responses": 9, "difference": difference, "tolerance": tolerance, "holds": holds}
 
 
 def rated() -> dict[str, Any]:
@@ -201,7 +203,17 @@ def test_an_attribute_model(tmp_path: Path) -> None:
     assert f"| humor | 90 | {figures} | does not beat a ridge regression on length and text statistics |" in text
     assert "| humor | 0: 0.50 (70), 1: 1.20 (20) |" in text
     assert "| humor | 40 | 0.60 [0.50, 0.70] | – | 0.70 [0.60, 0.80] | does not beat length alone |" in text
-    assert "Scores do not depend on what is scored beside a response." in text
+    said = "In float32 a response is given the same scores, to within 0.001, whatever is scored beside it."
+    assert said in text
+    assert "bfloat16" not in text
+    record["invariance"].append(check("rounding (bfloat16)", True, 0.25))
+    write_record(evaluation_folder(tmp_path), "attributes", record)
+    text = write_card(tmp_path).read_text()
+    assert f"{said}\nIn bfloat16 they differ from those by up to 0.2250.\n" in text
+    record["invariance"][-1] = check("rounding (bfloat16)", False, 0.25)
+    write_record(evaluation_folder(tmp_path), "attributes", record)
+    text = write_card(tmp_path).read_text()
+    assert "up to 0.2750, **which is more than the 0.25 that rounding may make**.\n" in text
     assert "mixed up" not in text
 
 
@@ -218,7 +230,7 @@ def test_an_attribute_model_with_faults(tmp_path: Path) -> None:
     write_record(evaluation_folder(tmp_path), "attributes", record)
     text = write_card(tmp_path).read_text()
     assert "(humor by the output of quality, quality by the output of humor)" in text
-    assert "**Scores depend on what is scored beside a response**: packing, by up to 0.2500.\n" in text
+    assert "**Scores depend on what is scored beside a response**: packing, by up to 0.0011.\n" in text
 
 
 def test_an_attribute_model_that_was_compared_with_preferences_only(tmp_path: Path) -> None:

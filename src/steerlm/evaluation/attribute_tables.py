@@ -168,8 +168,9 @@ def _invariance(checks: list[Mapping[str, Any]]) -> Table:
     table.add_column("changed")
     table.add_column("responses", justify="right")
     table.add_column("greatest difference", justify="right")
-    table.add_column("")
+    table.add_column("points of the scale", no_wrap=True)
     for check in checks:
-        said = Text("the same") if check["holds"] else Text("NOT the same", style="bold red")
+        within = f"within {check['tolerance']:g}"
+        said = Text(within) if check["holds"] else Text(f"NOT {within}", style="bold red")
         table.add_row(check["name"], str(check["responses"]), f"{check['difference']:.2g}", said)
     return table

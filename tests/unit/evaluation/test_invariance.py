@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import re
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from steerlm.annotation import ScoreSettings
 from steerlm.conversation import Conversation, Message
-from steerlm.evaluation.invariance import check_invariance
+from steerlm.evaluation.attribute_tables import evaluation_view
+from steerlm.evaluation.invariance import Invariance, check_invariance
 from steerlm.models.load import SteerModel
 from steerlm.training.task import Batch
 from tiny_judge import random_trees
@@ -51,3 +55,19 @@ def test_a_judge_that_looks_at_its_neighbours_is_found(judge: SteerModel, monkey
     checks = {check.name: check for check in check_invariance(judge, random_trees(30), EXACT, 20)}
     assert not checks["packing (whole trees)"].holds
     assert not checks["padding (transformers' own batches)"].holds
+
+
+def test_the_table_says_within_what() -> None:
+    checks = [
+        Invariance("packing", 2e-6, 0.001, 9),
+        Invariance("order", 0.002, 0.001, 9),
+        Invariance("rounding (bfloat16)", 0.24, 0.25, 9),
+    ]
+    shown = Console(record=True, width=120, file=io.StringIO())
+    shown.print(evaluation_view({"invariance": [check.record() for check in checks]}))
+    rows = [re.split(r" *│ *", line)[1:-1] for line in shown.export_text().splitlines() if "│" in line]
+    assert rows == [
+        ["packing", "9", "2e-06", "within 0.001"],
+        ["order", "9", "0.002", "NOT within 0.001"],
+        ["rounding (bfloat16)", "9", "0.24", "within 0.25"],
+    ]
