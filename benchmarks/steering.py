@@ -55,7 +55,7 @@ class Options(Settings):
     engine: LocalEngine = "auto"
     """Engine of the evaluation."""
     precision: Precision = "f32"
-    """What the engine computes in, where it is openvino; transformers computes in the same."""
+    """What the engine computes in, where it is openvino; transformers computes in the same, with int8 in float32."""
     sample: Annotated[int, Field(ge=1)] = 64
     """Answers that transformers generates."""
     batches: tuple[Annotated[int, Field(ge=1)], ...] = (8, 32)

@@ -12,7 +12,7 @@ from steerlm.engines import EngineName
 from steerlm.settings import Settings
 
 Work = Literal["throughput", "sweep", "second-turn", "load"]
-Contender = Literal["steerlm", "steerlm-bf16", "transformers", "vllm", "llama-cpp"]
+Contender = Literal["steerlm", "steerlm-int8", "steerlm-bf16", "transformers", "vllm", "llama-cpp"]
 
 
 class Options(Settings):
@@ -22,9 +22,9 @@ class Options(Settings):
     """Directory of the policy that all of them serve."""
     work: tuple[Work, ...] = ("throughput", "sweep", "second-turn", "load")
     """What to measure."""
-    contenders: tuple[Contender, ...] = ("steerlm", "steerlm-bf16", "transformers")
-    """Who generates: our server, as it is and with `--precision bf16`, transformers' generate, and where they are
-    installed vLLM's server for CPUs and llama-cpp-python, each from the environment named below."""
+    contenders: tuple[Contender, ...] = ("steerlm", "steerlm-int8", "steerlm-bf16", "transformers")
+    """Who generates: our server, as it is and with `--precision int8` or `bf16`, transformers' generate, and where they
+    are installed vLLM's server for CPUs and llama-cpp-python, each from the environment named below."""
     engine: EngineName = "auto"
     """Engine of our server."""
     vllm_python: Path | None = None

@@ -206,8 +206,9 @@ class Bench:
         o = self.options
         if "steerlm" in o.contenders:
             yield "steerlm", self._ours()
-        if "steerlm-bf16" in o.contenders:
-            yield "steerlm-bf16", self._ours("--precision", "bf16")
+        for precision in ("int8", "bf16"):
+            if f"steerlm-{precision}" in o.contenders:
+                yield f"steerlm-{precision}", self._ours("--precision", precision)
         if "vllm" in o.contenders:
             if o.vllm_python is None:
                 raise EngineError("name the interpreter of an environment with vLLM: --vllm-python")

@@ -234,7 +234,7 @@ class OpenVinoEngine(Runner):
                   model's context takes makes `context` smaller
     chunk         most tokens of a step, of which answers under way take one each and prompts the rest; by default what
                   takes about a third of a second with a small model
-    precision     f32 for answers that do not depend on the load, bf16 for more of them at a time
+    precision     f32 for the scores of the weights in 8 bits; int8 and bf16 for faster ones, see `Precision`
 
     `guided_context` is the context of requests with guidance, which are computed twice.
     """

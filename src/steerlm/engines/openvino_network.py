@@ -44,7 +44,26 @@ _ASIDE = ".converting-"
 _ABANDONED = 24 * 3600.0
 """Seconds after which nobody is still at work on what was begun."""
 _NETWORK, _FACTS = "openvino_model.xml", "facts.json"
-_FORMS: dict[Precision, Quantization] = {"f32": "q8_0", "bf16": "f16"}
+_FORMS: dict[Precision, Quantization] = {"f32": "q8_0", "int8": "q8_0", "bf16": "f16"}
+_COMPUTING: dict[Precision, dict[str, str]] = {
+    # 0: activations are not rounded, which would double the error of the weights.
+    "f32": {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "KV_CACHE_PRECISION": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+    },
+    # 32 is the size of the groups of weights; with larger ones activations are not rounded at all.
+    "int8": {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "KV_CACHE_PRECISION": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32",
+    },
+    "bf16": {
+        "INFERENCE_PRECISION_HINT": "bf16",
+        "KV_CACHE_PRECISION": "bf16",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+    },
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +141,7 @@ def _compiled(folder: Path, precision: Precision, turns: Sequence[float], scale:
         return core.compile_model(
             model,
             "CPU",
-            {
-                "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_PRECISION_HINT": precision,
-                "KV_CACHE_PRECISION": precision,
-                "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",  # quantised activations double the error of the weights
-            },
+            {"PERFORMANCE_HINT": "LATENCY", **_COMPUTING[precision]},
         )
     except RuntimeError as error:
         raise ModelError(f"{folder}: OpenVINO cannot use this network: {str(error).splitlines()[-1]}") from error

@@ -8,11 +8,23 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, cast
 
+import numpy as np
 import pytest
 import torch
 
 from steerlm.attributes import STEERLM
-from steerlm.engines import Guidance, Request, Sampling, TorchEngine, batch, complete, engine_for, make_engine, stream
+from steerlm.engines import (
+    Engine,
+    Guidance,
+    Request,
+    Sampling,
+    TorchEngine,
+    batch,
+    complete,
+    engine_for,
+    make_engine,
+    stream,
+)
 from steerlm.engines.make import conversion_progress
 from steerlm.engines.openvino import OpenVinoCore, OpenVinoEngine
 from steerlm.engines.openvino_network import PagedNetwork, prepared
@@ -279,3 +291,18 @@ def test_other_salts_go_on_from_nothing(engine: Runner, rounded: SteerModel) -> 
     for salt, cached in (("a", 89), ("b", 89), ("c", 0), ("", 0)):
         *_, last = stream(engine, [Request(ids, Sampling(max_tokens=4), salt=salt)])
         assert last.cached == cached
+
+
+def test_activations_in_8_bits(directory: Path, rounded: SteerModel) -> None:
+    """Near the scores of the same weights, and not those."""
+    requests = [
+        Request(tuple(ids), Sampling(max_tokens=1, logprobs=0), prompt_logprobs=0) for ids in prompts_of(rounded)
+    ]
+
+    def scores(engine: Engine) -> list[float]:
+        with closing(engine):
+            return [item.logprob for piece in stream(engine, requests) for item in piece.prompt]
+
+    found, expected = scores(OpenVinoEngine(directory, precision="int8")), scores(TorchEngine(rounded))
+    differences = np.abs(np.array(found) - np.array(expected))
+    assert 1e-3 < differences.mean() < 0.1

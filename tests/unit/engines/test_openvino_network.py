@@ -180,6 +180,7 @@ def test_logprobs_of_real_text(tmp_path: Path) -> None:
     assert float((eight_bits - rounded).abs().mean()) < 1e-3
     assert float((eight_bits - exact).abs().mean()) < 0.05
     assert float((sixteen_bits - exact).abs().mean()) < 0.03
+    assert float((paged_logprobs(tmp_path / "policy", "int8", ids) - exact).abs().mean()) < 0.1
 
 
 def logprobs_of(model: SteerModel, ids: list[int]) -> torch.Tensor:
