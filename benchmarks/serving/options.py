@@ -11,7 +11,7 @@ from pydantic import Field
 from steerlm.engines import EngineName
 from steerlm.settings import Settings
 
-Work = Literal["throughput", "sweep", "second-turn", "load"]
+Work = Literal["throughput", "overhead", "sweep", "second-turn", "load"]
 Contender = Literal["steerlm", "steerlm-int8", "steerlm-bf16", "transformers", "vllm", "llama-cpp"]
 
 
@@ -20,7 +20,7 @@ class Options(Settings):
 
     model: Path = Path("runs/quickstart/policy")
     """Directory of the policy that all of them serve."""
-    work: tuple[Work, ...] = ("throughput", "sweep", "second-turn", "load")
+    work: tuple[Work, ...] = ("throughput", "overhead", "sweep", "second-turn", "load")
     """What to measure."""
     contenders: tuple[Contender, ...] = ("steerlm", "steerlm-int8", "steerlm-bf16", "transformers")
     """Who generates: our server, as it is and with `--precision int8` or `bf16`, transformers' generate, and where they

@@ -1,4 +1,4 @@
-"""The four things that are measured. Each returns plain data for the result file."""
+"""The things that are measured. Each returns plain data for the result file."""
 
 from __future__ import annotations
 
@@ -42,20 +42,18 @@ class Bench:
         """Measure one work item."""
         return {
             "throughput": self.throughput,
+            "overhead": self.overhead,
             "sweep": self.sweep,
             "second-turn": self.second_turn,
             "load": self.load,
         }[work]()
 
     def throughput(self) -> dict[str, Any]:
-        """Tokens a second at each number of clients, for every contender, and of our engine without its server."""
+        """Tokens a second at each number of clients, for every contender."""
         o = self.options
         groups = [
             [prompts(size, skip=100 * number) for number in range(o.repeat + 1)] for size in o.batches
         ]  # other prompts each time, so that no cache knows them
-
-        def rate(size: int, seconds: Sequence[float]) -> float:
-            return size * o.tokens / median(seconds[1:])
 
         if "llama-cpp" in o.contenders:
             self._llama_cpp([[[0]]])  # whether it runs here, before the others take their time
@@ -66,7 +64,7 @@ class Bench:
                 for size, rounds in zip(o.batches, groups, strict=True):
                     bodies = [[self._body(_ask(text)) for text in texts] for texts in rounds]
                     seconds = [asyncio.run(self._round(server.url, items)) for items in bodies]
-                    rates[size] = rate(size, seconds)
+                    rates[size] = self._rate(size, seconds)
                 record[name] = {"tokens_per_second": rates, "startup_seconds": server.startup_seconds}
             self.say(f"throughput, {name}: {_shown(rates)}")
         offline = [[[self._ids(_ask(text)) for text in texts] for texts in rounds] for rounds in groups]
@@ -74,17 +72,37 @@ class Bench:
         for name, seconds_of in self._offline().items():
             seconds = seconds_of(flat)
             chunks = [seconds[i * (o.repeat + 1) : (i + 1) * (o.repeat + 1)] for i in range(len(o.batches))]
-            rates = {size: rate(size, chunk) for size, chunk in zip(o.batches, chunks, strict=True)}
+            rates = {size: self._rate(size, chunk) for size, chunk in zip(o.batches, chunks, strict=True)}
             record[name] = {"tokens_per_second": rates}
             self.say(f"throughput, {name}: {_shown(rates)}")
-        largest = max(o.batches)
         if "steerlm" in record:
             ours = record["steerlm"]["tokens_per_second"]
             for item in record.values():
                 item["ours_times"] = {size: ours[size] / value for size, value in item["tokens_per_second"].items()}
-            bare = record["steerlm-engine"]["tokens_per_second"][largest]
-            record["steerlm"]["server_overhead"] = 1 - ours[largest] / bare
         return record
+
+    def overhead(self) -> dict[str, Any]:
+        """What our server costs of its engine's tokens with the most clients. They are measured in turn, each several
+        times, as the speed of a machine changes by more than that within minutes.
+        """
+        o, size = self.options, max(self.options.batches)
+        rounds = [prompts(size, skip=100 * number) for number in range(o.repeat + 1)]
+        bodies = [[self._body(_ask(text)) for text in texts] for texts in rounds]
+        groups = [[self._ids(_ask(text)) for text in texts] for texts in rounds]
+        rates: dict[str, list[float]] = {"server": [], "engine": []}
+        for _ in range(o.repeat):
+            with self._ours()() as server:
+                seconds = [asyncio.run(self._round(server.url, items)) for items in bodies]
+            rates["server"].append(self._rate(size, seconds))
+            seconds = apart(o.threads, engine_seconds, o.model, o.engine, groups, o.tokens)
+            rates["engine"].append(self._rate(size, seconds))
+        cost = 1 - median(rates["server"]) / median(rates["engine"])
+        self.say(f"overhead: {100 * cost:.1f}%, {rates}")
+        return {"clients": size, "tokens_per_second": rates, "overhead": cost}
+
+    def _rate(self, size: int, seconds: Sequence[float]) -> float:
+        """Tokens a second of rounds of so many answers, of which the first does not count."""
+        return size * self.options.tokens / median(seconds[1:])
 
     def sweep(self) -> dict[str, Any]:
         """Seconds to answer one conversation under many settings."""
@@ -233,10 +251,6 @@ class Bench:
         """What needs no server: functions from groups of prompts to seconds, each in a process of its own."""
         o = self.options
         found: dict[str, Callable[[Any], list[float]]] = {}
-        if "steerlm" in o.contenders:
-            found["steerlm-engine"] = lambda groups: apart(
-                o.threads, engine_seconds, o.model, o.engine, groups, o.tokens
-            )
         if "transformers" in o.contenders:
             for name, dtype in (("transformers", "float32"), ("transformers-bf16", "bfloat16")):
                 found[name] = lambda groups, dtype=dtype: apart(  # type: ignore[misc]

@@ -7,11 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from steerlm.evaluation.bootstrap import Estimate, bootstrap
+from steerlm.evaluation.bootstrap import Estimate
 from steerlm.evaluation.mt_bench.layouts import PairJudgment
-from steerlm.evaluation.mt_bench.scores import by_question
+from steerlm.evaluation.mt_bench.scores import by_question, over_questions, ratio
 from steerlm.evaluation.mt_bench.verdicts import winner
 
 
@@ -98,9 +96,6 @@ def win_rates(judgments: Iterable[PairJudgment], recorded: bool = False) -> tupl
 
 
 def _rate(model: str, judge: str, rows: list[tuple[int, float]]) -> WinRate:
-    sums, counts = by_question(rows)
-    rate = bootstrap(
-        lambda a, b: float(a.sum() / b.sum()), np.array(list(sums.values())), np.array(list(counts.values()))
-    )
     values = [value for _, value in rows]
+    rate = over_questions(ratio, *by_question(rows))
     return WinRate(model, judge, values.count(1.0), values.count(0.0), values.count(0.5), rate)

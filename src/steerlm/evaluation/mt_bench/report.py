@@ -134,6 +134,8 @@ def _figure(estimate: Estimate) -> str:
 def _interval(estimate: Estimate, sign: str = "") -> str:
     if np.isnan(estimate.value):
         return ""
+    if np.isnan(estimate.low):
+        return f"{estimate.value:{sign}.2f}"
     return f"{estimate.value:{sign}.2f} [{estimate.low:{sign}.2f}, {estimate.high:{sign}.2f}]"
 
 

@@ -1,4 +1,4 @@
-"""Tables from grades: per category, per turn, total, each with a bootstrap interval over questions.
+"""Tables from grades: per category, per turn, total, with bootstrap intervals over questions where there are enough.
 
 The total is the mean over all rated rows of both turns, so that every row counts alike; a row without a rating (-1)
 is left out, a missing one is not made up for, and a duplicate counts as often as it is there, as in FastChat's table.
@@ -7,7 +7,7 @@ is left out, a missing one is not made up for, and a duplicate counts as often a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,8 @@ from steerlm.evaluation.mt_bench.verdicts import UNRATED, rating
 
 Duplicates = Literal["all", "last"]
 OTHER = "other"
+MIN_QUESTIONS = 5
+"""Of fewer questions the draws are so alike that an interval would say nothing: of one it would have no width."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +153,18 @@ def _doubtful(judgment: SingleJudgment) -> bool:
 
 def _mean(rows: Sequence[_Rated]) -> Estimate:
     """The mean over rows. Questions are drawn, each with all its rows: its two turns are not independent."""
-    if not rows:
-        return Estimate(np.nan, np.nan, np.nan)
-    sums, counts = by_question((row.question, row.score) for row in rows)
-    return bootstrap(_ratio, np.array(list(sums.values())), np.array(list(counts.values())))
+    return over_questions(ratio, *by_question((row.question, row.score) for row in rows))
+
+
+def over_questions(statistic: Callable[..., float], *tables: Mapping[int, float]) -> Estimate:
+    """`statistic` of columns of the tables, each by question, on the questions that all have; without an interval where
+    there are fewer than `MIN_QUESTIONS`.
+    """
+    shared = [number for number in tables[0] if all(number in table for table in tables)]
+    columns = [np.array([table[number] for number in shared]) for table in tables]
+    if len(shared) >= MIN_QUESTIONS:
+        return bootstrap(statistic, *columns)
+    return Estimate(statistic(*columns) if shared else np.nan, np.nan, np.nan)
 
 
 def by_question(rows: Iterable[tuple[int, float]]) -> tuple[dict[int, float], dict[int, float]]:
@@ -167,7 +177,7 @@ def by_question(rows: Iterable[tuple[int, float]]) -> tuple[dict[int, float], di
     return sums, counts
 
 
-def _ratio(sums: Floats, counts: Floats) -> float:
+def ratio(sums: Floats, counts: Floats) -> float:
     return float(sums.sum() / counts.sum())
 
 
@@ -205,10 +215,6 @@ def steering_differences(found: Sequence[Score]) -> list[Difference]:
 
 def difference(score: Score, other: Score) -> Difference:
     """The total of `score` minus that of `other` on the questions that both have."""
-    sums, counts = by_question(score.rows)
-    other_sums, other_counts = by_question(other.rows)
-    shared = [number for number in sums if number in other_sums]
-    columns = [np.array([table[number] for number in shared]) for table in (sums, counts, other_sums, other_counts)]
-    nothing = Estimate(np.nan, np.nan, np.nan)
-    points = bootstrap(lambda a, b, c, d: _ratio(a, b) - _ratio(c, d), *columns) if shared else nothing
-    return Difference(score.model, other.model, score.judge, points, len(shared))
+    tables = *by_question(score.rows), *by_question(other.rows)
+    points = over_questions(lambda a, b, c, d: ratio(a, b) - ratio(c, d), *tables)
+    return Difference(score.model, other.model, score.judge, points, len(tables[0].keys() & tables[2].keys()))

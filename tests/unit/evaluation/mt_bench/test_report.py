@@ -44,10 +44,18 @@ def shown(width: int) -> list[list[str]]:
 def test_tables_fit_a_narrow_terminal_and_have_blanks_where_nothing_was_judged() -> None:
     lines = shown(80)
     [total] = [line for line in lines if line[:2] == ["m", "gpt-4"]]
-    assert total[2].startswith("5.33 [")
-    assert total[3:] == ["8.00", "4.00", "3"]
+    assert total[2:] == ["5.33", "8.00", "4.00", "3"]
     [categories] = [line for line in lines if line[0] == "m" and line[1] != "gpt-4"]
     assert categories == ["m", "8.00", "4.00"]
+
+
+def test_an_interval_stands_where_there_are_questions_enough() -> None:
+    rows = [judgment_row(81 + k, "much-longer-model-name@verbosity=4", 1, 1 + k % 9) for k in range(40)]
+    many = Report(scores([SingleJudgment.from_row(row) for row in rows]), [], [], [], [], {})
+    console = Console(file=io.StringIO(), width=80)
+    for table in many.tables():
+        console.print(table)
+    assert re.search(r"4\.\d\d \[\d\.\d\d, \d\.\d\d\]", console.file.getvalue())  # type: ignore[attr-defined]
 
 
 def test_notes_tell_what_the_table_does_not() -> None:

@@ -181,3 +181,13 @@ def test_a_difference_is_over_shared_questions() -> None:
     assert (difference(one, two).points.value, difference(one, two).questions) == (3, 1)
     three = only(judged(judgment_row(99, "c", 1, 5)))
     assert math.isnan(difference(one, three).points.value)
+
+
+@pytest.mark.parametrize(("questions", "has_interval"), [(1, False), (4, False), (5, True)])
+def test_a_few_questions_have_no_interval(questions: int, has_interval: bool) -> None:
+    """That of one would have no width, as if it were exact."""
+    rows = [judgment_row(81 + k, model, turn, 4 + k) for k in range(questions) for model in "ab" for turn in (1, 2)]
+    one, two = scores(judged(*rows))
+    for estimate in (one.total, one.turns[1], difference(one, two).points):
+        assert math.isfinite(estimate.value)
+        assert math.isfinite(estimate.low) == math.isfinite(estimate.high) == has_interval
