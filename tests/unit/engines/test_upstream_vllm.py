@@ -135,8 +135,9 @@ def test_log_probabilities(engine: UpstreamEngine, model: SteerModel) -> None:
 def test_what_its_cache_saved_is_told(engine: UpstreamEngine) -> None:
     prompt = tuple(5 + k % 40 for k in range(600))
     complete(engine, [Request(prompt, Sampling(max_tokens=1))])
-    [piece] = stream(engine, [Request(prompt, Sampling(max_tokens=1))])
-    assert piece.cached >= 256
+    for salt, is_cached in (("", True), ("one", False), ("one", True), ("other", False)):
+        [piece] = stream(engine, [Request(prompt, Sampling(max_tokens=1), salt=salt)])
+        assert (piece.cached >= 256) == is_cached
 
 
 def test_a_cancelled_answer_is_stopped_there(engine: UpstreamEngine, url: str) -> None:
