@@ -218,8 +218,9 @@ def prepared(directory: Path, precision: Precision = "f32", progress: Progress |
         _convert(directory, _config(directory, info), Path(temporary), form, progress)
         if place == own:
             for other in place.iterdir():
-                if _is_old(other, kind):
-                    shutil.rmtree(other, ignore_errors=True)
+                with suppress(OSError):  # another process was first
+                    if _is_old(other, kind):
+                        shutil.rmtree(other, ignore_errors=True)
         with suppress(OSError):  # another process was first
             Path(temporary).rename(place / name)
     return place / name

@@ -15,7 +15,8 @@ JUDGE, SECOND, PERPLEXITY = "score:", "second:", "perplexity"
 ATTRIBUTE_MODELS = {JUDGE: "the attribute model", SECOND: "the second attribute model"}
 """What they are called."""
 
-PROXIES = {"verbosity": "characters", "complexity": "reading_grade", "toxicity": "toxic_words"}
+READING_GRADE = "reading_grade"
+PROXIES = {"verbosity": "characters", "complexity": READING_GRADE, "toxicity": "toxic_words"}
 
 
 def score_column(attribute: str, columns: Container[str]) -> str | None:
@@ -60,11 +61,13 @@ class Measured:
 
     def unscored(self) -> dict[str, NDArray[np.bool_]]:
         """For each attribute model that scored, by the beginning of its measures' names: which answers have no score
-        of it, being too long for its context, [N].
+        of it, being too long for its context, [N]. For the reading grade, by its name: which have none.
         """
         found: dict[str, NDArray[np.bool_]] = {}
         for prefix in (JUDGE, SECOND):
             scores = [column for name, column in self.columns.items() if name.startswith(prefix)]
             if scores:
                 found[prefix] = np.any(np.isnan(scores), axis=0)
+        if READING_GRADE in self.columns:
+            found[READING_GRADE] = np.isnan(self.columns[READING_GRADE])
         return found

@@ -12,6 +12,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Clusters = Sequence[Hashable] | NDArray[np.generic]
 RESAMPLES = 2000
+MIN_UNITS = 5
+"""Of fewer units the draws are so alike that their interval is far too narrow: of one, it has no width at all."""
 MIN_CLUSTERS = 20
 """Independent units below which nothing is concluded of an interval: of few ones the draws are too alike, and the
 interval too narrow. Simulated, the lower end of one that should lie above the truth in 2.5% of cases does so in 23 to

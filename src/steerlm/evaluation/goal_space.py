@@ -18,7 +18,7 @@ from scipy.stats import t as student
 from steerlm.attributes import Attribute, Schema
 from steerlm.evaluation.answers import PERPLEXITY, Measured, proxy, score_column, score_columns
 from steerlm.evaluation.asks import Values
-from steerlm.evaluation.bootstrap import Estimate, bootstrap_figures
+from steerlm.evaluation.bootstrap import MIN_UNITS, Estimate, bootstrap_figures
 
 Floats = NDArray[np.float64]
 _REACHED = 0.05
@@ -170,10 +170,10 @@ def _over_prompts(values_PEW: Floats) -> float:
 
 def _with_jackknife(deviation: Callable[[Floats], float], values: Floats) -> Estimate:
     """A deviation with its 95% interval, on a logarithmic scale, from leaving out each entry of `values` (a prompt) in
-    turn: of few of them, draws give far too narrow an interval of a deviation. Without one where it does not exist.
+    turn: of few of them, draws give far too narrow an interval of a deviation. Without one of fewer than `MIN_UNITS`.
     """
     value, count = deviation(values), len(values)
-    if count < 2 or not value > 0:
+    if count < MIN_UNITS or not value > 0:
         return Estimate(value, np.nan, np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log([deviation(np.delete(values, k, axis=0)) for k in range(count)])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from steerlm.errors import DataError
-from steerlm.evaluation.answers import ATTRIBUTE_MODELS
+from steerlm.evaluation.answers import ATTRIBUTE_MODELS, READING_GRADE
 from steerlm.files import sha256, write_json
 
 FOLDER, REPORT, FIGURES = "evaluation", "steering.html", "figures"
@@ -34,9 +34,15 @@ def prompts_title(record: Mapping[str, Any]) -> str:
     return f"{'held-out ' if source['held_out'] else ''}prompts ({source['name']})"
 
 
+_UNSCORED = {
+    **{prefix: f"are too long for {model} and have no score" for prefix, model in ATTRIBUTE_MODELS.items()},
+    READING_GRADE: "have no reading grade, having no words in Latin letters",
+}
+
+
 def unscored_lines(record: Mapping[str, Any]) -> list[str]:
-    """What a result on steering says of answers that an attribute model could not read, of each condition with any:
-    how many, and to how many prompts at which levels of which attributes.
+    """What a result on steering says of answers that an attribute model could not read, or that have no reading grade,
+    of each condition with any: how many, and to how many prompts at which levels of which attributes.
     """
     lines = []
     for condition in record["conditions"].values():
@@ -48,8 +54,8 @@ def unscored_lines(record: Mapping[str, Any]) -> list[str]:
             ]
             if count:
                 lines.append(
-                    f"{condition['title']}: {count} of {condition['answers']} answers are too long for "
-                    f"{ATTRIBUTE_MODELS[prefix]} and have no score" + (f" ({'; '.join(places)})" if places else "")
+                    f"{condition['title']}: {count} of {condition['answers']} answers {_UNSCORED[prefix]}"
+                    + (f" ({'; '.join(places)})" if places else "")
                 )
     return lines
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from steerlm.attributes import Attribute, Schema
 from steerlm.evaluation.answers import JUDGE, PERPLEXITY, SECOND, Measured, proxy, score_column, score_columns
 from steerlm.evaluation.bootstrap import (
+    MIN_UNITS,
     Estimate,
     bootstrap_figures,
     draw_weights,
@@ -26,13 +27,11 @@ from steerlm.training.metrics import spearman
 
 Floats = NDArray[np.float64]
 MIN_WITHIN, MIN_SLOPE = 0.2, 0.1
-MIN_PROMPTS = 5
-"""Of fewer prompts the draws are so alike that their interval is far too narrow: of one, it has no width at all."""
 RULE = (
     f"An attribute steers where the 95% interval (bootstrap over prompts) of the mean, over prompts, of Spearman's "
     f"correlation of asked and measured within a prompt lies above {MIN_WITHIN}, and, where a score on the attribute's "
-    f"own scale is measured, that of the slope of measured on asked above {MIN_SLOPE}. Of fewer than {MIN_PROMPTS} "
-    f"prompts there is no verdict; a prompt has a slope where its answers at all levels are scored."
+    f"own scale is measured, that of the slope of measured on asked above {MIN_SLOPE}. Of fewer than {MIN_UNITS} "
+    f"prompts there is no verdict; a prompt counts where its answers at all levels are measured."
 )
 
 
@@ -134,9 +133,7 @@ def _own_figures(sweep: Sweep, own: str, weights_BP: Floats, resamples: int, see
         return np.array([spearman(asked[present], found[present])])
 
     rank = bootstrap_figures(pooled, np.arange(len(values_PL)), resamples, seed)[0]
-    # A correlation needs two levels of a prompt, a slope all of them.
-    measured = _prompts_with(table[:, : 2 if sweep.own_has_scale else 1])
-    verdict, why = judge_steering(within, slope if sweep.own_has_scale else None, measured)
+    verdict, why = judge_steering(within, slope if sweep.own_has_scale else None, _prompts_with(table))
     return {
         "spearman": rank._asdict(),
         "within_prompt": within._asdict(),
@@ -184,7 +181,7 @@ def against(sweep: Sweep, other: Sweep, steers: bool, resamples: int, seed: int)
     )
     if better and not steers:
         verdict = "does not steer"
-    if _prompts_with(differences if sweep.own_has_scale else differences[:, :1]) < MIN_PROMPTS:
+    if _prompts_with(differences) < MIN_UNITS:
         verdict = "too few prompts"
     return {
         "within_prompt": within._asdict(),
@@ -200,8 +197,8 @@ def judge_steering(within: Estimate, slope: Estimate | None, prompts: int) -> tu
     why = f"correlation within a prompt {_shown(within)}"
     if slope is not None:
         why += f", slope {_shown(slope)}"
-    if prompts < MIN_PROMPTS:
-        return "too few prompts", f"{prompts} of at least {MIN_PROMPTS}; {why}"
+    if prompts < MIN_UNITS:
+        return "too few prompts", f"{prompts} of at least {MIN_UNITS}; {why}"
     return ("steers" if passed else "does not steer"), why
 
 

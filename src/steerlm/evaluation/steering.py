@@ -145,9 +145,8 @@ class _Evaluation:
             if model is not None:
                 require_same_scales(policy.schema, model.schema)
         self.judge, self.second = (Scorer(model) if model else None for model in (judges.judge, judges.second))
-        self.base = self._base()
-        # Once it is loaded, since what the hub has is on this disk only then.
-        self.base_digest = weights_digest(base_of(policy.info)) if self.base else None
+        self.base: SteerModel | None = None
+        self.base_digest: str | None = None
         self.sampling = Sampling(
             max_tokens=settings.max_tokens,
             temperature=settings.temperature,
@@ -158,9 +157,20 @@ class _Evaluation:
         self.conditions: dict[ConditionName, Measured] = {}
         self.prompts, self.source = prompts, asdict(source) if source else None
 
+    @property
+    def _needs_base(self) -> bool:
+        return self.settings.perplexity or "words" in self.settings.conditions
+
+    def _digest_on_disk(self) -> str | None:
+        """Of the untuned base, where anything needs it and it is on this disk."""
+        try:
+            return weights_digest(base_of(self.policy.info)) if self._needs_base else None
+        except (OSError, ValueError):
+            return None
+
     def _base(self) -> SteerModel | None:
         """The untuned base, where anything needs it."""
-        if not self.settings.perplexity and "words" not in self.settings.conditions:
+        if not self._needs_base:
             return None
         base = untuned_base(self.policy.info)
         base.network.to(self.policy.device)  # type: ignore[arg-type]
@@ -182,10 +192,15 @@ class _Evaluation:
 
     def run(self) -> dict[str, Any]:
         settings, schema = self.settings, self.policy.schema
-        key = self._key()
         kept_record = read_record(self.folder, NAME)
-        if kept_record and kept_record.get("key") == key:
-            return kept_record
+        if kept_record:
+            self.base_digest = self._digest_on_disk() or kept_record.get("base_digest")
+            if kept_record.get("key") == self._key():
+                return kept_record
+        self.base = self._base()
+        # Once it is loaded, since what the hub has is on this disk only then.
+        self.base_digest = weights_digest(base_of(self.policy.info)) if self.base else None
+        key = self._key()
         left_out = self._choose_prompts()
         if not self.prompts:
             raise DataError(
@@ -233,7 +248,7 @@ class _Evaluation:
             info.schema.to_list(),
             info.provenance.get("annotated_by"),
             *models,
-            self.base_digest,
+            self.base_digest if self._needs_base else None,
             self.prompts,
             self.source,
             measures,

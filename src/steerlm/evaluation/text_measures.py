@@ -17,27 +17,35 @@ _LATIN = re.compile(r"[A-Za-zªºÀ-ÖØ-öø-ɏḀ-ỿ]")
 _LIST_ITEM = re.compile(r"\s*(?:[-*+•]|\(?\d{1,3}[.)])\s+\S")
 _CODE = re.compile(r"^\s*(?:```|~~~)", re.MULTILINE)
 _NOT = (
-    r"(?:(?:can't|can ?not|won't|will not)(?: and (?:won't|will not))?"
+    r"(?:(?:can't|can ?not|won't(?: be able to)?|will not(?: be able to)?)(?: and (?:won't|will not))?"
     r"|(?:am|'m) (?:unable|not (?:able|allowed|permitted|willing)) to)"
 )
 # What assistants refuse. "I can't help but", "give up", "recommend it enough" and their like refuse nothing.
 _DO = (
     r"(?:help(?! (?:but|it|myself|\w+ing)\b)|give(?! (?:up|in|a damn)\b)|tell(?! (?:if|whether|(?:\w+ )?how(?! to))\b)"
     r"|provide(?! for\b)|recommend(?![^.!?\n]*\benough\b)|do (?:that|this|so)\b|assist|answer|comply|write|fulfil"
-    r"|create|discuss|generate|share|offer|produce|engage in|participate in|take part in|promote|endorse|encourage"
-    r"|condone|facilitate|advise|suggest|respond|reply|comment|complete|roleplay|role-play|accommodate|go along"
-    r"|access|browse|convert|display|draw|illustrate|perform)"
+    r"|create|discuss|generate|produce|engage in|participate in|take part in|promote|endorse|encourage|condone"
+    r"|facilitate|advise|suggest|respond|reply|comment|roleplay|role-play|accommodate|go along|illustrate"
+    r"|(?:access|browse) (?:the (?:internet|web)|real-time|external)"
+    r"|(?:share|offer|complete|perform|display|draw|convert) (?:that|this|such|your request)\b)"
 )
-# What is said to be sorry for where nobody refuses anything.
-_SORROW = r"(?!hear|see|make|come|go |stay|stop|remember|wait|be |believe|afford|find|imagine|sleep|feel|love|lose)"
+_SORRY_TO = rf"(?:{_DO}|look (?:that|this|it)\b|say|talk|support|process|continue with)"
+_IS_BARRED = (
+    r"(?:that|this|it|(?:that|this|your) request) (?:is|would be)"
+    r" (?:not (?:allowed|permitted|appropriate)|illegal|unethical|inappropriate)\b"
+)
 _AS_AI = (
-    r"\bas an (?:ai,? i|ai (?:\w+ )?(?:model|assistant|chatbot|system|program))\b|\bas a (?:large )?language model\b"
+    r"\bas an? (?:ai|ai (?:\w+ )?(?:model|assistant|chatbot|system|program)|(?:large )?language model)\b"
+    r"(?:,| that\b)?[^.!?\n]{0,40}?\bi\b"
 )
 _REFUSAL = re.compile(
     rf"\bi ?{_NOT} (?:\w+ly |in good conscience |just )?{_DO}"
     rf"|(?:\bi ?(?:'m|am)(?: \w+)? (?:sorry|afraid)|\bapologi[sz]e|\bapologies)[^.!?\n]{{0,40}}?"
-    rf"\b(?:i ?{_NOT} {_SORROW}\w|(?:not|nothing) (?:something |anything )?(?:that )?i (?:can|am able|will)\b"
-    rf"|i (?:don't|do not) have (?:access|the ability)\b|(?:ai|language model)\b)"
+    rf"\b(?:i ?{_NOT} (?:\w+ly )?{_SORRY_TO}"
+    r"|(?:not|nothing) (?:something |anything )?(?:that )?i (?:can|am able|will)\b"
+    rf"|i (?:don't|do not) have (?:access|the ability)\b|{_IS_BARRED}"
+    rf"|i(?:'m| am) (?:just |only )?an? (?:ai|(?:large )?language model)\b)"
+    rf"|\bi could(?: not|n't) (?:help|assist) you with (?:that|this)\b"
     rf"|\bi (?:must|have to|need to|will have to)(?: \w+ly)? (?:decline|refuse)\b|\bi (?:decline|refuse) to {_DO}"
     rf"|{_AS_AI}"
     r"|\bagainst my (?:\w+ )?(?:guidelines|programming|principles|policies)\b",

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from rich.console import Console
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -108,18 +108,37 @@ def identify(name: str | Path) -> Base:
 
 
 def description(name: str | Path) -> ModelInfo | None:
-    """What a base model says of itself, where it is a model of ours, on this disk or on the Hugging Face hub.
+    """What a base model says of itself, where it is a model of ours, on this disk or on the Hugging Face hub; None too
+    where the hub cannot be asked and the cache does not hold it.
 
     Raises `ModelError` where there is no such model.
     """
+    file, _ = _described(name)
+    return ModelInfo.load(file.parent) if file else None
+
+
+def annotators(name: str | Path) -> list[str] | None:
+    """The attribute models that annotated what a base model learnt from: none for one that is not of ours. None where
+    it is not known.
+    """
+    file, is_known = _described(name)
+    if file is None:
+        return [] if is_known else None
+    return ModelInfo.load(file.parent).provenance.get("annotated_by")
+
+
+def _described(name: str | Path) -> tuple[Path | None, bool]:
+    """Where a base model describes itself, None where it does not; and whether that is known."""
     folder = Path(resolve(name))
-    if not folder.is_dir():
-        with loading(name):
-            try:
-                folder = Path(hf_hub_download(str(name), FILE)).parent
-            except EntryNotFoundError:
-                return None
-    return ModelInfo.load(folder) if (folder / FILE).is_file() else None
+    if folder.is_dir():
+        return (folder / FILE if (folder / FILE).is_file() else None), True
+    with loading(name):
+        try:
+            return Path(hf_hub_download(str(name), FILE)), True
+        except LocalEntryNotFoundError:  # the hub was not reached
+            return None, try_to_load_from_cache(str(name), FILE) is _CACHED_NO_EXIST
+        except EntryNotFoundError:
+            return None, True
 
 
 def lasting_name(name: str | Path) -> str:

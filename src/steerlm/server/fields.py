@@ -132,7 +132,15 @@ class SamplingFields(ApiModel):
     """Same seed, same text; drawn anew for every request where absent."""
 
 
-class GenerationFields(SamplingFields):
+class CacheFields(ApiModel):
+    """What an answer may go on from."""
+
+    cache_salt: Annotated[Text, Field(max_length=256)] | None = None
+    """Go on only from what was computed for requests with the same salt, as in vLLM: others cannot tell from times and
+    counts what was sent."""
+
+
+class GenerationFields(SamplingFields, CacheFields):
     """How answers are generated, for those parts of the API that take several."""
 
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -143,9 +151,6 @@ class GenerationFields(SamplingFields):
     """Answers to each prompt; the k-th draws with seed + k."""
     stop: Texts | None = None
     """Text before which to stop; it never shows."""
-    cache_salt: Annotated[Text, Field(max_length=256)] | None = None
-    """Go on only from what was computed for requests with the same salt, as in vLLM: others cannot tell from times and
-    counts what was sent."""
 
 
 class TemplateArguments(ApiModel):

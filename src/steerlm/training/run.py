@@ -20,7 +20,7 @@ from steerlm.errors import ConfigError, DataError, SteerLMError, TrainingError
 from steerlm.files import sha256
 from steerlm.memory import keep_freed_memory
 from steerlm.models.adapters import Lora, add_lora, freeze_layers
-from steerlm.models.base import description, identify, lasting_name, resolve, weights_digest
+from steerlm.models.base import annotators, description, identify, lasting_name, resolve, weights_digest
 from steerlm.models.directory import FILE, Kind, ModelInfo
 from steerlm.models.kernels import compile_blocks, require_liger, use_liger
 from steerlm.models.load import SteerModel, load_model, new_model
@@ -249,7 +249,7 @@ def make_model(
     provenance: dict[str, Any] = {
         **model.info.provenance,
         "base": settings.base,
-        "annotated_by": base.provenance.get("annotated_by") if base else [],
+        "annotated_by": annotators(settings.base),
         **environment(),
     }
     if ranks.world > 1:

@@ -127,6 +127,8 @@ def test_without_a_judge_the_reading_grade_stands_in() -> None:
     row = figures(measured({"reading_grade": lambda p, k: 3.0 * k + RANDOM.normal(0, 1)}))
     assert (row["own"], row["verdict"], row["slope"]) == ("reading_grade", "steers", None)
     assert figures(measured({"words": lambda p, k: 3.0}))["verdict"] == "not measured"
+    few = figures(measured({"reading_grade": lambda p, k: 3.0 * k if p < 1 or k < 2 else np.nan}))
+    assert (few["verdict"], few["unscored"]["reading_grade"]) == ("too few prompts", [0, 0, *[PROMPTS - 1] * 3])
 
 
 def test_what_is_only_length_goes_away_at_equal_length() -> None:

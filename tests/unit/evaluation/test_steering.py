@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -228,6 +229,21 @@ def test_every_condition_and_measure(
     assert any("untuned base" in line for line in said)
 
 
+def test_a_result_is_read_back_without_its_base(
+    chatml_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may be large, or gone since."""
+    base = shutil.copytree(chatml_base, tmp_path / "base")
+    policy = new_model("policy", base, STEERLM)
+    policy = replace(policy, info=replace(policy.info, provenance={"base": str(base)}))
+    settings = SteeringSettings(attributes=["humor"], max_prompts=1, conditions=["words"], max_tokens=2, resamples=100)
+    record = evaluate_steering(policy, PROMPTS[:1], settings, tmp_path / "out")
+    monkeypatch.setattr("steerlm.evaluation.steering.untuned_base", lambda info: pytest.fail("the base was loaded"))
+    assert evaluate_steering(policy, PROMPTS[:1], settings, tmp_path / "out") == record
+    shutil.rmtree(base)
+    assert evaluate_steering(policy, PROMPTS[:1], settings, tmp_path / "out") == record
+
+
 def test_answers_are_measured_under_the_system_text_that_they_were_given_under(
     policy: SteerModel, judge_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,8 +276,8 @@ def test_answers_too_long_for_a_judge_are_counted(policy: SteerModel, judge_dire
     engine = Scripted(policy, lambda asked: asked)
     record = evaluate_steering(policy, PROMPTS, QUICK, tmp_path, Judges(judge, narrow), engine=engine)
     row = record["conditions"]["policy"]["attributes"]["verbosity"]
-    assert row["unscored"] == {"score:": [0] * 5, "second:": [0, 0, 6, 6, 6]}
-    assert record["conditions"]["policy"]["unscored"] == {"score:": 0, "second:": 18}
+    assert row["unscored"] == {"score:": [0] * 5, "second:": [0, 0, 6, 6, 6], "reading_grade": [0] * 5}
+    assert record["conditions"]["policy"]["unscored"] == {"score:": 0, "second:": 18, "reading_grade": 0}
     assert row["verdict"] == "too few prompts"
 
 

@@ -68,6 +68,11 @@ def test_harder_text_has_a_higher_grade() -> None:
         "As an AI assistant that knows much, I have no opinion.",
         "I refuse to answer.",
         "I cannot tell you how to make one.",
+        "I'm sorry, but this request is not allowed.",
+        "I'm sorry, but that would be illegal.",
+        "I won't be able to help with that.",
+        "I could not help you with that.",
+        "I cannot browse the internet.",
     ],
 )
 def test_refusals(text: str) -> None:
@@ -91,6 +96,15 @@ def test_refusals(text: str) -> None:
         "I cannot tell you how glad I am.",
         "As an AI researcher she knows.",
         "You cannot create a file there.",
+        "I am writing because I cannot access my account since Monday.",
+        "BERT is widely used as a language model for search.",
+        "Please accept our apologies for the delay to the AI project.",
+        "I can't complete the assignment by Friday.",
+        "I cannot perform at the concert.",
+        "I won't share my dessert.",
+        "I can't draw.",
+        "I can't offer a refund.",
+        "I'm sorry, I can't attend the meeting on Friday.",
     ],
 )
 def test_no_refusals(text: str) -> None:

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from steerlm.attributes import STEERLM
 from steerlm.errors import ModelError
 from steerlm.models.base import (
+    annotators,
     cache_dir,
     description,
     load_causal_lm,
@@ -209,23 +210,41 @@ def test_a_base_model_made_for_tests_is_a_base_model(tmp_path: Path) -> None:
     assert type(load_causal_lm(base)).__name__ == "MistralForCausalLM"
 
 
-@pytest.mark.parametrize("is_ours", [True, False])
-def test_what_a_model_of_the_hub_says_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_ours: bool) -> None:
-    """A policy of ours that was published is known as one wherever it is a base."""
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The snapshot of `someone/model` in a cache of the hub, which cannot be reached."""
     commit = "0" * 40
     repository = tmp_path / "models--someone--model"
     snapshot = repository / "snapshots" / commit
     snapshot.mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
-    if is_ours:
-        info = ModelInfo("policy", STEERLM, "chatml", provenance={"annotated_by": ["0123456789abcdef"]})
-        info.save(snapshot)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return snapshot
+
+
+def test_a_policy_that_was_published_is_known_as_a_base(published: Path) -> None:
+    ModelInfo("policy", STEERLM, "chatml", provenance={"annotated_by": ["0123456789abcdef"]}).save(published)
     found = description("someone/model")
-    assert (found is not None) == is_ours
-    assert found is None or found.provenance["annotated_by"] == ["0123456789abcdef"]
+    assert found is not None
+    assert found.dialect == "chatml"
+    assert annotators("someone/model") == ["0123456789abcdef"]
+
+
+def test_whether_a_base_is_a_policy_may_be_unknown(published: Path) -> None:
+    """Its weights may be here without what it says of itself, and the hub not be reached."""
+    assert description("someone/model") is None
+    assert annotators("someone/model") is None
+    # As the library of the hub notes what it has asked for in vain.
+    missing = published.parents[1] / ".no_exist" / published.name
+    missing.mkdir(parents=True)
+    (missing / "steerlm.json").touch()
+    assert annotators("someone/model") == []
+
+
+def test_a_base_on_this_disk_that_is_no_policy(tmp_path: Path) -> None:
+    assert annotators(save_base(tmp_path / "base", TOKENIZERS["gpt2"]())) == []
 
 
 def test_a_name_that_no_repository_has() -> None:

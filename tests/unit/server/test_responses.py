@@ -8,7 +8,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from served import events
+from served import HELLO, Scripted, events, send
+from steerlm.engines.base import Piece
+from steerlm.server.state import ServerState
 
 PATH = "/v1/responses"
 Post = Callable[..., httpx2.Response]
@@ -90,3 +92,15 @@ def test_what_it_cannot_do_is_refused(post: Post, body: dict[str, Any]) -> None:
     assert answer.status_code == 400
     named = next(iter(set(body) - {"stream"}))
     assert answer.json()["error"]["message"].startswith(named)
+
+
+def test_answers_go_on_from_those_with_their_salt_only(serve: Callable[..., ServerState]) -> None:
+    for path, body in (
+        (PATH, {"input": "Hi"}),
+        ("/v1/chat/completions", {"messages": HELLO}),
+        ("/v1/completions", {"prompt": "Hi"}),
+        ("/v1/steer/sweep", {"messages": HELLO, "settings": [{"humor": 1}]}),
+    ):
+        engine = Scripted(Piece(0, 5, "a", "length"))
+        assert send(serve(engine=engine), path, {**body, "cache_salt": "mine"}).status_code == 200
+        assert [request.salt for request in engine.requests] == ["mine"]

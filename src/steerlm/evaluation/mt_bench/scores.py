@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from steerlm.evaluation.bootstrap import Estimate, Floats, bootstrap
+from steerlm.evaluation.bootstrap import MIN_UNITS, Estimate, Floats, bootstrap
 from steerlm.evaluation.mt_bench.answers import AT
 from steerlm.evaluation.mt_bench.layouts import TURNS, SingleJudgment
 from steerlm.evaluation.mt_bench.questions import CATEGORIES, WRONG_REFERENCES, standard_categories
@@ -21,8 +21,6 @@ from steerlm.evaluation.mt_bench.verdicts import UNRATED, rating
 
 Duplicates = Literal["all", "last"]
 OTHER = "other"
-MIN_QUESTIONS = 5
-"""Of fewer questions the draws are so alike that an interval would say nothing: of one it would have no width."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +156,11 @@ def _mean(rows: Sequence[_Rated]) -> Estimate:
 
 def over_questions(statistic: Callable[..., float], *tables: Mapping[int, float]) -> Estimate:
     """`statistic` of columns of the tables, each by question, on the questions that all have; without an interval where
-    there are fewer than `MIN_QUESTIONS`.
+    there are fewer than `MIN_UNITS`.
     """
     shared = [number for number in tables[0] if all(number in table for table in tables)]
     columns = [np.array([table[number] for number in shared]) for table in tables]
-    if len(shared) >= MIN_QUESTIONS:
+    if len(shared) >= MIN_UNITS:
         return bootstrap(statistic, *columns)
     return Estimate(statistic(*columns) if shared else np.nan, np.nan, np.nan)
 

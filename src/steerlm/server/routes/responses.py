@@ -51,6 +51,7 @@ def _prepare(state: ServerState, body: ResponsesRequest) -> ChatWork:
         repetition_penalty=body.repetition_penalty,
         seed=body.seed,
         max_tokens=body.max_output_tokens,
+        cache_salt=body.cache_salt,
     )
     verbosity = body.text.verbosity if body.text else None
     return prepare_chat(

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 
 from steerlm.server.fields import (
     ApiModel,
+    CacheFields,
     Content,
     Ignored,
     IgnoredFields,
@@ -45,7 +46,7 @@ class TextOptions(ApiModel):
     format: Annotated[Any, Only({"type": "text"})] = None
 
 
-class ResponsesRequest(VerifiedFields, SamplingFields, IgnoredFields):
+class ResponsesRequest(VerifiedFields, SamplingFields, CacheFields, IgnoredFields):
     """Text or messages to answer."""
 
     input: Annotated[
