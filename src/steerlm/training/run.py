@@ -83,7 +83,6 @@ def train_policy(settings: PolicySettings, resume: Resume = "auto", *, overwrite
 
 def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Resume, overwrite: bool) -> SteerModel:
     settings.require_consistent()
-    schema = schema_to_learn(settings)
     ranks = Ranks.start(settings.device, settings.tensor_parallel)
     keep_freed_memory()
     with contextlib.closing(ranks), contextlib.ExitStack() as opened:
@@ -91,6 +90,7 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
         if ranks.is_main:
             opened.enter_context(stop_at_once())
         require_possible(settings, ranks.device, ranks.world)
+        schema = schema_to_learn(settings)
         data = opened.enter_context(training_data(settings, schema))
         whole, schema = schema, schema_of_labels(settings, schema, data.survey)
         # Ranks may see other copies of the base; the main one's word counts.
