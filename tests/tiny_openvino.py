@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import pytest
 import torch
 
 from steerlm.attributes import STEERLM
+from steerlm.engines.openvino_network import computes_bfloat16
 from steerlm.models.load import SteerModel, new_model
 from tiny import TOKENIZERS, save_base
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 1}
+IN_BFLOAT16 = pytest.mark.skipif(not computes_bfloat16(), reason="needs a CPU on which OpenVINO computes in bfloat16")
 Q8 = gguf.GGMLQuantizationType.Q8_0
 
 

@@ -74,8 +74,8 @@ def serve_command(
         it is installed and fits, else torch.
     precision
         What openvino computes in: f32, so that an answer does not depend on the load; int8, which rounds activations to
-        8 bits and is faster by a fifth to two thirds; or bf16, for twice the answers under load on CPUs that have it.
-        With these two an answer may change with the load, even with a seed.
+        8 bits and on CPUs with VNNI is faster by a fifth to two thirds; or bf16, for twice the answers under load on
+        CPUs with AMX. With these two an answer may change with the load, even with a seed.
     cache_gb
         Memory in GiB for what is remembered of prompts and answers; 2 without it, for torch on a GPU a quarter of what
         is free. Those under way count with openvino: where it is less than the model's context takes, it bounds prompt

@@ -29,10 +29,11 @@ f32 computes in float32 with 8-bit weights. An answer does then not depend on wh
 row alone and among 32 others differ by 4e-5.
 
 int8 multiplies 8-bit weights with activations rounded to 8 bits in groups of 32, as llama.cpp does, and is faster by a
-fifth to two thirds; where a difference of 1e-6 turns a rounding, scores differ by some 0.3.
+fifth to two thirds; where a difference of 1e-6 turns a rounding, scores differ by some 0.3. CPUs without products of
+8-bit numbers (VNNI) compute it as f32.
 
-bf16 computes in bfloat16 with float16 weights. Those scores differ by 0.3, so that an answer may change with the load;
-on CPUs that multiply bfloat16 natively, prompts take a quarter of the time and 32 answers at a time half of it.
+bf16 computes in bfloat16 with float16 weights, on CPUs with AVX-512 or AMX. Those scores differ by 0.3, so that an
+answer may change with the load; with AMX, prompts take a quarter of the time and 32 answers at a time half of it.
 """
 CACHE_BYTES = 2 << 30
 """Memory that keys and values take at most, unless told otherwise: of OpenVINO all, of torch on a CPU those kept."""

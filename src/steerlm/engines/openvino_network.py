@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import openvino as ov
@@ -31,7 +31,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from steerlm.checkpoints.gguf import Quantization, export_gguf, rotary
 from steerlm.engines.make import Precision
-from steerlm.errors import ModelError
+from steerlm.errors import ConfigError, ModelError
 from steerlm.files import write_json
 from steerlm.models.base import cache_dir, loading, resolve
 from steerlm.models.directory import ModelInfo
@@ -44,26 +44,37 @@ _ASIDE = ".converting-"
 _ABANDONED = 24 * 3600.0
 """Seconds after which nobody is still at work on what was begun."""
 _NETWORK, _FACTS = "openvino_model.xml", "facts.json"
-_FORMS: dict[Precision, Quantization] = {"f32": "q8_0", "int8": "q8_0", "bf16": "f16"}
-_COMPUTING: dict[Precision, dict[str, str]] = {
-    # 0: activations are not rounded, which would double the error of the weights.
-    "f32": {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "KV_CACHE_PRECISION": "f32",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
-    },
-    # 32 is the size of the groups of weights; with larger ones activations are not rounded at all.
-    "int8": {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "KV_CACHE_PRECISION": "f32",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32",
-    },
-    "bf16": {
-        "INFERENCE_PRECISION_HINT": "bf16",
-        "KV_CACHE_PRECISION": "bf16",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
-    },
+
+
+class _Computing(NamedTuple):
+    """The form of the weights, what is computed in, and in groups of how many activations are rounded to 8 bits: of 0
+    they are not.
+    """
+
+    form: Quantization
+    kind: str
+    group: int
+
+
+_COMPUTING: dict[Precision, _Computing] = {
+    "f32": _Computing("q8_0", "f32", 0),  # rounded activations would double the error of the weights
+    "int8": _Computing("q8_0", "f32", 32),  # as many as weights; in larger groups nothing is rounded at all
+    "bf16": _Computing("f16", "bf16", 0),
 }
+
+
+def computes_bfloat16() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this CPU."""
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def require_computable(precision: Precision) -> None:
+    """Raise `ConfigError` where OpenVINO does not compute in a precision on this CPU."""
+    if _COMPUTING[precision].kind == "bf16" and not computes_bfloat16():
+        raise ConfigError(
+            f"precision {precision}: OpenVINO computes in bfloat16 only on CPUs with AVX-512 or AMX, and this one has "
+            "neither; leave it out"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +149,16 @@ def _compiled(folder: Path, precision: Precision, turns: Sequence[float], scale:
         _turn(model, turns, scale)
         paged_attention_transformation(model)
         _score_some(model)
+        computing = _COMPUTING[precision]
         return core.compile_model(
             model,
             "CPU",
-            {"PERFORMANCE_HINT": "LATENCY", **_COMPUTING[precision]},
+            {
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_PRECISION_HINT": computing.kind,
+                "KV_CACHE_PRECISION": computing.kind,
+                "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(computing.group),
+            },
         )
     except RuntimeError as error:
         raise ModelError(f"{folder}: OpenVINO cannot use this network: {str(error).splitlines()[-1]}") from error
@@ -196,7 +213,7 @@ def prepared(directory: Path, precision: Precision = "f32", progress: Progress |
     Raises `ModelError` for architectures that GGUF files are not written of, or OpenVINO does not read.
     """
     info = ModelInfo.load(directory, "policy")
-    form = _FORMS[precision]
+    form = _COMPUTING[precision].form
     own = directory / _FOLDER
     places = [own, cache_dir() / _FOLDER]
     digest = hashlib.sha256(json.dumps(_settings(directory, info), sort_keys=True).encode()).hexdigest()[:8]

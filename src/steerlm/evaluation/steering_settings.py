@@ -41,7 +41,7 @@ class SteeringSettings(Settings):
     engine: LocalEngine = "auto"
     """openvino (CPU, 8-bit weights, fast), torch (any device, any model), or auto: openvino where it can be used."""
     precision: Precision = "f32"
-    """What openvino computes in; int8 is faster, and bf16 still more on CPUs that multiply bfloat16 natively."""
+    """What openvino computes in; on CPUs with VNNI int8 is faster, and on those with AMX bf16 still more."""
     cache_gb: Annotated[float, Field(gt=0, lt=1 << 20)] | None = None
     """Memory in GiB for what is remembered of prompts and answers; 2 without it, for torch on a GPU a quarter of what
     is free. Those under way count with openvino: where it is less than the model's context takes, it bounds prompt and
@@ -61,5 +61,5 @@ class SteeringSettings(Settings):
     @classmethod
     def _each_once(cls, values: list[str], info: ValidationInfo) -> list[str]:
         if twice := [value for value, count in Counter(values).items() if count > 1]:
-            raise ValueError(f"{', '.join(twice)} given more than once; give each of {info.field_name} once")
+            raise ValueError(f"{', '.join(twice)} given more than once in {info.field_name}; give each once")
         return values
