@@ -26,12 +26,18 @@ class Scripted:
 
     def submit(self, requests: Sequence[Request], deliver: Deliver) -> Callable[[], None]:
         for number, request in enumerate(requests):
-            asked = int(re.findall(r"verbosity:(\d)", self.model.renderer.tokenizer.decode(request.prompt))[-1])
-            text = "Salt is in it. " * (1 + 3 * self.believes(asked))
-            deliver(Piece(number, 5, text, "stop"))
+            deliver(Piece(number, 5, self.text(request), "stop"))
             self.answered += 1
             self.seeds[request.prompt] = request.sampling.seed
         return lambda: None
+
+    def text(self, request: Request) -> str:
+        """What it answers."""
+        return "Salt is in it. " * (1 + 3 * self.believes(self.asked(request, "verbosity")))
+
+    def asked(self, request: Request, attribute: str) -> int:
+        """The value in the label line."""
+        return int(re.findall(rf"{attribute}:(\d)", self.model.renderer.tokenizer.decode(request.prompt))[-1])
 
     def close(self) -> None:
         raise AssertionError("an engine that was given is not ours to close")

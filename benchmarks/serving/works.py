@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -19,7 +20,7 @@ import numpy as np
 from benchmarks.measure import apart
 from benchmarks.serving import servers
 from benchmarks.serving.client import Seen, ask, ask_all, post, session
-from benchmarks.serving.options import Options
+from benchmarks.serving.options import Options, Work
 from benchmarks.serving.peers import engine_seconds, llama_cpp_seconds, transformers_seconds
 from benchmarks.serving.texts import Message, conversation, prompts
 from steerlm.checkpoints.gguf import export_gguf
@@ -38,7 +39,7 @@ class Bench:
         self.say = say
         self.tokenizer = load_tokenizer(str(options.model))
 
-    def measure(self, work: str) -> dict[str, Any]:
+    def measure(self, work: Work) -> dict[str, Any]:
         """Measure one work item."""
         return {
             "throughput": self.throughput,
@@ -51,10 +52,7 @@ class Bench:
     def throughput(self) -> dict[str, Any]:
         """Tokens a second at each number of clients, for every contender."""
         o = self.options
-        groups = [
-            [prompts(size, skip=100 * number) for number in range(o.repeat + 1)] for size in o.batches
-        ]  # other prompts each time, so that no cache knows them
-
+        groups = [self._rounds(size) for size in o.batches]
         if "llama-cpp" in o.contenders:
             self._llama_cpp([[[0]]])  # whether it runs here, before the others take their time
         record: dict[str, Any] = {}
@@ -62,14 +60,14 @@ class Bench:
             with url_of() as server:
                 rates = {}
                 for size, rounds in zip(o.batches, groups, strict=True):
-                    bodies = [[self._body(_ask(text)) for text in texts] for texts in rounds]
-                    seconds = [asyncio.run(self._round(server.url, items)) for items in bodies]
-                    rates[size] = self._rate(size, seconds)
+                    rates[size] = self._served(server.url, rounds)
                 record[name] = {"tokens_per_second": rates, "startup_seconds": server.startup_seconds}
             self.say(f"throughput, {name}: {_shown(rates)}")
-        offline = [[[self._ids(_ask(text)) for text in texts] for texts in rounds] for rounds in groups]
-        flat = [prompts_ for rounds in offline for prompts_ in rounds]
-        for name, seconds_of in self._offline().items():
+        flat = [ids for rounds in groups for ids in self._ids_of(rounds)]
+        offline = self._transformers()
+        if "llama-cpp" in o.contenders:
+            offline["llama-cpp"] = self._llama_cpp
+        for name, seconds_of in offline.items():
             seconds = seconds_of(flat)
             chunks = [seconds[i * (o.repeat + 1) : (i + 1) * (o.repeat + 1)] for i in range(len(o.batches))]
             rates = {size: self._rate(size, chunk) for size, chunk in zip(o.batches, chunks, strict=True)}
@@ -86,19 +84,28 @@ class Bench:
         times, as the speed of a machine changes by more than that within minutes.
         """
         o, size = self.options, max(self.options.batches)
-        rounds = [prompts(size, skip=100 * number) for number in range(o.repeat + 1)]
-        bodies = [[self._body(_ask(text)) for text in texts] for texts in rounds]
-        groups = [[self._ids(_ask(text)) for text in texts] for texts in rounds]
+        rounds = self._rounds(size)
         rates: dict[str, list[float]] = {"server": [], "engine": []}
         for _ in range(o.repeat):
             with self._ours()() as server:
-                seconds = [asyncio.run(self._round(server.url, items)) for items in bodies]
-            rates["server"].append(self._rate(size, seconds))
-            seconds = apart(o.threads, engine_seconds, o.model, o.engine, groups, o.tokens)
+                rates["server"].append(self._served(server.url, rounds))
+            seconds = apart(o.threads, engine_seconds, o.model, o.engine, self._ids_of(rounds), o.tokens)
             rates["engine"].append(self._rate(size, seconds))
         cost = 1 - median(rates["server"]) / median(rates["engine"])
         self.say(f"overhead: {100 * cost:.1f}%, {rates}")
         return {"clients": size, "tokens_per_second": rates, "overhead": cost}
+
+    def _rounds(self, size: int) -> list[list[str]]:
+        """The prompts of each round: others each time, so that no cache knows them."""
+        return [prompts(size, skip=100 * number) for number in range(self.options.repeat + 1)]
+
+    def _ids_of(self, rounds: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+        return [[self._ids(_ask(text)) for text in texts] for texts in rounds]
+
+    def _served(self, url: str, rounds: Sequence[Sequence[str]]) -> float:
+        """Tokens a second of a server."""
+        bodies = [[self._body(_ask(text)) for text in texts] for texts in rounds]
+        return self._rate(len(rounds[0]), [asyncio.run(self._round(url, items)) for items in bodies])
 
     def _rate(self, size: int, seconds: Sequence[float]) -> float:
         """Tokens a second of rounds of so many answers, of which the first does not count."""
@@ -127,11 +134,12 @@ class Bench:
                 record[name] = {"seconds": median([asyncio.run(_with(server.url, how, m)) for m in rounds][1:])}
             self.say(f"sweep, {name}: {record[name]['seconds']:.1f} s")
         groups = [[self._ids(messages, values) for values in settings] for messages in rounds]
-        for name, seconds_of in self._offline(only=("transformers", "transformers-bf16")).items():
+        for name, seconds_of in self._transformers().items():
             record[name] = {"seconds": median(seconds_of(groups)[1:])}
             self.say(f"sweep, {name}: {record[name]['seconds']:.1f} s")
-        for item in record.values():
-            item["ours_times"] = item["seconds"] / record["steerlm"]["seconds"]
+        if "steerlm" in record:
+            for item in record.values():
+                item["ours_times"] = item["seconds"] / record["steerlm"]["seconds"]
         return {**record, "prompt_tokens": [len(group[0]) for group in groups], "settings": len(settings)}
 
     def second_turn(self) -> dict[str, Any]:
@@ -247,18 +255,15 @@ class Bench:
 
         return started
 
-    def _offline(self, only: Sequence[str] | None = None) -> dict[str, Callable[[Any], list[float]]]:
-        """What needs no server: functions from groups of prompts to seconds, each in a process of its own."""
+    def _transformers(self) -> dict[str, Callable[[Any], list[float]]]:
+        """Functions from groups of prompts to seconds, each in a process of its own, where they are asked for."""
+        kinds = {"transformers": "float32", "transformers-bf16": "bfloat16"}
+        wanted = "transformers" in self.options.contenders
+        return {name: partial(self._generate, dtype) for name, dtype in kinds.items()} if wanted else {}
+
+    def _generate(self, dtype: str, groups: Any) -> list[float]:
         o = self.options
-        found: dict[str, Callable[[Any], list[float]]] = {}
-        if "transformers" in o.contenders:
-            for name, dtype in (("transformers", "float32"), ("transformers-bf16", "bfloat16")):
-                found[name] = lambda groups, dtype=dtype: apart(  # type: ignore[misc]
-                    o.threads, transformers_seconds, o.model, dtype, groups, o.tokens
-                )
-        if "llama-cpp" in o.contenders:
-            found["llama-cpp"] = self._llama_cpp
-        return {name: run for name, run in found.items() if only is None or name in only}
+        return apart(o.threads, transformers_seconds, o.model, dtype, groups, o.tokens)
 
     def _llama_cpp(self, groups: Any) -> list[float]:
         o = self.options

@@ -12,7 +12,9 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from steerlm.dialects import DIALECTS, Dialect
 from steerlm.errors import ConfigError, ModelError
-from steerlm.evaluation.records import FIGURES, REPORT, evaluation_folder, prompts_title, read_record
+from steerlm.evaluation.invariance import ROUNDED
+from steerlm.evaluation.records import FIGURES, REPORT, evaluation_folder, read_record
+from steerlm.evaluation.steering_words import are_held_out, prompts_title
 from steerlm.files import write_text
 from steerlm.models.directory import ModelInfo
 from steerlm.pages import page
@@ -97,8 +99,7 @@ def card_text(model: str | Path, license_: str | None = None) -> str:
     kinds = ("steering", "attributes", "mt_bench")
     steering, attributes, mt_bench = (_own(info, read_record(folder, kind)) for kind in kinds)
     # What is said of the model is what the policy does, not the base or what else it was compared with.
-    policy = steering["conditions"].get("policy") if steering else None
-    asked = prompts_title(steering) if steering else ""
+    policy = _policy(steering)
     names = steering["settings"]["attributes"] if steering and policy else []
     figures = [f"{name}.png" for name in names if (folder / FIGURES / f"{name}.png").is_file()]
     known, known_license = _HUB_NAMES.get(str(info.provenance.get("base")), (info.hub_base, None))
@@ -111,7 +112,7 @@ def card_text(model: str | Path, license_: str | None = None) -> str:
         pipeline_tag="text-generation" if info.kind == "policy" else "text-classification",
         tags=["steerlm", info.kind, *(["attribute-conditioned"] if info.kind == "policy" else ["reward-model"])],
         model_name=name,
-        eval_results=_results(policy, asked, attributes) or None,
+        eval_results=_results(steering, attributes) or None,
     )
     dialect = DIALECTS[info.dialect]
     line = info.schema.label_line(info.schema.defaults)
@@ -126,9 +127,10 @@ def card_text(model: str | Path, license_: str | None = None) -> str:
         prompt_turns=prompt_text(dialect, info.system, line if info.kind == "policy" else "", turns=2),
         steering=policy,
         steering_record=steering,
-        prompts_title=asked,
+        prompts_title=prompts_title(steering) if steering else None,
         agreement=(attributes or {}).get("attributes"),
         attributes_record=attributes,
+        rounded=ROUNDED,
         mt_bench=mt_bench,
         # A name before @ is that of a model, whatever its settings.
         judged={score["model"].partition("@")[0] for score in mt_bench["scores"]} if mt_bench else {},
@@ -160,16 +162,21 @@ def _own(info: ModelInfo, record: Mapping[str, Any] | None) -> Mapping[str, Any]
     return record if record and record.get("model") == info.fingerprint else None
 
 
-def _results(policy: Mapping[str, Any] | None, prompts: str, attributes: Mapping[str, Any] | None) -> list[EvalResult]:
-    """Figures for the metadata; `prompts` is what those are called that the policy answered."""
+def _policy(steering: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    return steering["conditions"].get("policy") if steering else None
+
+
+def _results(steering: Mapping[str, Any] | None, attributes: Mapping[str, Any] | None) -> list[EvalResult]:
+    """Figures for the metadata."""
     found = []
-    for name, row in (policy["attributes"] if policy else {}).items():
+    for name, row in (_policy(steering) or {}).get("attributes", {}).items():
+        assert steering is not None
         if row.get("within_prompt") and row["within_prompt"]["value"] is not None:
             found.append(
                 EvalResult(
                     task_type="text-generation",
-                    dataset_type="held-out-prompts" if prompts.startswith("held-out") else "prompts",
-                    dataset_name=prompts,
+                    dataset_type="held-out-prompts" if are_held_out(steering) else "prompts",
+                    dataset_name=prompts_title(steering),
                     metric_type="spearman-within-prompt",
                     metric_name=f"{name}: rank correlation of asked and measured within a prompt",
                     metric_value=round(row["within_prompt"]["value"], 4),

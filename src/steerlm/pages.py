@@ -29,11 +29,11 @@ def cell(text: str) -> str:
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
 
 
-def fenced(text: str, language: str = "text") -> str:
-    """A Markdown block of code, with fences that are in no line of it."""
+def fenced(text: str) -> str:
+    """A Markdown block of text as it is, with fences longer than any run of backticks in it."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text}\n{fence}"
+    return f"{fence}text\n{text}\n{fence}"
 
 
 def figure(estimate: Mapping[str, Any] | None, digits: int = 2) -> str:

@@ -22,7 +22,7 @@ from steerlm.card import refresh_card
 from steerlm.conversation import Conversation
 from steerlm.errors import DataError
 from steerlm.evaluation.figures import has_matplotlib, remove_figures, write_figures
-from steerlm.evaluation.prompts import OWN, PromptSource, first_prompts
+from steerlm.evaluation.prompts import BUNDLED, PromptSource, first_prompts
 from steerlm.evaluation.records import FIGURES, FOLDER, REPORT
 from steerlm.evaluation.report import write_report
 from steerlm.evaluation.steering import Judges, evaluate_steering
@@ -247,7 +247,9 @@ class _Quickstart:
             Judges(judge),
             directory=self.path("policy"),
             say=lambda text: self.say(f"    {text}"),
-            source=PromptSource(f"of the data, and {OWN.name}" if self.settings.data else OWN.name, held_out=True),
+            source=PromptSource(
+                f"of the data, and {BUNDLED.name}" if self.settings.data else BUNDLED.name, held_out=True
+            ),
         )
         write_report(record, folder / REPORT, "the policy")
         if has_matplotlib():

@@ -1,4 +1,4 @@
-"""From what a user asks for to what the policy is prompted with."""
+"""From what a user asks for to what the policy is prompted with, and how near an answer comes to it."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from steerlm.card import refresh_card
 from steerlm.devices import pick_device
 from steerlm.errors import DataError
 from steerlm.evaluation.figures import has_matplotlib, remove_figures, write_figures
-from steerlm.evaluation.prompts import OWN, PromptSource, read_prompts
+from steerlm.evaluation.prompts import BUNDLED, PromptSource, read_prompts
 from steerlm.evaluation.records import FIGURES, REPORT, evaluation_folder
 from steerlm.evaluation.report import write_report
 from steerlm.evaluation.steering import Judges, evaluate_steering
@@ -87,7 +87,7 @@ def eval_steering_command(
         judges,
         directory=policy,
         say=say,
-        source=PromptSource(prompts.name) if prompts else OWN,
+        source=PromptSource(prompts.name) if prompts else BUNDLED,
     )
     report = write_report(record, folder / REPORT, policy.resolve().name)
     if has_matplotlib():

@@ -76,6 +76,11 @@ class Request:
     prompt_logprobs: int | None = None
     salt: str = ""
 
+    @property
+    def prompts(self) -> list[tuple[int, ...]]:
+        """What is computed for it: its own prompt and, with guidance, the other one."""
+        return [self.prompt, *([self.guidance.prompt] if self.guidance else [])]
+
 
 def batch(prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Request]:
     """A request for each prompt; request `i` draws with seed `sampling.seed + i`."""
@@ -119,8 +124,8 @@ class Engine(Protocol):
     """Whether requests may have guidance."""
 
     def submit(self, requests: Sequence[Request], deliver: Deliver) -> Callable[[], None]:
-        """Begin to answer; requests submitted together share the computation of what their prompts begin
-        with, where their salts are the same.
+        """Begin to answer; requests submitted together share the computation of what their prompts begin with, where
+        their salts are the same.
 
         Returns what cancels those that have not ended: nothing more is delivered of them, and their memory is freed.
         Raises `ConfigError` where a prompt is too long or the engine lacks what is asked for.
@@ -199,10 +204,9 @@ def complete(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
 
 def check_room(request: Request, context: int) -> None:
     """Raise `ConfigError` where a prompt is empty, or prompt and answer together exceed the context."""
-    prompts = [request.prompt, *([request.guidance.prompt] if request.guidance else [])]
-    if not all(prompts):
+    if not all(request.prompts):
         raise ConfigError("an empty prompt cannot be continued")
-    longest = max(map(len, prompts))
+    longest = max(map(len, request.prompts))
     if longest + request.sampling.max_tokens > context:
         raise ConfigError(
             f"a prompt of {longest} tokens and {request.sampling.max_tokens} to generate exceed the model's context of "

@@ -113,7 +113,7 @@ def request_body(
         body["repetition_penalty"] = sampling.repetition_penalty
     if sampling.min_tokens:
         body["min_tokens"] = sampling.min_tokens
-    if request.salt:
+    if request.salt:  # it may have the id of a key in it, which is no business of another server's
         body["cache_salt"] = hashlib.sha256(request.salt.encode()).hexdigest()
     if sampling.logprobs is not None:
         body |= {"logprobs": sampling.logprobs, "return_tokens_as_token_ids": True}

@@ -6,7 +6,7 @@ pass: rows stand one after another, without padding.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from steerlm.engines.base import Request
 from steerlm.engines.blocks import BLOCK, Pool, Table, blocks_for
 from steerlm.engines.choosing import Chooser, Scores, prompt_logprobs
 from steerlm.engines.make import CACHE_BYTES, MAX_BATCH, Precision
-from steerlm.engines.openvino_network import PagedNetwork, Progress, Row, prepared
-from steerlm.engines.prefixes import Known, Part, in_turn, share
+from steerlm.engines.openvino_network import PagedNetwork, Progress, Row, prepared, require_computable
+from steerlm.engines.prefixes import Known, Part, in_turn, parts_of
 from steerlm.engines.runner import Runner, Token
 from steerlm.errors import ConfigError
 from steerlm.models.prompting import Prompting, load_prompting
@@ -35,6 +35,11 @@ class _Answer:
     @property
     def begun(self) -> bool:
         return bool(self.chooser.made)
+
+    @property
+    def ready(self) -> bool:
+        """Whether its next token can be chosen."""
+        return all(row is not None for row in self.scores)
 
 
 class OpenVinoCore:
@@ -63,8 +68,7 @@ class OpenVinoCore:
         self._waiting: dict[int, _Answer] = {}
 
     def check(self, request: Request) -> None:
-        longest = max(len(request.prompt), len(request.guidance.prompt) if request.guidance else 0)
-        tokens = longest + request.sampling.max_tokens
+        tokens = max(map(len, request.prompts)) + request.sampling.max_tokens
         if (need := _need(request)) > self._pool.size:
             raise ConfigError(
                 f"{tokens} tokens of prompt and answer, computed twice for guidance, need {need} blocks of memory, and "
@@ -72,19 +76,17 @@ class OpenVinoCore:
             )
 
     def add(self, requests: Sequence[tuple[int, Request]]) -> None:
-        prompts = [[r.prompt, *([r.guidance.prompt] if r.guidance else [])] for _, r in requests]
-        salts = [request.salt for (_, request), rows in zip(requests, prompts, strict=True) for _ in rows]
-        parts: Iterator[Part[Table]] = iter(share([ids for rows in prompts for ids in rows], salts))
-        for (key, request), rows in zip(requests, prompts, strict=True):
-            own = [next(parts) for _ in rows]
-            own[0].score(request.prompt_logprobs)
-            self._waiting[key] = _Answer(key, own, Chooser(request, self._stop_ids), _need(request), [None] * len(rows))
+        parts: list[list[Part[Table]]] = parts_of([request for _, request in requests])
+        for (key, request), own in zip(requests, parts, strict=True):
+            self._waiting[key] = _Answer(key, own, Chooser(request, self._stop_ids), _need(request), [None] * len(own))
 
     def drop(self, key: int, keep: bool = True) -> None:
         self._waiting.pop(key, None)
         answer = self._answers.pop(key, None)
-        for part in answer.parts if answer and keep else ():
-            ids = [*part.ids, *answer.chooser.made][: part.done] if answer else []
+        if answer is None or not keep:
+            return
+        for part in answer.parts:
+            ids = [*part.ids, *answer.chooser.made][: part.done]
             if part.states is not None and ids:
                 self._keep(ids, part.salt, part.states)
 
@@ -193,13 +195,9 @@ class OpenVinoCore:
                 self._keep(part.ids, part.salt, part.states)
         for answer in self._answers.values():
             answer.scores = [found.get(part, old) for part, old in zip(answer.parts, answer.scores, strict=True)]
-        return [self._chosen(answer) for answer in self._answers.values() if self._is_ready(answer)]
-
-    def _is_ready(self, answer: _Answer) -> bool:
-        ready = all(row is not None for row in answer.scores)
-        if not ready:  # one of two rows, in memory that the next step writes to
-            answer.scores = [None if row is None else row.copy() for row in answer.scores]
-        return ready
+            if not answer.ready:  # one of two rows, in memory that the next step writes to
+                answer.scores = [None if row is None else row.copy() for row in answer.scores]
+        return [self._chosen(answer) for answer in self._answers.values() if answer.ready]
 
     def _chosen(self, answer: _Answer) -> Token:
         token, logprob = answer.chooser.choose([row for row in answer.scores if row is not None])
@@ -222,8 +220,7 @@ def _stems(answers: Iterable[_Answer]) -> list[Part[Table]]:
 
 def _need(request: Request) -> int:
     """Blocks that a request may come to fill, with one for the copy of a block that it shares in part."""
-    prompts = [request.prompt, *([request.guidance.prompt] if request.guidance else [])]
-    return sum(blocks_for(len(ids) + request.sampling.max_tokens) + 1 for ids in prompts)
+    return sum(blocks_for(len(ids) + request.sampling.max_tokens) + 1 for ids in request.prompts)
 
 
 class OpenVinoEngine(Runner):
@@ -234,9 +231,10 @@ class OpenVinoEngine(Runner):
                   model's context takes makes `context` smaller
     chunk         most tokens of a step, of which answers under way take one each and prompts the rest; by default what
                   takes about a third of a second with a small model
-    precision     f32 for the scores of the weights in 8 bits; int8 and bf16 for faster ones, see `Precision`
+    precision     f32, or int8 or bf16, which are faster; see `Precision`
 
-    `guided_context` is the context of requests with guidance, which are computed twice.
+    `guided_context` is the context of requests with guidance, which are computed twice. Raises `ConfigError` for a
+    precision that this CPU does not compute in, `ModelError` for a model that OpenVINO cannot read.
     """
 
     def __init__(
@@ -249,6 +247,7 @@ class OpenVinoEngine(Runner):
         precision: Precision = "f32",
         progress: Progress | None = None,
     ) -> None:
+        require_computable(precision)
         directory = Path(directory)
         renderer = (prompting or load_prompting(directory)).renderer
         network = PagedNetwork(prepared(directory, precision, progress), cache_bytes, precision)

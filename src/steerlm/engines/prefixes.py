@@ -9,9 +9,9 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
-from steerlm.engines.base import TokenLogprob
+from steerlm.engines.base import Request, TokenLogprob
 
 S = TypeVar("S")
 # Tokens that must be saved for a part of its own to be worth a pass through the network.
@@ -73,6 +73,16 @@ class Part(Generic[S]):
         self.states, self.done, self.cached, self.followed = None, 0, 0, False
 
 
+def parts_of(requests: Sequence[Request]) -> list[list[Part[S]]]:
+    """A part for each prompt of each request, see `share`."""
+    rows = [(ids, request.salt) for request in requests for ids in request.prompts]
+    parts: Iterator[Part[S]] = iter(share([ids for ids, _ in rows], [salt for _, salt in rows]))
+    found = [[next(parts) for _ in request.prompts] for request in requests]
+    for own, request in zip(found, requests, strict=True):
+        own[0].score(request.prompt_logprobs)
+    return found
+
+
 def share(prompts: Sequence[tuple[int, ...]], salts: Sequence[str]) -> list[Part[S]]:
     """A part for each prompt. What several of one salt begin with is a part of its own, which theirs go on from."""
     leaves: dict[int, Part[S]] = {}
@@ -115,6 +125,12 @@ class _Node:
     name: int | None = None
 
 
+class _Entry(NamedTuple, Generic[S]):
+    node: _Node
+    salt: str
+    states: S
+
+
 class Known(Generic[S]):
     """What was computed for earlier sequences of ids, to be taken up again; the least recently used comes first.
 
@@ -126,7 +142,7 @@ class Known(Generic[S]):
 
     def __init__(self, most: float = math.inf) -> None:
         self.most = most
-        self._entries: OrderedDict[int, tuple[_Node, str, S]] = OrderedDict()
+        self._entries: OrderedDict[int, _Entry[S]] = OrderedDict()
         self._roots: dict[str, _Node] = {}
         self._next = 0
         self.tokens = 0
@@ -139,9 +155,9 @@ class Known(Generic[S]):
         """Whether a sequence begins with these."""
         return self._reach(tuple(ids), salt)[1] == len(ids)
 
-    def put(self, ids: Sequence[int], salt: str, states: S) -> list[S]:
-        """Note a sequence; returns the states of those that are forgotten for it: what it goes on from, and the first
-        of all where there are too many.
+    def put(self, ids: Sequence[int], salt: str, states: S) -> None:
+        """Note a sequence that none begins with (see `holds`). For it those are forgotten that it goes on from, and the
+        first of all where there are too many.
         """
         node = self._place(tuple(ids), salt)
         shorter, above = [], node.above
@@ -149,16 +165,13 @@ class Known(Generic[S]):
             if above.name is not None:
                 shorter.append(above.name)
             above = above.above
-        equal, node.name, self._next = node.name, self._next, self._next + 1
-        self._entries[node.name] = (node, salt, states)
+        node.name, self._next = self._next, self._next + 1
+        self._entries[node.name] = _Entry(node, salt, states)
         self.tokens += node.stop
-        forgotten = [self._forget(name) for name in shorter]
-        if equal is not None:
-            self.tokens -= node.stop
-            forgotten.append(self._entries.pop(equal)[2])
+        for name in shorter:
+            self._forget(name)
         while self.tokens > self.most:
-            forgotten.append(self.pop())
-        return forgotten
+            self.pop()
 
     def longest(self, ids: Sequence[int], salt: str) -> tuple[int, S | None]:
         """How many tokens, short of the last, some sequence begins with, and the states of that sequence."""
@@ -168,7 +181,7 @@ class Known(Generic[S]):
         while node.name is None:
             node = next(reversed(node.below.values()))
         self._entries.move_to_end(node.name)
-        return size, self._entries[node.name][2]
+        return size, self._entries[node.name].states
 
     def pop(self) -> S:
         """Forget the sequence that was not used for longest."""

@@ -5,7 +5,7 @@ Shapes: B rows of a batch (a request has one, with guidance two), T tokens, V vo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionCacheLa
 from steerlm.engines.base import Request, TokenLogprob
 from steerlm.engines.choosing import Chooser, choose, prompt_logprobs
 from steerlm.engines.make import CACHE_BYTES, MAX_BATCH
-from steerlm.engines.prefixes import Known, Part, in_turn, share
+from steerlm.engines.prefixes import Known, Part, in_turn, parts_of
 from steerlm.engines.runner import Runner, Token
 from steerlm.engines.states import States, beginning, copied, row_states, stack, token_bytes
 from steerlm.errors import ModelError
@@ -71,8 +71,8 @@ class TorchCore:
         self._max_batch = max_batch
         self._chunk = chunk
         self._cache_bytes = cache_bytes
-        self._known_states: Known[States] = Known()
-        self._known: dict[int, _Answer] = {}
+        self._known: Known[States] = Known()
+        self._answers: dict[int, _Answer] = {}
         self._waiting: list[_Answer] = []
         self._starting: list[_Answer] = []
         self._joining: list[_Answer] = []
@@ -83,18 +83,14 @@ class TorchCore:
         """Everything that can be asked for can be done."""
 
     def add(self, requests: Sequence[tuple[int, Request]]) -> None:
-        prompts = [[r.prompt, *([r.guidance.prompt] if r.guidance else [])] for _, r in requests]
-        salts = [request.salt for (_, request), rows in zip(requests, prompts, strict=True) for _ in rows]
-        parts: Iterator[Part[States]] = iter(share([ids for rows in prompts for ids in rows], salts))
-        for (key, request), rows in zip(requests, prompts, strict=True):
-            chooser = Chooser(request, self._stop_ids)
-            answer = _Answer(key, [next(parts) for _ in rows], chooser, [None] * len(rows))
-            answer.parts[0].score(request.prompt_logprobs)
-            self._known[key] = answer
+        parts: list[list[Part[States]]] = parts_of([request for _, request in requests])
+        for (key, request), own in zip(requests, parts, strict=True):
+            answer = _Answer(key, own, Chooser(request, self._stop_ids), [None] * len(own))
+            self._answers[key] = answer
             self._waiting.append(answer)
 
     def drop(self, key: int, keep: bool = True) -> None:
-        answer = self._known.pop(key, None)
+        answer = self._answers.pop(key, None)
         if answer is None or not keep:
             return
         for row, part in enumerate(answer.parts):
@@ -105,9 +101,9 @@ class TorchCore:
 
     def _keep(self, ids: Sequence[int], salt: str, states: States) -> None:
         """Let later prompts that begin with `ids` go on from them."""
-        self._known_states.most = self._cache_bytes // token_bytes(states)
-        if len(ids) <= self._known_states.most and not self._known_states.holds(ids, salt):
-            self._known_states.put(ids, salt, copied(states))
+        self._known.most = self._cache_bytes // token_bytes(states)
+        if len(ids) <= self._known.most and not self._known.holds(ids, salt):
+            self._known.put(ids, salt, copied(states))
 
     @torch.inference_mode()
     def step(self) -> list[Token]:
@@ -119,15 +115,15 @@ class TorchCore:
         return made + self._prefill() if self._starting else made
 
     def close(self) -> None:
-        self._known_states = Known()
+        self._known = Known()
         self._cache = None
-        self._known.clear()
+        self._answers.clear()
         for answers in (self._waiting, self._starting, self._joining, self._running):
             answers.clear()
         del self._network
 
     def _still(self, answers: Sequence[_Answer]) -> list[_Answer]:
-        return [answer for answer in answers if answer.key in self._known]
+        return [answer for answer in answers if answer.key in self._answers]
 
     def _row(self, answer: _Answer, row: int) -> States:
         """The states of a row of the running batch."""
@@ -220,8 +216,8 @@ class TorchCore:
         chunks: dict[Part[States], int] = {}
         room = self._chunk
         parts = (part.next() for answer in self._starting for part in answer.parts if not part.finished)
-        for part in in_turn(dict.fromkeys(parts), self._known_states):
-            if not part.done and part.start(self._known_states) and part.states is not None:
+        for part in in_turn(dict.fromkeys(parts), self._known):
+            if not part.done and part.start(self._known) and part.states is not None:
                 part.states = beginning(part.states, part.done)
             size = min(len(part.ids) - part.done, room)
             if part.likeliest is not None:  # the scores of all its tokens take room

@@ -122,11 +122,11 @@ def verdict(gains: Mapping[str, Mapping[str, float]], independent: int) -> dict[
     (the baseline's RMSE less the model's), or of (the model's accuracy less the baseline's). None where nothing can be
     said: there was no rating to fit the baseline on, or fewer than `MIN_CLUSTERS` independent units to draw.
     """
-    enough = independent >= MIN_CLUSTERS
-    beats = {name: gain["low"] > 0 if enough and np.isfinite(gain["low"]) else None for name, gain in gains.items()}
+    if independent < MIN_CLUSTERS:
+        too_few = f"too few to compare ({independent} independent of at least {MIN_CLUSTERS})"
+        return {"beats": dict.fromkeys(gains), "verdict": too_few}
+    beats = {name: gain["low"] > 0 if np.isfinite(gain["low"]) else None for name, gain in gains.items()}
     lost = [BASELINES[name] for name, beaten in beats.items() if beaten is False]
-    if not enough:
-        return {"beats": beats, "verdict": f"too few to compare ({independent} independent of at least {MIN_CLUSTERS})"}
     if None in beats.values():
         return {"beats": beats, "verdict": "not compared"}
     beaten = "both baselines" if len(beats) > 1 else " ".join(BASELINES[name] for name in beats)

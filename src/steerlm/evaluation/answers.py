@@ -41,6 +41,16 @@ def proxy(attribute: str, columns: Container[str]) -> str | None:
     return name if name in columns else None
 
 
+def own_column(attribute: str, columns: Container[str]) -> str | None:
+    """The measure of an attribute itself: its score, or what of the text stands for it."""
+    return score_column(attribute, columns) or proxy(attribute, columns)
+
+
+def is_score(column: str | None) -> bool:
+    """Whether a measure is an attribute model's score, on the attribute's own scale."""
+    return column is not None and column.startswith(tuple(ATTRIBUTE_MODELS))
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What came back for an ask."""
@@ -60,11 +70,11 @@ class Measured:
     columns: Mapping[str, NDArray[np.float64]]
 
     def unscored(self) -> dict[str, NDArray[np.bool_]]:
-        """For each attribute model that scored, by the beginning of its measures' names: which answers have no score
-        of it, being too long for its context, [N]. For the reading grade, by its name: which have none.
+        """By instrument which answers it said nothing of, [N]: for each attribute model that scored, by the beginning
+        of its measures' names, those too long for its context; for the reading grade, by its name, those without one.
         """
         found: dict[str, NDArray[np.bool_]] = {}
-        for prefix in (JUDGE, SECOND):
+        for prefix in ATTRIBUTE_MODELS:
             scores = [column for name, column in self.columns.items() if name.startswith(prefix)]
             if scores:
                 found[prefix] = np.any(np.isnan(scores), axis=0)

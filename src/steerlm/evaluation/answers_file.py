@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ class AnswersFile:
             raise DataError(f"{path}: another process is writing this file; wait for it, or choose another --out")
         self._held = stream
         try:
-            self._rows: list[dict[str, Any]] = [row for _, row in read_records(path)] if path.is_file() else []
+            self.rows: list[dict[str, Any]] = [row for _, row in read_records(path)] if path.is_file() else []
         except BaseException:
             self.close()
             raise
@@ -42,50 +43,61 @@ class AnswersFile:
         self._lock.unlink(missing_ok=True)
         self._held.close()
 
-    def get(
-        self, digest: str, condition: Condition, asks: Sequence[Ask], prompts: Sequence[Ways]
-    ) -> dict[Hashable, Answer]:
+    def of(self, made: str, name: str, condition: Condition, prompts: Sequence[Ways]) -> ConditionAnswers:
+        """Those of the condition called `name` to these prompts; `made` is a digest of all that they depend on."""
+        return ConditionAnswers(self, made, name, condition, prompts)
+
+    def write(self) -> None:
+        """Write all rows, in place of the file that is there."""
+        write_jsonl(self.path, self.rows)
+
+
+@dataclass(frozen=True)
+class ConditionAnswers:
+    """The answers of one condition in a file."""
+
+    file: AnswersFile
+    made: str
+    name: str
+    condition: Condition
+    prompts: Sequence[Ways]
+
+    def get(self, asks: Sequence[Ask]) -> dict[Hashable, Answer]:
         """Those of these asks that are there, to prompts in the same words."""
         kept = {
-            _place_of(row, condition): Answer(row["text"], row["tokens"], row["cut"])
-            for row in self._rows
-            if row.get("made") == digest
+            self._place_of(row): Answer(row["text"], row["tokens"], row["cut"])
+            for row in self.file.rows
+            if row.get("made") == self.made
         }
-        return {condition.key(ask): kept[place] for ask in asks if (place := _place(ask, condition, prompts)) in kept}
+        return {self.condition.key(ask): kept[place] for ask in asks if (place := self._place(ask)) in kept}
 
-    def put(
-        self,
-        digest: str,
-        name: str,
-        condition: Condition,
-        asks: Sequence[Ask],
-        prompts: Sequence[Ways],
-        answers: Mapping[Hashable, Answer],
-    ) -> None:
-        """Keep all answers of a condition: in place of those that depend on something else, and beside the others."""
-        self._rows = [row for row in self._rows if row.get("condition") != name or row.get("made") == digest]
-        self.add(digest, name, condition, asks, prompts, answers)
+    def add(self, asks: Sequence[Ask], answers: Mapping[Hashable, Answer]) -> None:
+        """Keep some answers, beside all others, for a run that goes on where this one was stopped."""
+        self._enter(asks, answers)
+        self.file.write()
 
-    def add(
-        self,
-        digest: str,
-        name: str,
-        condition: Condition,
-        asks: Sequence[Ask],
-        prompts: Sequence[Ways],
-        answers: Mapping[Hashable, Answer],
-    ) -> None:
-        """Keep some answers of a condition, beside all others, for a run that goes on where this one was stopped."""
-        given = {_place(ask, condition, prompts) for ask in asks}
-        self._rows = [row for row in self._rows if row.get("made") != digest or _place_of(row, condition) not in given]
+    def complete(self, asks: Sequence[Ask], answers: Mapping[Hashable, Answer]) -> None:
+        """Keep all answers: in place of those of the condition that depend on something else, and beside the others."""
+        self.file.rows = [
+            row for row in self.file.rows if row.get("condition") != self.name or row.get("made") == self.made
+        ]
+        self._enter(asks, answers)
+        self.file.write()
+
+    def _enter(self, asks: Sequence[Ask], answers: Mapping[Hashable, Answer]) -> None:
+        entered = {self._place(ask) for ask in asks}
+        self.file.rows = [
+            row for row in self.file.rows if row.get("made") != self.made or self._place_of(row) not in entered
+        ]
         for ask in dict.fromkeys(asks):
-            answer = answers[condition.key(ask)]
-            self._rows.append(
+            key, words = self._place(ask)
+            answer = answers[key]
+            self.file.rows.append(
                 {
-                    "condition": name,
-                    "made": digest,
+                    "condition": self.name,
+                    "made": self.made,
                     "prompt": ask.prompt,
-                    "prompt_text": prompts[ask.prompt][ask.paraphrase],
+                    "prompt_text": words,
                     "paraphrase": ask.paraphrase,
                     "asked": [list(pair) for pair in ask.named],
                     "text": answer.text,
@@ -93,28 +105,25 @@ class AnswersFile:
                     "cut": answer.cut,
                 }
             )
-        write_jsonl(self.path, self._rows)
 
-    def note(self, digest: str, condition: Condition, measured: Measured, prompts: Sequence[Ways]) -> None:
-        """Write beside the answers under a digest what was measured in each; null where nothing was this time."""
+    def note(self, measured: Measured) -> None:
+        """Write beside the answers what was measured in each; null where nothing was this time."""
         found = {
-            _place(ask, condition, prompts): {name: float(column[number]) for name, column in measured.columns.items()}
+            self._place(ask): {name: float(column[number]) for name, column in measured.columns.items()}
             for number, ask in enumerate(measured.asks)
         }
-        for row in self._rows:
-            if row.get("made") == digest:
-                row["measured"] = found.get(_place_of(row, condition))
-        write_jsonl(self.path, self._rows)
+        for row in self.file.rows:
+            if row.get("made") == self.made:
+                row["measured"] = found.get(self._place_of(row))
+        self.file.write()
 
+    def _place(self, ask: Ask) -> tuple[Hashable, str]:
+        """What an answer is kept by: what it depends on, and the words of its prompt."""
+        return self.condition.key(ask), self.prompts[ask.prompt][ask.paraphrase]
 
-def _place(ask: Ask, condition: Condition, prompts: Sequence[Ways]) -> tuple[Hashable, str]:
-    """What an answer is kept by: what it depends on, and the words of its prompt."""
-    return condition.key(ask), prompts[ask.prompt][ask.paraphrase]
-
-
-def _place_of(row: Mapping[str, Any], condition: Condition) -> tuple[Hashable, str]:
-    asked = tuple((name, level) for name, level in row["asked"])
-    return condition.key(Ask(row["prompt"], asked, row["paraphrase"])), row["prompt_text"]
+    def _place_of(self, row: Mapping[str, Any]) -> tuple[Hashable, str]:
+        asked = tuple((name, level) for name, level in row["asked"])
+        return self.condition.key(Ask(row["prompt"], asked, row["paraphrase"])), row["prompt_text"]
 
 
 def digest_of(*parts: Any) -> str:

@@ -31,8 +31,8 @@ def evaluate_attributes(
 ) -> dict[str, Any]:
     """Everything that is known of an attribute model from rated conversations and preference data, as plain data.
 
-    The baselines are fitted on `train`, or without it on the evaluated data by cross-validation. Raises `DataError`
-    where there is nothing to compare with, `ConfigError` for weights of unknown attributes.
+    The baselines are fitted on `train`, or without it on the evaluated data, see `baselines`. Raises `DataError` where
+    there is nothing to compare with, `ConfigError` for weights of unknown attributes.
     """
     settings = settings or AttributeEvaluationSettings()
     scorer = Scorer(model, settings)
@@ -43,8 +43,7 @@ def evaluate_attributes(
         raise DataError(f"no response is rated on any of {', '.join(model.schema.names)}; give rated conversations")
     if not rated and not preferences:
         raise DataError("nothing to evaluate on; give rated conversations or preference files")
-    if preferences:
-        attribute_weights(settings, model.schema)  # a fault in them is told before anything is scored
+    weights = attribute_weights(settings, model.schema) if preferences else {}
     if rated:
         say(f"scoring {len(rated)} conversations")
         evaluated = score_rated(scorer, rated)
@@ -61,7 +60,8 @@ def evaluate_attributes(
     if preferences:
         predictors = ridges(known) if known else {}
         record["preferences"] = {
-            name: preference_figures(scorer, found, settings, predictors) for name, found in preferences.items()
+            name: preference_figures(scorer, found, weights, settings, predictors)
+            for name, found in preferences.items()
         }
     if settings.invariance:
         say("invariance")

@@ -24,6 +24,7 @@ from steerlm.evaluation.text_measures import (
 )
 
 Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 _PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 _FOLDS = 5
 
@@ -61,16 +62,20 @@ def text_statistics(response: str, prompt: str) -> list[float]:
 def baselines(evaluated: RatedResponses, train: RatedResponses | None) -> Baselines:
     """Fit on `train`, or, without it, on the evaluated responses themselves.
 
-    Then the mean is that of all of them: the constant that errs the least, so that no other constant beats it, as one
-    would beat means of a part of them. About it the ridge is cross-validated: its weights for a conversation are fitted
+    Then the mean is that of all of them, the constant that errs the least on them: means of parts of the data could be
+    beaten by a constant. About it the ridge is cross-validated: its weights for a conversation are fitted
     on conversations that share no prompt with it.
     """
     features_RF = _features(evaluated)
     shape = evaluated.rated_RA.shape
     mean_RA, ridge_RA = np.full(shape, np.nan), np.full(shape, np.nan)
-    fold_R = folds(evaluated.group_R)
     train_RF = features_RF if train is None else _features(train)
     source = evaluated if train is None else train
+    # What is predicted, and whether what it is predicted from is all or a part of the source.
+    splits: list[tuple[slice | Mask, bool | Mask]] = [(slice(None), True)]
+    if train is None:
+        fold_R = folds(evaluated.group_R)
+        splits = [(fold_R == fold, fold_R != fold) for fold in range(_FOLDS)]
     for column in range(shape[1]):
         rated_R = source.rated_RA[:, column]
         known_R = ~np.isnan(rated_R)
@@ -78,9 +83,8 @@ def baselines(evaluated: RatedResponses, train: RatedResponses | None) -> Baseli
             continue
         mean = float(rated_R[known_R].mean())
         mean_RA[:, column] = mean
-        for fold in range(_FOLDS) if train is None else (None,):
-            target_R = slice(None) if fold is None else fold_R == fold
-            source_R = known_R & (True if fold is None else fold_R != fold)
+        for target_R, fitting_R in splits:
+            source_R = known_R & fitting_R
             if not source_R.any():
                 continue
             predict = fit_ridge(train_RF[source_R], rated_R[source_R], folds(source.group_R[source_R]))

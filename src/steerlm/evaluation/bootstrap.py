@@ -13,15 +13,16 @@ Ints = NDArray[np.int64]
 Clusters = Sequence[Hashable] | NDArray[np.generic]
 RESAMPLES = 2000
 MIN_UNITS = 5
-"""Of fewer units the draws are so alike that their interval is far too narrow: of one, it has no width at all."""
+"""Units that an interval is given for at all, and a verdict on steering: of fewer the draws are so alike that it is far
+too narrow, and of one it has no width."""
 MIN_CLUSTERS = 20
-"""Independent units below which nothing is concluded of an interval: of few ones the draws are too alike, and the
-interval too narrow. Simulated, the lower end of one that should lie above the truth in 2.5% of cases does so in 23 to
-33% with 2 units, 5 to 6% with 10, and 3 to 4% with 20."""
+"""Independent units that a verdict on an attribute model takes: that it beats a baseline, or that its outputs are mixed
+up. Of fewer the interval is still too narrow for that. Simulated, the lower end of one that should lie above the truth
+in 2.5% of cases does so in 23 to 33% with 2 units, 5 to 6% with 10, and 3 to 4% with 20."""
 
 
 class Estimate(NamedTuple):
-    """A figure with the ends of its 95% interval (percentile bootstrap)."""
+    """A figure with the ends of its 95% interval, NaN where it has none."""
 
     value: float
     low: float

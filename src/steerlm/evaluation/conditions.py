@@ -24,6 +24,7 @@ _CHOSEN_TOGETHER = 64
 """Asks among whose answers verified steering chooses at once: packs of so many are full."""
 
 Answered = tuple[Ask, Answer]
+"""What was asked, and what came back."""
 
 
 class Condition(Protocol):
@@ -125,28 +126,28 @@ class VerifiedCondition:
     ) -> Generator[Answered, None, None]:
         warm = replace(sampling, temperature=sampling.temperature or _DRAW_TEMPERATURE)
         drawn: dict[Ask, dict[int, Answer]] = {ask: {} for ask in asks}
-        whole: list[Ask] = []
+        whole: dict[Ask, dict[int, Answer]] = {}
         for ask, draw, answer in self.policy.draw(engine, asks, prompts, warm, self.draws):
             drawn[ask][draw] = answer
             if len(drawn[ask]) == self.draws:
-                whole.append(ask)
+                whole[ask] = drawn.pop(ask)
             if len(whole) == _CHOSEN_TOGETHER:
-                yield from self._chosen({ask: drawn.pop(ask) for ask in whole}, prompts)
+                yield from self._chosen(whole, prompts)
                 whole.clear()
-        yield from self._chosen(drawn, prompts)
+        yield from self._chosen(whole, prompts)
 
     def _chosen(self, drawn: Mapping[Ask, Mapping[int, Answer]], prompts: Sequence[Ways]) -> Iterator[Answered]:
         """The nearest of the answers to each ask."""
         info, schema = self.policy.policy.info, self.policy.policy.schema
         trees = [
-            answered(info.system, prompts[ask.prompt][ask.paraphrase], [own[k].text for k in range(self.draws)])
+            answer_tree(info.system, prompts[ask.prompt][ask.paraphrase], [own[k].text for k in range(self.draws)])
             for ask, own in drawn.items()
         ]
         for (ask, own), values in zip(drawn.items(), self.judge.score(trees).values, strict=True):
             yield ask, own[nearest(schema, dict(ask.named), [values.get(k + 1) for k in range(self.draws)])]
 
 
-def answered(system: str, prompt: str, texts: Sequence[str]) -> Conversation:
+def answer_tree(system: str, prompt: str, texts: Sequence[str]) -> Conversation:
     """A prompt with its answers, as a tree under the system text that they were given under."""
     answers = (Message("assistant", text, 0) for text in texts)
     return Conversation("answers", (Message("user", prompt), *answers), system)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from steerlm.attributes import Attribute, Schema
-from steerlm.evaluation.answers import PERPLEXITY, Measured, proxy, score_column, score_columns
+from steerlm.evaluation.answers import PERPLEXITY, Measured, own_column, score_columns
 from steerlm.evaluation.asks import Values
 from steerlm.evaluation.bootstrap import MIN_UNITS, Estimate, bootstrap_figures
 
@@ -132,7 +132,7 @@ def coverage(attribute: Attribute, measured_G: Floats) -> float:
     return float(np.mean([(reached == level).mean() >= _REACHED for level in attribute.levels]))
 
 
-def consistency(measured: Measured, schema: Schema, attributes: Sequence[str]) -> dict[str, dict[str, Any]] | None:
+def consistency(measured: Measured, attributes: Sequence[str]) -> dict[str, dict[str, Any]] | None:
     """Per attribute: what is measured (its score, in points of its scale, or what of the text stands for it), the
     standard deviation of that when the same request is put in other words, and, beside it, of the same request over
     prompts, at the ends of the scale. Each is the root of a pooled unbiased variance: where the spread is the same, few
@@ -140,7 +140,7 @@ def consistency(measured: Measured, schema: Schema, attributes: Sequence[str]) -
     """
     found: dict[str, dict[str, Any]] = {}
     for name in attributes:
-        own = score_column(name, measured.columns) or proxy(name, measured.columns)
+        own = own_column(name, measured.columns)
         rows = [k for k, ask in enumerate(measured.asks) if len(ask.named) == 1 and ask.named[0][0] == name]
         asks = [measured.asks[k] for k in rows]
         ends = sorted({ask.named[0][1] for ask in asks if ask.paraphrase})

@@ -20,7 +20,8 @@ TOLERANCE = 1e-3
 """Most that a score may differ in float32, in points of its scale: sums in another order are rounded otherwise."""
 ROUGHNESS = 0.25
 """Most that a score in bfloat16 may differ from it in float32: a sixteenth of the nine attributes' scale."""
-_ROUNDED = "rounding (bfloat16)"
+ROUNDED = "rounding (bfloat16)"
+"""The name of the check of what bfloat16 adds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +66,13 @@ def check_invariance(
         "padding (transformers' own batches)": lambda: _padded(scorer, alone),
     }
     if rough.dtype != torch.float32:
-        checks[_ROUNDED] = lambda: _table(rough, chosen)
+        checks[ROUNDED] = lambda: _table(rough, chosen)
     found = []
     for name, scores in checks.items():
         difference_RA = np.abs(scores() - reference)
         counted = ~np.isnan(difference_RA).any(axis=1)
         greatest = float(difference_RA[counted].max()) if counted.any() else float("nan")
-        tolerance = ROUGHNESS if name == _ROUNDED else TOLERANCE
+        tolerance = ROUGHNESS if name == ROUNDED else TOLERANCE
         found.append(Invariance(name, greatest, tolerance, int(counted.sum())))
     return found
 

@@ -13,7 +13,7 @@ from steerlm.annotation.scorer import on_scale
 from steerlm.conversation import Conversation
 from steerlm.evaluation.answers import JUDGE, PERPLEXITY, SECOND, Answer, Measured
 from steerlm.evaluation.asks import Ask, Ways
-from steerlm.evaluation.conditions import Condition, answered
+from steerlm.evaluation.conditions import Condition, answer_tree
 from steerlm.evaluation.perplexity import perplexities
 from steerlm.evaluation.text_measures import text_measures
 from steerlm.models.load import SteerModel
@@ -47,7 +47,7 @@ def measure(
     for ask, answer in zip(asks, found, strict=True):
         own = texts.setdefault((ask.prompt, ask.paraphrase), {})
         own.setdefault(answer.text, len(own))
-    trees = [answered(system, prompts[prompt][way], list(own)) for (prompt, way), own in texts.items()]
+    trees = [answer_tree(system, prompts[prompt][way], list(own)) for (prompt, way), own in texts.items()]
     order = {place: number for number, place in enumerate(texts)}
     at = [
         (order[ask.prompt, ask.paraphrase], texts[ask.prompt, ask.paraphrase][answer.text] + 1)

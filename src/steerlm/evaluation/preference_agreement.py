@@ -23,15 +23,15 @@ Floats = NDArray[np.float64]
 def preference_figures(
     scorer: Scorer,
     preferences: Preferences,
+    weights: Mapping[str, float],
     settings: AttributeEvaluationSettings,
     predictors: Mapping[str, Callable[[Floats], Floats]],
 ) -> dict[str, Any]:
-    """How often the weighted sum of attributes, and each attribute, is higher for the preferred response; also that
-    sum of what the ridge regressions `predictors` say, where there is one for each weighed attribute, and the length;
-    and whether the weighted sum beats these.
+    """How often the sum of attributes with these weights, and each attribute, is higher for the preferred response;
+    also that sum of what the ridge regressions `predictors` say, where there is one for each weighed attribute, and the
+    length; and whether the weighted sum beats these.
     """
     schema = scorer.model.schema
-    weights = attribute_weights(settings, schema)
     values = scorer.score([pair.conversation for pair in preferences.pairs]).values
     kept = [
         (pair, scores)
@@ -59,7 +59,7 @@ def preference_figures(
         "pairs": len(kept),
         "ties": preferences.ties,
         "unscored": len(preferences.pairs) - len(kept),
-        "weights": weights,
+        "weights": dict(weights),
         "accuracy": {name: mean_estimate(wins, prompts, settings)._asdict() for name, wins in figures.items()},
         **ranking_gains(compared, "weighted sum", prompts, settings),
         "subsets": {

@@ -25,7 +25,7 @@ class PromptSource:
     held_out: bool = False
 
 
-OWN = PromptSource("those that come with steerlm")
+BUNDLED = PromptSource("those that come with steerlm")
 """Held out from the sample that comes with it, but perhaps not from what a policy learnt from."""
 
 

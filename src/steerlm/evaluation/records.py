@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from steerlm.errors import DataError
-from steerlm.evaluation.answers import ATTRIBUTE_MODELS, READING_GRADE
 from steerlm.files import sha256, write_json
 
 FOLDER, REPORT, FIGURES = "evaluation", "steering.html", "figures"
@@ -19,45 +18,6 @@ FOLDER, REPORT, FIGURES = "evaluation", "steering.html", "figures"
 def evaluation_folder(model: str | Path) -> Path:
     """The folder of a model's results."""
     return Path(model) / FOLDER
-
-
-def leading(record: Mapping[str, Any]) -> str:
-    """The name of the condition that a result on steering is shown by: the plain policy, or the first without it."""
-    return "policy" if "policy" in record["conditions"] else next(iter(record["conditions"]))
-
-
-def prompts_title(record: Mapping[str, Any]) -> str:
-    """What the prompts of a result on steering are called: "held-out" where it is known that they are."""
-    source = record["prompts"].get("source")
-    if source is None:
-        return "prompts"
-    return f"{'held-out ' if source['held_out'] else ''}prompts ({source['name']})"
-
-
-_UNSCORED = {
-    **{prefix: f"are too long for {model} and have no score" for prefix, model in ATTRIBUTE_MODELS.items()},
-    READING_GRADE: "have no reading grade, having no words in Latin letters",
-}
-
-
-def unscored_lines(record: Mapping[str, Any]) -> list[str]:
-    """What a result on steering says of answers that an attribute model could not read, or that have no reading grade,
-    of each condition with any: how many, and to how many prompts at which levels of which attributes.
-    """
-    lines = []
-    for condition in record["conditions"].values():
-        for prefix, count in condition["unscored"].items():
-            places = [
-                f"{name} " + ", ".join(f"at {level}: {number}" for level, number in counts)
-                for name, row in condition["attributes"].items()
-                if (counts := [pair for pair in zip(row["levels"], row["unscored"][prefix], strict=True) if pair[1]])
-            ]
-            if count:
-                lines.append(
-                    f"{condition['title']}: {count} of {condition['answers']} answers {_UNSCORED[prefix]}"
-                    + (f" ({'; '.join(places)})" if places else "")
-                )
-    return lines
 
 
 def write_record(folder: Path, name: str, record: Mapping[str, Any]) -> Path:

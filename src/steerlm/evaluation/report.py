@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from steerlm.evaluation.answers import ATTRIBUTE_MODELS, JUDGE, PERPLEXITY, SECOND
+from steerlm.evaluation.answers import ATTRIBUTE_MODELS, JUDGE, PERPLEXITY, SECOND, is_score
 from steerlm.evaluation.charts import Line, line_chart
 from steerlm.evaluation.published import PUBLISHED
-from steerlm.evaluation.records import leading, prompts_title, unscored_lines
+from steerlm.evaluation.steering_words import UNSCORED_ROWS, leading, prompts_title, unscored_lines
 from steerlm.evaluation.text_measures import TEXT_MEASURES, TOXIC_WORDS
 from steerlm.files import write_text
 from steerlm.pages import page
@@ -38,7 +38,7 @@ def report_html(record: Mapping[str, Any], name: str) -> str:
         judging=_judging(record),
         joined=_joined(record),
         unscored=unscored_lines(record),
-        models=ATTRIBUTE_MODELS,
+        unscored_rows=UNSCORED_ROWS,
         published=compared_with_published(record),
     )
 
@@ -62,7 +62,6 @@ def _title(column: str, titles: Mapping[str, str]) -> str:
 def _judging(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The attribute models that verdicts on scores rest on: fingerprint, title, whose verdicts, whether it taught."""
     rows = record["conditions"][leading(record)]["attributes"]
-    fingerprints = {SECOND: record["second_judge"], JUDGE: record["judge"]}
     return [
         {
             "model": fingerprint,
@@ -70,7 +69,7 @@ def _judging(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             "of": judged,
             "teaching": _teaching(record, fingerprint),
         }
-        for prefix, fingerprint in fingerprints.items()
+        for prefix, fingerprint in _fingerprints(record).items()
         if (judged := [name for name, row in rows.items() if (row["own"] or "").startswith(prefix)])
     ]
 
@@ -84,14 +83,18 @@ def _joined(record: Mapping[str, Any]) -> dict[str, str]:
     costs = [row["quality_cost"]["measures"] for row in first["attributes"].values() if row["quality_cost"]]
     leaks = [[cell["measure"] for cell in row.values()] for row in first["leakage"].values()]
     goals = [first["goal_space"]["measures"]] if first["goal_space"] else []
-    fingerprints = {SECOND: record["second_judge"], JUDGE: record["judge"]}
     for table, measures in zip(joined, (costs, leaks, goals), strict=True):
-        for prefix, fingerprint in fingerprints.items():
+        for prefix, fingerprint in _fingerprints(record).items():
             if any(column.startswith(prefix) for columns in measures for column in columns):
                 joined[table] = (
                     f"; these scores are those of {ATTRIBUTE_MODELS[prefix]}, {_teaching(record, fingerprint)}"
                 )
     return joined
+
+
+def _fingerprints(record: Mapping[str, Any]) -> dict[str, str]:
+    """Of the attribute models, by the beginning of their measures' names, the one that is believed first first."""
+    return {SECOND: record["second_judge"], JUDGE: record["judge"]}
 
 
 def _teaching(record: Mapping[str, Any], fingerprint: str) -> str:
@@ -129,8 +132,8 @@ def _charts(record: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
                 Line(record["conditions"][name]["title"], row["curves"][column], color)
                 for color, (name, row) in enumerate(rows.items())
             ]
-            on_scale = column.startswith((JUDGE, SECOND))
-            charts.append((titles[column], line_chart(titles[column], first["levels"], lines, diagonal=on_scale)))
+            chart = line_chart(titles[column], first["levels"], lines, diagonal=is_score(column))
+            charts.append((titles[column], chart))
         for controlled in first.get("length_controlled", ()):
             title = f"{titles[controlled['measure']]}, at equal length"
             line = Line(record["conditions"][lead]["title"], controlled["curve"], list(rows).index(lead))

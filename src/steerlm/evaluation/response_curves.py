@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerlm.attributes import Attribute, Schema
-from steerlm.evaluation.answers import JUDGE, PERPLEXITY, SECOND, Measured, proxy, score_column, score_columns
+from steerlm.evaluation.answers import PERPLEXITY, Measured, is_score, own_column, proxy, score_columns
 from steerlm.evaluation.bootstrap import (
     MIN_UNITS,
     Estimate,
@@ -43,9 +43,8 @@ class Sweep:
     columns: tuple[str, ...]
     values_PLM: Floats
     cut_L: Floats
-    unscored_L: Mapping[str, tuple[int, ...]]
-    """Of each attribute model, by the beginning of its measures' names: to how many prompts it did not score the answer
-    at each level."""
+    unscored: Mapping[str, tuple[int, ...]]
+    """By instrument (see `Measured.unscored`): of how many answers at each level it said nothing."""
     texts: tuple[tuple[str, ...], ...]
 
     def column(self, name: str) -> Floats:
@@ -54,12 +53,12 @@ class Sweep:
 
     @property
     def own(self) -> str | None:
-        """The measure of the attribute itself: a score, or what stands for it."""
-        return score_column(self.attribute.name, self.columns) or proxy(self.attribute.name, self.columns)
+        """The measure of the attribute itself."""
+        return own_column(self.attribute.name, self.columns)
 
     @property
     def own_has_scale(self) -> bool:
-        return bool(self.own) and str(self.own).startswith((JUDGE, SECOND))
+        return is_score(self.own)
 
 
 def sweep_of(measured: Measured, attribute: Attribute) -> Sweep:
@@ -73,11 +72,9 @@ def sweep_of(measured: Measured, attribute: Attribute) -> Sweep:
     index_PL = np.array([[rows[prompt, level] for level in attribute.levels] for prompt in prompts])
     values_PLM = np.stack([column[index_PL] for column in measured.columns.values()], axis=-1)
     cut_PL = np.array([[measured.answers[number].cut for number in row] for row in index_PL], dtype=np.float64)
-    unscored_L = {
-        prefix: tuple(map(int, unscored[index_PL].sum(axis=0))) for prefix, unscored in measured.unscored().items()
-    }
+    unscored = {name: tuple(map(int, found[index_PL].sum(axis=0))) for name, found in measured.unscored().items()}
     texts = tuple(tuple(measured.answers[number].text for number in row) for row in index_PL)
-    return Sweep(attribute, tuple(measured.columns), values_PLM, cut_PL.mean(axis=0), unscored_L, texts)
+    return Sweep(attribute, tuple(measured.columns), values_PLM, cut_PL.mean(axis=0), unscored, texts)
 
 
 def sweep_figures(sweep: Sweep, schema: Schema, resamples: int, seed: int) -> dict[str, Any]:
@@ -101,7 +98,7 @@ def sweep_figures(sweep: Sweep, schema: Schema, resamples: int, seed: int) -> di
         "effects": effects,
         "within": _within_estimates(sweep, weights_BP),
         "cut": sweep.cut_L.tolist(),
-        "unscored": {prefix: list(counts) for prefix, counts in sweep.unscored_L.items()},
+        "unscored": {instrument: list(counts) for instrument, counts in sweep.unscored.items()},
         "ratio_of_length": _length_ratio(sweep, resamples, seed)._asdict(),
         "quality_cost": _quality_cost(sweep, schema, weights_BP),
         "own": sweep.own,
@@ -133,7 +130,7 @@ def _own_figures(sweep: Sweep, own: str, weights_BP: Floats, resamples: int, see
         return np.array([spearman(asked[present], found[present])])
 
     rank = bootstrap_figures(pooled, np.arange(len(values_PL)), resamples, seed)[0]
-    verdict, why = judge_steering(within, slope if sweep.own_has_scale else None, _prompts_with(table))
+    verdict, why = judge_steering(within, slope if sweep.own_has_scale else None, _fewest_prompts(table))
     return {
         "spearman": rank._asdict(),
         "within_prompt": within._asdict(),
@@ -159,9 +156,9 @@ def _obedience(sweep: Sweep, own: str) -> Floats:
     return np.stack([within_P, slope_P, np.abs(values_PL - levels_L).mean(axis=1)], axis=1)
 
 
-def _prompts_with(table_PF: Floats) -> int:
-    """How many prompts the scarcest of these figures has."""
-    return int(np.isfinite(table_PF).sum(axis=0).min())
+def _fewest_prompts(figures: Floats) -> int:
+    """Of figures of prompts, [P, any]: how many prompts have that which the fewest have."""
+    return int(np.isfinite(figures).sum(axis=0).min())
 
 
 def against(sweep: Sweep, other: Sweep, steers: bool, resamples: int, seed: int) -> dict[str, Any] | None:
@@ -181,7 +178,7 @@ def against(sweep: Sweep, other: Sweep, steers: bool, resamples: int, seed: int)
     )
     if better and not steers:
         verdict = "does not steer"
-    if _prompts_with(differences) < MIN_UNITS:
+    if _fewest_prompts(differences) < MIN_UNITS:
         verdict = "too few prompts"
     return {
         "within_prompt": within._asdict(),

@@ -15,7 +15,7 @@ from steerlm.annotation import Scorer
 from steerlm.engines import Engine, LocalEngine, Precision, Sampling, TorchEngine, engine_for
 from steerlm.errors import ConfigError, DataError
 from steerlm.evaluation.answers import Answer, Measured
-from steerlm.evaluation.answers_file import AnswersFile, digest_of
+from steerlm.evaluation.answers_file import AnswersFile, ConditionAnswers, digest_of
 from steerlm.evaluation.asks import Ask, Ways, goals, paraphrased, sweep, ways_of
 from steerlm.evaluation.conditions import (
     Condition,
@@ -162,9 +162,9 @@ class _Evaluation:
         return self.settings.perplexity or "words" in self.settings.conditions
 
     def _digest_on_disk(self) -> str | None:
-        """Of the untuned base, where anything needs it and it is on this disk."""
+        """Of the untuned base, where it is on this disk."""
         try:
-            return weights_digest(base_of(self.policy.info)) if self._needs_base else None
+            return weights_digest(base_of(self.policy.info))
         except (OSError, ValueError):
             return None
 
@@ -194,7 +194,8 @@ class _Evaluation:
         settings, schema = self.settings, self.policy.schema
         kept_record = read_record(self.folder, NAME)
         if kept_record:
-            self.base_digest = self._digest_on_disk() or kept_record.get("base_digest")
+            if self._needs_base:
+                self.base_digest = self._digest_on_disk() or kept_record.get("base_digest")
             if kept_record.get("key") == self._key():
                 return kept_record
         self.base = self._base()
@@ -224,12 +225,13 @@ class _Evaluation:
         with closing(AnswersFile(self.folder / "answers.jsonl")) as kept:
             for name in settings.conditions:
                 condition = self._condition(name)
-                answers = self._answers(name, condition, asks, kept)
+                of_condition = kept.of(self._made(name), name, condition, self.prompts)
+                answers = self._answers(name, of_condition, asks)
                 self.say(f"measuring {len(answers)} answers: {TITLES[name]}")
                 self.conditions[name] = measure(
                     condition, asks, answers, self.prompts, self.policy.info.system, instruments
                 )
-                kept.note(self._made(name), condition, self.conditions[name], self.prompts)
+                of_condition.note(self.conditions[name])
             write_record(self.folder, NAME, {"key": key, **self._record(left_out)})
         written = read_record(self.folder, NAME)
         assert written is not None
@@ -248,7 +250,7 @@ class _Evaluation:
             info.schema.to_list(),
             info.provenance.get("annotated_by"),
             *models,
-            self.base_digest if self._needs_base else None,
+            self.base_digest,
             self.prompts,
             self.source,
             measures,
@@ -308,11 +310,8 @@ class _Evaluation:
         engine: LocalEngine = "openvino" if taken.name == "openvino" else self.settings.engine
         return engine_for(model, directory, engine, self.say, self.settings.precision, self._cache_bytes())
 
-    def _answers(
-        self, name: ConditionName, condition: Condition, asks: Sequence[Ask], kept: AnswersFile
-    ) -> dict[Hashable, Answer]:
-        made = self._made(name)
-        known = kept.get(made, condition, asks, self.prompts)
+    def _answers(self, name: ConditionName, kept: ConditionAnswers, asks: Sequence[Ask]) -> dict[Hashable, Answer]:
+        known, condition = kept.get(asks), kept.condition
         missing = distinct(condition, (ask for ask in asks if condition.key(ask) not in known))
         if missing:
             self.say(f"answering {len(self.prompts)} prompts under {len(missing)} requests in all: {TITLES[name]}")
@@ -327,13 +326,13 @@ class _Evaluation:
                         known[condition.key(ask)] = answer
                         unkept.append(ask)
                         if len(unkept) >= _KEPT_ANSWERS or time.monotonic() - saved > _KEPT_SECONDS:
-                            kept.add(made, name, condition, unkept, self.prompts, known)
+                            kept.add(unkept, known)
                             unkept.clear()
                             saved = time.monotonic()
             finally:
                 # Whatever stops it, the next run goes on from here.
-                kept.add(made, name, condition, unkept, self.prompts, known)
-            kept.put(made, name, condition, asks, self.prompts, known)
+                kept.add(unkept, known)
+            kept.complete(asks, known)
         return known
 
     def _made(self, name: ConditionName) -> str:

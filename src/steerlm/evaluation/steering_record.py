@@ -45,11 +45,11 @@ def condition_records(
             "title": TITLES[name],
             "attributes": figures,
             "answers": len(measured.answers),
-            "unscored": {prefix: int(unscored.sum()) for prefix, unscored in measured.unscored().items()},
+            "unscored": {instrument: int(unscored.sum()) for instrument, unscored in measured.unscored().items()},
             "leakage": leakage(figures, schema),
             "goal_space": goal_figures(measured, schema, settings.attributes, settings.resamples, settings.seed),
             "grid": grid_cells(measured, settings.attributes),
-            "consistency": consistency(measured, schema, settings.attributes),
+            "consistency": consistency(measured, settings.attributes),
             "examples": {attribute: examples(item, prompts) for attribute, item in sweeps.items()},
         }
     return found

@@ -10,7 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from steerlm.evaluation.records import leading, unscored_lines
+from steerlm.evaluation.answers import is_score
+from steerlm.evaluation.steering_words import leading, unscored_lines
 from steerlm.pages import figure, number
 
 EXAMPLE_WIDTH = 34
@@ -48,7 +49,7 @@ def _levels(condition: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("example", overflow="ellipsis", no_wrap=True)
     for name, row in condition["attributes"].items():
-        own = row["own"] if row["own"] and ":" in row["own"] else None
+        own = row["own"] if is_score(row["own"]) else None
         for place, level in enumerate(row["levels"]):
             curves = {column: points[place]["value"] for column, points in row["curves"].items()}
             table.add_row(
@@ -103,7 +104,7 @@ def level_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             "mean_score": row["curves"][row["own"]][place]["value"] if row["own"] else None,
             "n": row["prompts"],
             "cut_at_limit": round(row["cut"][place] * row["prompts"]),
-            "unscored": {prefix.rstrip(":"): counts[place] for prefix, counts in row["unscored"].items()},
+            "unscored": {instrument.rstrip(":"): counts[place] for instrument, counts in row["unscored"].items()},
         }
         for name, row in condition["attributes"].items()
         for place, level in enumerate(row["levels"])

@@ -76,7 +76,9 @@ class KeyDesk:
         charged = 200 <= entry.status < 400 or entry.status == CLIENT_CLOSED
         tokens = entry.prompt_tokens + entry.completion_tokens + entry.scored_tokens if charged else 0
         # Whoever is cancelled meanwhile is charged all the same.
-        await self._done(self._thread.submit(self._quotas.settle, key, taken, tokens, free, ours))
+        await self._done(
+            self._thread.submit(self._quotas.settle, key, taken, tokens, give_back=free, give_back_rate=ours)
+        )
 
     def close(self) -> None:
         """Finish what is being written and close the file."""
@@ -92,7 +94,7 @@ class KeyDesk:
             ) from error
 
     def _give_back(self, admitting: Future[tuple[Key, Usage | None]]) -> None:
-        """Take a request out of the limits that nobody waits for any more; the thread has admitted it or not by now."""
+        """Take out of the limits a request that nobody waits for any more; the thread has admitted it or not by now."""
         if admitting.exception() is None:
             key, taken = admitting.result()
             if taken is not None:
@@ -113,7 +115,8 @@ class Access:
     """Asks for keys where there is a desk for them. Without one the server is open, and answers only requests for this
     very machine by name (unless `anybody`), so that no web page can reach it under a name of its own.
 
-    Only POST counts against limits: looking around is free.
+    Only POST counts against limits: looking around is free. What is computed for one key is not taken up again for
+    another, unless there is a `shared_cache`.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from steerlm.engines.base import Request, Sampling
 from steerlm.server.dialogue import ChatMessage, Dialogue, read_messages
 from steerlm.server.errors import ApiError
 from steerlm.server.fields import GenerationFields, VerifiedFields
-from steerlm.server.generation import Answer, Prompt, Wanted, check_answers, plan, read_sampling
+from steerlm.server.generation import MESSAGES, Answer, Called, Prompt, Wanted, check_answers, plan, read_sampling
 from steerlm.server.measuring import compared, measure, nearest
 from steerlm.server.rules import Verbosity
 from steerlm.server.state import ServerState
@@ -43,21 +43,20 @@ def prepare_chat(
     *,
     verbosity: Verbosity | None = None,
     logprobs: int | None = None,
-    field: str = "messages",
-    most_field: str = "max_tokens",
+    called: Called = MESSAGES,
     instructions: str | None = None,
 ) -> ChatWork:
     """Check a request and render its prompt. Raises `ApiError`."""
     preset = preset_of(state, steering_fields.model)
     sampling = read_sampling(state, generation, logprobs)
     check_answers(state, generation.n or 1)
-    read = read_messages(state, messages, field, instructions)
+    read = read_messages(state, messages, called.prompt, instructions)
     sources = [*sources_of(state, steering_fields, verbosity), *read.asked]
     steering = settle(state, steering_fields, sources, preset, steering_fields.verified)
     dialogue = read.under(state, steering.values)
     n = _draws(state, generation, steering, sampling)
     prompt = Prompt(prompt_of(state, dialogue, steering.values), guidance_of(state, dialogue, steering.guidance))
-    wanted = Wanted(n, generation.max_tokens, salt=generation.cache_salt, prompt_field=field, most_field=most_field)
+    wanted = Wanted(n, generation.max_tokens, salt=generation.cache_salt, called=called)
     return ChatWork(dialogue, steering, plan(state, [prompt], sampling, wanted), n)
 
 

@@ -48,11 +48,8 @@ def open_database(path: Path, create: bool = False) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
     try:
         with transaction(connection):
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            # Files of the first releases have no application id.
-            ours = connection.execute("PRAGMA application_id").fetchone()[0] in (0, _APPLICATION)
-            if not ours or not (tables >= {"keys", "usage"} if version else create and not tables):
+            version = _pragma(connection, "user_version")
+            if not _is_ours(connection, create):
                 raise sqlite3.DatabaseError("it is a database of something else")
             if version == 0:
                 connection.execute(f"PRAGMA application_id = {_APPLICATION}")
@@ -70,6 +67,19 @@ def open_database(path: Path, create: bool = False) -> sqlite3.Connection:
         connection.close()
         raise ConfigError(f"{path}: made by another version of steerlm (form {version}, here {_VERSION})")
     return connection
+
+
+def _is_ours(connection: sqlite3.Connection, create: bool) -> bool:
+    """Whether the file has our tables, or has none and is to be given them (`create`)."""
+    # Files of the first releases have no application id.
+    if _pragma(connection, "application_id") not in (0, _APPLICATION):
+        return False
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    return tables >= {"keys", "usage"} if _pragma(connection, "user_version") else create and not tables
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
 
 
 @contextmanager

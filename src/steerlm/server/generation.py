@@ -26,17 +26,27 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Called:
+    """What a request calls its prompt and the most tokens of an answer, for errors that name them."""
+
+    prompt: str = "messages"
+    most: str = "max_tokens"
+
+
+MESSAGES = Called()
+
+
+@dataclass(frozen=True)
 class Wanted:
     """What is wanted of each prompt: `n` answers of at most `max_tokens`, without outer white space (`trim`), going on
-    only from what was computed with the same `salt`. The fields are what the request calls its prompt and `max_tokens`.
+    only from what was computed with the same `salt`.
     """
 
     n: int
     max_tokens: int | None
     trim: bool = True
     salt: str | None = None
-    prompt_field: str = "messages"
-    most_field: str = "max_tokens"
+    called: Called = MESSAGES
 
 
 @dataclass
@@ -128,7 +138,7 @@ def plan(state: ServerState, prompts: Iterable[Prompt], sampling: Sampling, want
 
 def _fitted_tokens(state: ServerState, prompt: int, wanted: Wanted, at_least: int) -> int:
     """Most tokens of an answer to a prompt of so many."""
-    limits, context, asked, most = state.limits, state.engine.context, wanted.max_tokens, wanted.most_field
+    limits, context, asked, most = state.limits, state.engine.context, wanted.max_tokens, wanted.called.most
     for name, amount in ((most, asked or 0), ("min_tokens", at_least)):
         if limits.answer_tokens and amount > limits.answer_tokens:
             raise ApiError(f"{name}={amount} is more than the {limits.answer_tokens} of an answer", param=name)
@@ -136,8 +146,8 @@ def _fitted_tokens(state: ServerState, prompt: int, wanted: Wanted, at_least: in
     if prompt + least > context:
         raise ApiError(
             f"the prompt has {prompt} tokens and the answer may have {least}, together more than the model's context "
-            f"of {context}; shorten {wanted.prompt_field} or lower {most}",
-            param=most if prompt < context and asked is not None else wanted.prompt_field,
+            f"of {context}; shorten {wanted.called.prompt} or lower {most}",
+            param=most if prompt < context and asked is not None else wanted.called.prompt,
             code="context_length_exceeded",
         )
     if asked is not None and asked < at_least:

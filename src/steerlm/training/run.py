@@ -90,9 +90,9 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
         if ranks.is_main:
             opened.enter_context(stop_at_once())
         require_possible(settings, ranks.device, ranks.world)
-        schema = schema_to_learn(settings)
-        data = opened.enter_context(training_data(settings, schema))
-        whole, schema = schema, schema_of_labels(settings, schema, data.survey)
+        whole = schema_to_learn(settings)
+        data = opened.enter_context(training_data(settings, whole))
+        schema = schema_of_labels(settings, whole, data.survey)
         # Ranks may see other copies of the base; the main one's word counts.
         key = ranks.on_main(lambda: run_key(settings, data, schema, ranks.device))
         ranks.on_main(lambda: opened.enter_context(sole_writer(settings.out)))

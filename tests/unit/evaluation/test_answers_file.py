@@ -14,11 +14,11 @@ import pytest
 
 from scripted_policy import PROMPTS, QUICK, Scripted
 from steerlm.attributes import STEERLM
-from steerlm.engines import Piece, Request
+from steerlm.engines import Request
 from steerlm.engines.base import Deliver
 from steerlm.errors import DataError, EngineError
 from steerlm.evaluation import conditions, steering
-from steerlm.evaluation.answers_file import AnswersFile
+from steerlm.evaluation.answers_file import ConditionAnswers
 from steerlm.evaluation.steering import Judges, evaluate_steering
 from steerlm.models.base import weights_digest
 from steerlm.models.load import SteerModel, load_model, new_model
@@ -141,16 +141,16 @@ def test_a_run_that_is_stopped_goes_on(policy: SteerModel, tmp_path: Path) -> No
 def test_answers_are_kept_as_they_come(policy: SteerModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In eights of thirty: the files at which a kill could have left the run."""
     monkeypatch.setattr(steering, "_KEPT_ANSWERS", 8)
-    add, folder = AnswersFile.add, tmp_path / "run"
+    add, folder = ConditionAnswers.add, tmp_path / "run"
 
-    def copied(self: AnswersFile, *args: Any) -> None:
+    def copied(self: ConditionAnswers, *args: Any) -> None:
         add(self, *args)
         rows = (folder / "answers.jsonl").read_bytes()
         (tmp_path / str(rows.count(b"\n"))).mkdir(exist_ok=True)
         (tmp_path / str(rows.count(b"\n")) / "answers.jsonl").write_bytes(rows)
 
     with monkeypatch.context() as patched:
-        patched.setattr(AnswersFile, "add", copied)
+        patched.setattr(ConditionAnswers, "add", copied)
         evaluate_steering(policy, PROMPTS, QUICK, folder, engine=Scripted(policy, lambda asked: asked))
     assert {path.name for path in tmp_path.iterdir()} == {"run", "8", "16", "24", "30"}
     for there in (8, 16, 24, 30):
@@ -167,12 +167,15 @@ class Diverse(Scripted):
         self.order = random.Random(order)
 
     def submit(self, requests: Sequence[Request], deliver: Deliver) -> Callable[[], None]:
-        numbered = list(enumerate(requests))
-        self.order.shuffle(numbered)
-        for number, request in numbered:
-            words = random.Random(request.sampling.seed).choices(["salt", "sea", "rock", "why", "rain"], k=6)
-            deliver(Piece(number, 5, " ".join(words), "stop"))
-        return lambda: None
+        pieces: list[Any] = []
+        cancel = super().submit(requests, pieces.append)
+        self.order.shuffle(pieces)
+        for piece in pieces:
+            deliver(piece)
+        return cancel
+
+    def text(self, request: Request) -> str:
+        return " ".join(random.Random(request.sampling.seed).choices(["salt", "sea", "rock", "why", "rain"], k=6))
 
 
 def test_the_nearest_is_taken_whatever_comes_first(

@@ -139,16 +139,16 @@ def test_consistency() -> None:
     asks = [Ask(prompt, (("humor", level),)) for level in (0, 4) for prompt in range(3)]
     asks += paraphrased(STEERLM, ["humor"], [ways_of("Hi")] * 3)
     found = obedient(asks)
-    same = consistency(found, STEERLM, ["humor"])
+    same = consistency(found, ["humor"])
     assert same is not None
     assert same["humor"]["measure"] == f"{JUDGE}humor"
     assert same["humor"]["over_paraphrases"]["value"] == same["humor"]["over_prompts"]["value"] == 0
     shifted = found.columns[f"{JUDGE}humor"] + np.array([float(ask.paraphrase) for ask in asks])
     moved = Measured(found.asks, found.answers, {f"{JUDGE}humor": shifted})
-    spread = consistency(moved, STEERLM, ["humor"])
+    spread = consistency(moved, ["humor"])
     assert spread is not None
     assert spread["humor"]["over_paraphrases"]["value"] == pytest.approx(statistics.stdev([0, 1, 2, 3]))
-    assert consistency(obedient(asks[:6]), STEERLM, ["humor"]) is None
+    assert consistency(obedient(asks[:6]), ["humor"]) is None
 
 
 def test_consistency_without_a_judge() -> None:
@@ -158,7 +158,6 @@ def test_consistency_without_a_judge() -> None:
     characters = np.array([10.0 * ask.paraphrase for ask in asks])
     found = consistency(
         Measured(tuple(asks), tuple(Answer("", 1, False) for _ in asks), {"characters": characters}),
-        STEERLM,
         ["verbosity", "humor"],
     )
     assert found is not None
@@ -178,7 +177,7 @@ def test_the_spread_over_few_words_is_as_that_over_many_prompts(words: tuple[str
     spreads = []
     for seed in range(200):
         noise = found.columns[f"{JUDGE}humor"] + np.random.default_rng(seed).normal(size=len(asks))
-        spread = consistency(replace(found, columns={f"{JUDGE}humor": noise}), STEERLM, ["humor"])
+        spread = consistency(replace(found, columns={f"{JUDGE}humor": noise}), ["humor"])
         assert spread is not None
         spreads.append([spread["humor"][kind] for kind in ("over_paraphrases", "over_prompts")])
     variances = [[figure["value"] ** 2 for figure in row] for row in spreads]
@@ -187,9 +186,13 @@ def test_the_spread_over_few_words_is_as_that_over_many_prompts(words: tuple[str
     assert held.min() > 0.88
 
 
-def test_no_interval_of_one_prompt() -> None:
-    asks = [Ask(0, (("humor", level),)) for level in (0, 4)] + paraphrased(STEERLM, ["humor"], [ways_of("Hi")])
-    spread = consistency(obedient(asks), STEERLM, ["humor"])
+@pytest.mark.parametrize(("prompts", "has_interval"), [(1, False), (4, False), (5, True)])
+def test_the_spread_over_few_prompts_has_no_interval(prompts: int, has_interval: bool) -> None:
+    asks = [Ask(prompt, (("humor", level),)) for level in (0, 4) for prompt in range(prompts)]
+    asks += paraphrased(STEERLM, ["humor"], [ways_of("Hi")] * prompts)
+    noise = np.random.default_rng(0).normal(size=len(asks))
+    spread = consistency(replace(obedient(asks), columns={f"{JUDGE}humor": noise}), ["humor"])
     assert spread is not None
-    assert np.isnan(spread["humor"]["over_paraphrases"]["low"])
-    assert np.isnan(spread["humor"]["over_prompts"]["value"])
+    assert np.isfinite(spread["humor"]["over_paraphrases"]["value"])
+    assert np.isfinite(spread["humor"]["over_paraphrases"]["low"]) == has_interval
+    assert np.isfinite(spread["humor"]["over_prompts"]["value"]) == (prompts > 1)

@@ -19,9 +19,10 @@ from steerlm.evaluation.answers import JUDGE, PERPLEXITY, SECOND, Answer, Measur
 from steerlm.evaluation.asks import goals, sweep
 from steerlm.evaluation.charts import Line, line_chart, round_ticks
 from steerlm.evaluation.figures import remove_figures, write_figures
-from steerlm.evaluation.goal_space import goal_figures, grid_cells
 from steerlm.evaluation.report import report_html, write_report
-from steerlm.evaluation.response_curves import RULE, against, examples, leakage, sweep_figures, sweep_of
+from steerlm.evaluation.response_curves import RULE
+from steerlm.evaluation.steering_record import condition_records
+from steerlm.evaluation.steering_settings import SteeringSettings
 from steerlm.evaluation.steering_tables import end_contrasts, level_rows, steering_view
 from steerlm.evaluation.text_measures import text_measures
 
@@ -29,50 +30,41 @@ NAMES = ["verbosity", "humor"]
 PROMPTS = ["Why is the <b>sea</b> salty?", "And the sky?", "How so?", "Since when?", "Says who?"]
 
 
+def measured(obeys: bool, seconds: Sequence[str], unread: Sequence[int]) -> Measured:
+    """The answers of a condition: with the scores asked for, or of a deaf one that always has 2."""
+    asks = [*sweep(STEERLM, NAMES, len(PROMPTS)), *goals(STEERLM, NAMES, len(PROMPTS), 2, 0)]
+    values = [ask.values(STEERLM) for ask in asks]
+    columns = {
+        f"{JUDGE}{attribute}": np.array([float(value[attribute]) if obeys else 2.0 for value in values])
+        for attribute in STEERLM.names
+    }
+    for attribute in STEERLM.names:
+        columns[f"{JUDGE}{attribute}"][[value["verbosity"] in unread for value in values]] = np.nan
+    columns |= {f"{SECOND}{attribute}": columns[f"{JUDGE}{attribute}"] for attribute in seconds}
+    columns[PERPLEXITY] = np.full(len(asks), np.nan)
+    columns |= {item.name: np.array([1.0 + value["verbosity"] for value in values]) for item in text_measures()}
+    answers = tuple(Answer(f"<script>alert({k})</script>", 3, False) for k in range(len(asks)))
+    return Measured(tuple(asks), answers, columns)
+
+
 def result(obeys: bool, seconds: Sequence[str] = (), unread: Sequence[int] = ()) -> dict[str, Any]:
     """As `evaluate_steering` makes one; the second condition is always deaf. A second judge scores `seconds`, the first
     no answer to `unread` levels of verbosity.
     """
-    conditions, all_sweeps = {}, {}
-    for number, (name, title) in enumerate((("policy", "policy"), ("words", "untuned base, asked in words"))):
-        asks = [*sweep(STEERLM, NAMES, len(PROMPTS)), *goals(STEERLM, NAMES, len(PROMPTS), 2, 0)]
-        follows = obeys and number == 0
-        values = [ask.values(STEERLM) for ask in asks]
-        columns = {
-            f"{JUDGE}{attribute}": np.array([float(value[attribute]) if follows else 2.0 for value in values])
-            for attribute in STEERLM.names
+    conditions = condition_records(
+        {"policy": measured(obeys, seconds, unread), "words": measured(False, seconds, unread)},
+        STEERLM,
+        SteeringSettings(attributes=NAMES, resamples=100),
+        PROMPTS,
+    )
+    for condition in conditions.values():
+        condition["consistency"] = {
+            "humor": {
+                "measure": f"{JUDGE}humor",
+                "over_paraphrases": {"value": 0.1, "low": 0.05, "high": 0.15},
+                "over_prompts": {"value": 0.2, "low": None, "high": None},
+            }
         }
-        for attribute in STEERLM.names:
-            columns[f"{JUDGE}{attribute}"][[value["verbosity"] in unread for value in values]] = np.nan
-        columns |= {f"{SECOND}{attribute}": columns[f"{JUDGE}{attribute}"] for attribute in seconds}
-        columns[PERPLEXITY] = np.full(len(asks), np.nan)
-        columns |= {item.name: np.array([1.0 + value["verbosity"] for value in values]) for item in text_measures()}
-        answers = tuple(Answer(f"<script>alert({k})</script>", 3, False) for k in range(len(asks)))
-        measured = Measured(tuple(asks), answers, columns)
-        sweeps = {attribute: sweep_of(measured, STEERLM[attribute]) for attribute in NAMES}
-        figures = {attribute: sweep_figures(item, STEERLM, 100, 0) for attribute, item in sweeps.items()}
-        conditions[name] = {
-            "title": title,
-            "attributes": figures,
-            "answers": len(asks),
-            "unscored": {prefix: int(found.sum()) for prefix, found in measured.unscored().items()},
-            "leakage": leakage(figures, STEERLM),
-            "goal_space": goal_figures(measured, STEERLM, NAMES, 100, 0),
-            "grid": grid_cells(measured, NAMES),
-            "consistency": {
-                "humor": {
-                    "measure": f"{JUDGE}humor",
-                    "over_paraphrases": {"value": 0.1, "low": 0.05, "high": 0.15},
-                    "over_prompts": {"value": 0.2, "low": None, "high": None},
-                }
-            },
-            "examples": {attribute: examples(item, PROMPTS) for attribute, item in sweeps.items()},
-        }
-        all_sweeps[name] = sweeps
-    for attribute, row in conditions["policy"]["attributes"].items():
-        row["against_words"] = against(
-            all_sweeps["policy"][attribute], all_sweeps["words"][attribute], row["verdict"] == "steers", 100, 0
-        )
     return {
         "kind": "steering",
         "model": "0123456789abcdef",

@@ -301,7 +301,7 @@ def test_refusals(
 )
 def test_nothing_is_measured_twice(given: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     ((flag, values),) = given.items()
-    message = f"{values[0]} given more than once; give each of {flag} once"
+    message = f"{values[0]} given more than once in {flag}; give each once"
     with pytest.raises(ValidationError, match=message):
         SteeringSettings(**given)
     flags = [part for value in values for part in (f"--{flag}", value)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +13,31 @@ import pytest
 import textstat
 from rich.console import Console
 
-from steerlm.attributes import STEERLM
-from steerlm.engines import Piece, Request
-from steerlm.engines.base import Deliver
+from scripted_policy import PROMPTS, Scripted
+from steerlm.engines import Request
 from steerlm.evaluation.figures import write_figures
 from steerlm.evaluation.records import write_record
 from steerlm.evaluation.report import report_html
 from steerlm.evaluation.steering import evaluate_steering
 from steerlm.evaluation.steering_settings import SteeringSettings
 from steerlm.evaluation.steering_tables import steering_view
-from steerlm.models.load import SteerModel, new_model
+from steerlm.models.load import SteerModel
 
-PROMPTS = ["Why is the sea salty?", "Is it?", "What is rock?", "How do rivers carry it?", "And then?", "Why me?"]
 SETTINGS = SteeringSettings(
     attributes=["complexity", "verbosity"], conditions=["policy"], goals=2, perplexity=False, resamples=100
 )
 ENGLISH = "Rivers carry salt. It stays in the sea."
 
 
-class Writer:
+class Writer(Scripted):
     """Answers by the value asked for of complexity, and by the prompt."""
 
-    context = 2048
-
     def __init__(self, model: SteerModel, write: Callable[[int, str], str]) -> None:
-        self.model, self.write = model, write
+        super().__init__(model, lambda asked: asked)
+        self.write = write
 
-    def submit(self, requests: Sequence[Request], deliver: Deliver) -> Callable[[], None]:
-        for number, request in enumerate(requests):
-            prompt = self.model.renderer.tokenizer.decode(request.prompt)
-            level = int(re.findall(r"complexity:(\d)", prompt)[-1])
-            deliver(Piece(number, 5, self.write(level, prompt), "stop"))
-        return lambda: None
-
-    def close(self) -> None:
-        raise AssertionError("an engine that was given is not ours to close")
+    def text(self, request: Request) -> str:
+        return self.write(self.asked(request, "complexity"), self.model.renderer.tokenizer.decode(request.prompt))
 
 
 def strict(line: str) -> Any:
@@ -74,18 +64,17 @@ def one_in_chinese(level: int, prompt: str) -> str:
     ],
 )
 def test_means_leave_them_out(
-    write: Callable[[int, str], str], grades: list[float | None], chatml_base: Path, tmp_path: Path
+    write: Callable[[int, str], str], grades: list[float | None], policy: SteerModel, tmp_path: Path
 ) -> None:
-    model = new_model("policy", chatml_base, STEERLM)
-    record = evaluate_steering(model, PROMPTS, SETTINGS, tmp_path, engine=Writer(model, write))
+    record = evaluate_steering(policy, PROMPTS, SETTINGS, tmp_path, engine=Writer(policy, write))
     kept = strict(write_record(tmp_path, "steering", record).read_text())
     row = kept["conditions"]["policy"]["attributes"]["complexity"]
     assert [point["value"] for point in row["curves"]["reading_grade"]] == pytest.approx(grades)
     assert row["own"] == "reading_grade"
     assert row["verdict"] == "too few prompts"
     assert all(strict(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines())
-    assert "nan" not in re.sub("<[^>]*>", " ", report_html(kept, "x").replace(row["why"], "")).lower().split()
+    assert "nan" not in re.sub("<[^>]*>", " ", report_html(kept, "x")).lower().split()
     shown = Console(record=True, width=200, file=io.StringIO())
     shown.print(steering_view(kept))
-    assert "nan" not in shown.export_text().replace(row["why"], "").lower().split()
+    assert "nan" not in shown.export_text().lower().split()
     assert len(write_figures(kept, tmp_path / "figures")) == 2

@@ -176,6 +176,7 @@ def by_question(rows: Iterable[tuple[int, float]]) -> tuple[dict[int, float], di
 
 
 def ratio(sums: Floats, counts: Floats) -> float:
+    """The mean over all rows, from their sum and number by question."""
     return float(sums.sum() / counts.sum())
 
 
@@ -213,6 +214,6 @@ def steering_differences(found: Sequence[Score]) -> list[Difference]:
 
 def difference(score: Score, other: Score) -> Difference:
     """The total of `score` minus that of `other` on the questions that both have."""
-    tables = *by_question(score.rows), *by_question(other.rows)
-    points = over_questions(lambda a, b, c, d: ratio(a, b) - ratio(c, d), *tables)
-    return Difference(score.model, other.model, score.judge, points, len(tables[0].keys() & tables[2].keys()))
+    (sums, counts), (other_sums, other_counts) = by_question(score.rows), by_question(other.rows)
+    points = over_questions(lambda a, b, c, d: ratio(a, b) - ratio(c, d), sums, counts, other_sums, other_counts)
+    return Difference(score.model, other.model, score.judge, points, len(sums.keys() & other_sums.keys()))

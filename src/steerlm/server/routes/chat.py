@@ -13,7 +13,7 @@ from steerlm.engines.base import Piece
 from steerlm.server.chatting import ChatWork, prepare_chat, settled
 from steerlm.server.envelope import Usage, head, usage
 from steerlm.server.errors import ApiError
-from steerlm.server.generation import Answer, add, collect, new_answers, pieces
+from steerlm.server.generation import Answer, Called, add, collect, new_answers, pieces
 from steerlm.server.logprobs import chat_logprobs
 from steerlm.server.routes import State
 from steerlm.server.routes.chat_models import (
@@ -35,22 +35,26 @@ router = APIRouter(tags=["generation"])
 def _prepare(state: ServerState, body: ChatRequest) -> ChatWork:
     if body.top_logprobs and not body.logprobs:
         raise ApiError("top_logprobs: needs logprobs=true", param="top_logprobs")
-    generation = body.model_copy(update={"max_tokens": _max_tokens(body)})
+    name, most = _most(body)
+    generation = body.model_copy(update={"max_tokens": most})
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    most_field = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
+    called = Called(most=name)
     return prepare_chat(
-        state, body, generation, body.messages, verbosity=body.verbosity, logprobs=logprobs, most_field=most_field
+        state, body, generation, body.messages, verbosity=body.verbosity, logprobs=logprobs, called=called
     )
 
 
-def _max_tokens(body: ChatRequest) -> int | None:
+def _most(body: ChatRequest) -> tuple[str, int | None]:
+    """What the request calls the most tokens of an answer, and how many."""
     if body.max_tokens and body.max_completion_tokens and body.max_tokens != body.max_completion_tokens:
         raise ApiError(
             f"max_tokens={body.max_tokens} contradicts max_completion_tokens={body.max_completion_tokens}; give one",
             param="max_tokens",
             code="contradiction",
         )
-    return body.max_completion_tokens or body.max_tokens
+    if body.max_completion_tokens:
+        return "max_completion_tokens", body.max_completion_tokens
+    return "max_tokens", body.max_tokens
 
 
 @router.post(

@@ -19,6 +19,7 @@ from steerlm.server.errors import ApiError
 from steerlm.server.fields import GenerationFields, IgnoredFields, Items, Only, SteeringFields, StreamOptions, Text
 from steerlm.server.generation import (
     Answer,
+    Called,
     Prompt,
     Wanted,
     add,
@@ -145,7 +146,7 @@ class _Work:
 
 def _prepare(state: ServerState, body: CompletionRequest) -> _Work:
     preset = preset_of(state, body.model)
-    prompts: list[Any] = [body.prompt] if _kind(body.prompt) in ("<text>", "<tokens>") else list(body.prompt)
+    prompts: list[Any] = [body.prompt] if _is_one(body.prompt) else list(body.prompt)
     if not prompts:
         raise ApiError("prompt: there is none", param="prompt")
     if body.max_tokens == 0 and not body.echo:
@@ -163,11 +164,12 @@ def _prepare(state: ServerState, body: CompletionRequest) -> _Work:
     sampling = read_sampling(state, body, body.logprobs)
     sources = sources_of(state, body)
     steers = bool(sources or preset or body.measure or body.guidance is not None)
-    if _is_raw(state, body, steers):
+    is_raw = _is_raw(state, body, steers)
+    # Where none is to be told, one token is made all the same: with it come those of the prompt.
+    most = 1 if body.max_tokens == 0 else body.max_tokens
+    wanted = Wanted(n, most, trim=not is_raw, salt=body.cache_salt, called=Called("prompt"))
+    if is_raw:
         raw = (Prompt(_raw_ids(state, prompt, body.max_tokens == 0)) for prompt in prompts)
-        # Where none is to be told, one token is made all the same: with it come those of the prompt.
-        most = 1 if body.max_tokens == 0 else body.max_tokens
-        wanted = Wanted(n, most, trim=False, salt=body.cache_salt, prompt_field="prompt")
         requests = plan(state, raw, sampling, wanted)
         if not body.echo:
             return _Work([], None, requests, n)
@@ -184,8 +186,12 @@ def _prepare(state: ServerState, body: CompletionRequest) -> _Work:
         Prompt(prompt_of(state, dialogue, steering.values), guidance_of(state, dialogue, steering.guidance))
         for dialogue in dialogues
     )
-    wanted = Wanted(n, body.max_tokens, salt=body.cache_salt, prompt_field="prompt")
     return _Work(dialogues, steering, plan(state, rendered, sampling, wanted), n)
+
+
+def _is_one(prompt: object) -> bool:
+    """Whether it is one prompt, not several."""
+    return _kind(prompt) in ("<text>", "<tokens>")
 
 
 def _is_raw(state: ServerState, body: CompletionRequest, steers: bool) -> bool:
@@ -266,7 +272,7 @@ def _echo(
 )
 async def completions(body: CompletionRequest, request: Request, state: State) -> Any:
     """Continue texts or token ids, or answer texts under attributes."""
-    if _kind(body.prompt) in ("<text>", "<tokens>"):
+    if _is_one(body.prompt):
         work = await prepared(request, lambda: _prepare(state, body))
     else:
         work = await asyncio.to_thread(_prepare, state, body)

@@ -16,7 +16,7 @@ from steerlm.server.dialogue import ChatMessage
 from steerlm.server.envelope import usage
 from steerlm.server.errors import ApiError, ErrorDetail
 from steerlm.server.fields import GenerationFields
-from steerlm.server.generation import Answer, add, collect, pieces
+from steerlm.server.generation import Answer, Called, add, collect, pieces
 from steerlm.server.routes import State
 from steerlm.server.routes.responses_models import (
     Incomplete,
@@ -60,8 +60,7 @@ def _prepare(state: ServerState, body: ResponsesRequest) -> ChatWork:
         generation,
         messages,
         verbosity=verbosity,
-        field="input",
-        most_field="max_output_tokens",
+        called=Called("input", "max_output_tokens"),
         instructions=body.instructions,
     )
 

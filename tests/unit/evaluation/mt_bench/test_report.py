@@ -30,19 +30,22 @@ def report() -> Report:
     return Report(SCORES, [], [], [], [], {})
 
 
-def shown(width: int) -> list[list[str]]:
-    """The cells of all lines."""
-    console = Console(file=io.StringIO(), width=width)
-    for table in report().tables():
-        console.print(table)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+def shown(made: Report, width: int) -> str:
+    """The tables."""
+    text = io.StringIO()
+    Console(file=text, width=width).print(*made.tables())
+    return text.getvalue()
+
+
+def cells(text: str) -> list[list[str]]:
+    """Of all lines."""
     assert "nan" not in text
     assert "…" not in text
     return [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
 
 
 def test_tables_fit_a_narrow_terminal_and_have_blanks_where_nothing_was_judged() -> None:
-    lines = shown(80)
+    lines = cells(shown(report(), 80))
     [total] = [line for line in lines if line[:2] == ["m", "gpt-4"]]
     assert total[2:] == ["5.33", "8.00", "4.00", "3"]
     [categories] = [line for line in lines if line[0] == "m" and line[1] != "gpt-4"]
@@ -52,10 +55,7 @@ def test_tables_fit_a_narrow_terminal_and_have_blanks_where_nothing_was_judged()
 def test_an_interval_stands_where_there_are_questions_enough() -> None:
     rows = [judgment_row(81 + k, "much-longer-model-name@verbosity=4", 1, 1 + k % 9) for k in range(40)]
     many = Report(scores([SingleJudgment.from_row(row) for row in rows]), [], [], [], [], {})
-    console = Console(file=io.StringIO(), width=80)
-    for table in many.tables():
-        console.print(table)
-    assert re.search(r"4\.\d\d \[\d\.\d\d, \d\.\d\d\]", console.file.getvalue())  # type: ignore[attr-defined]
+    assert re.search(r"4\.\d\d \[\d\.\d\d, \d\.\d\d\]", shown(many, 80))
 
 
 def test_notes_tell_what_the_table_does_not() -> None:
