@@ -220,9 +220,7 @@ def test_a_cpu_without_bfloat16(directory: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(openvino_network, "computes_bfloat16", lambda: False)
     before = sorted((directory / "openvino").glob("*"))
     for name in ("openvino", "auto"):
-        with pytest.raises(
-            ConfigError, match="precision bf16: OpenVINO computes in bfloat16 only on"
-        ):
+        with pytest.raises(ConfigError, match="precision bf16: OpenVINO computes in bfloat16 only on"):
             make_engine(directory, load_prompting(directory), name, "cpu", precision="bf16")
     assert sorted((directory / "openvino").glob("*")) == before
 
