@@ -28,10 +28,11 @@ def main(*, options: Annotated[Options | None, Parameter(name="*")] = None) -> N
     record = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {"works": {}}
     for work in options.work:
         with tempfile.TemporaryDirectory(prefix="steerlm-benchmark-") as folder:
-            measured = Bench(options, Path(folder), say).measure(work)
+            bench = Bench(options, Path(folder), say)
+            measured = bench.measure(work)
         record["works"][work] = {
             "measured": measured,
-            "options": options.model_dump(
+            "options": bench.options.model_dump(
                 mode="json", exclude={"out", "work", "model", "vllm_python", "llama_cpp_python"}
             ),
             **surroundings("openvino-genai", "fastapi", "uvicorn", "gguf"),

@@ -24,6 +24,7 @@ from benchmarks.serving.options import Options, Work
 from benchmarks.serving.peers import engine_seconds, llama_cpp_seconds, transformers_seconds
 from benchmarks.serving.texts import Message, conversation, prompts
 from steerlm.checkpoints.gguf import export_gguf
+from steerlm.engines.openvino_network import computes_bfloat16
 from steerlm.errors import EngineError
 from steerlm.models.base import load_tokenizer
 
@@ -37,6 +38,10 @@ class Bench:
         self.options = options
         self.folder = folder
         self.say = say
+        if "steerlm-bf16" in options.contenders and not computes_bfloat16():
+            say("steerlm-bf16 is left out: OpenVINO does not compute in bfloat16 on this CPU")
+            possible = tuple(name for name in options.contenders if name != "steerlm-bf16")
+            self.options = options.model_copy(update={"contenders": possible})
         self.tokenizer = load_tokenizer(str(options.model))
 
     def measure(self, work: Work) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from steerlm.dialects import DIALECTS, Dialect
 from steerlm.errors import ConfigError, ModelError
-from steerlm.evaluation.invariance import ROUNDED
-from steerlm.evaluation.records import FIGURES, REPORT, evaluation_folder, read_record
+from steerlm.evaluation.records import FIGURES, REPORT, ROUNDED, evaluation_folder, read_record
 from steerlm.evaluation.steering_words import are_held_out, prompts_title
 from steerlm.files import write_text
 from steerlm.models.directory import ModelInfo

@@ -61,8 +61,8 @@ def make_engine(
     `say` is told what takes its time, and why it is not OpenVINO that was taken.
     `cache_bytes` is the memory for OpenVINO's keys and values, and for those that torch keeps, with each engine's own
     default; `max_batch` is how many rows are computed together here, of which a request has one, with guidance two.
-    Raises `ConfigError` for an engine that is not installed or does not go with device, precision or cache,
-    `ModelError` for a model that it cannot use.
+    Raises `ConfigError` for an engine that is not installed or does not go with device, precision or cache, and for a
+    precision that OpenVINO lacks on this CPU, `ModelError` for a model that it cannot use.
     """
     _check_settings(name, precision, cache_bytes)
     if name == "upstream":
@@ -74,13 +74,14 @@ def make_engine(
     from steerlm.devices import pick_device
 
     chosen = pick_device(device)
-    if _is_for_openvino(name, chosen):
+    if _is_for_openvino(name, chosen, precision):
         made = _openvino(Path(directory), prompting, name, precision, say, cache_bytes, max_batch)
         if made is not None:
             return made
     from steerlm.engines.torch import TorchEngine
     from steerlm.models.load import load_model
 
+    _tell_unused(precision, say)
     return TorchEngine(load_model(directory, "policy", chosen), max_batch, cache_bytes)
 
 
@@ -103,12 +104,14 @@ def engine_for(
     _check_settings(name, precision, cache_bytes)
     with ExitStack() as stack:
         engine: Engine | None = None
-        if _is_for_openvino(name, model.device):
+        if _is_for_openvino(name, model.device, precision):
             if directory is None:
                 directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="steerlm."))) / "model"
                 model.save(directory)
             engine = _openvino(Path(directory), model, name, precision, say, cache_bytes)
-        engine = engine or TorchEngine(model, cache_bytes=cache_bytes)
+        if engine is None:
+            _tell_unused(precision, say)
+            engine = TorchEngine(model, cache_bytes=cache_bytes)
         stack.callback(engine.close)
         yield engine
 
@@ -120,12 +123,22 @@ def _check_settings(name: EngineName, precision: Precision, cache_bytes: int | N
         raise ConfigError("the size of the cache is for engines that compute here, not upstream; leave one of them out")
 
 
-def _is_for_openvino(name: EngineName, device: torch.device) -> bool:
+def _tell_unused(precision: Precision, say: Say) -> None:
+    if precision != "f32":
+        say(f"precision {precision} is for engine openvino; torch computes in that of the weights")
+
+
+def _is_for_openvino(name: EngineName, device: torch.device, precision: Precision) -> bool:
     if name == "openvino" and device.type != "cpu":
         raise ConfigError(f"engine openvino runs on the CPU, not on {device}; use --device cpu or --engine torch")
     if name == "openvino" and not _has_openvino():
         raise ConfigError("engine openvino is not installed: pip install 'steerlm[serve]', or use --engine torch")
-    return name == "openvino" or (name == "auto" and device.type == "cpu" and _has_openvino())
+    taken = name == "openvino" or (name == "auto" and device.type == "cpu" and _has_openvino())
+    if taken and precision != "f32":
+        from steerlm.engines.openvino_network import require_computable
+
+        require_computable(precision)  # before anything is read, written or converted
+    return taken
 
 
 def _has_openvino() -> bool:

@@ -231,7 +231,7 @@ class OpenVinoEngine(Runner):
                   model's context takes makes `context` smaller
     chunk         most tokens of a step, of which answers under way take one each and prompts the rest; by default what
                   takes about a third of a second with a small model
-    precision     f32, or int8 or bf16, which are faster; see `Precision`
+    precision     f32, or int8 or bf16, which are faster on CPUs made for them; see `Precision`
 
     `guided_context` is the context of requests with guidance, which are computed twice. Raises `ConfigError` for a
     precision that this CPU does not compute in, `ModelError` for a model that OpenVINO cannot read.

@@ -65,15 +65,15 @@ _COMPUTING: dict[Precision, _Computing] = {
 
 def computes_bfloat16() -> bool:
     """Whether OpenVINO computes in bfloat16 on this CPU."""
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in _in_a_thread(lambda: ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def require_computable(precision: Precision) -> None:
     """Raise `ConfigError` where OpenVINO does not compute in a precision on this CPU."""
     if _COMPUTING[precision].kind == "bf16" and not computes_bfloat16():
         raise ConfigError(
-            f"precision {precision}: OpenVINO computes in bfloat16 only on CPUs with AVX-512 or AMX, and this one has "
-            "neither; leave it out"
+            f"precision {precision}: this CPU lacks the instructions with which OpenVINO computes in bfloat16, such as "
+            "AVX-512 or AMX; leave it out"
         )
 
 
@@ -161,7 +161,9 @@ def _compiled(folder: Path, precision: Precision, turns: Sequence[float], scale:
             },
         )
     except RuntimeError as error:
-        raise ModelError(f"{folder}: OpenVINO cannot use this network: {str(error).splitlines()[-1]}") from error
+        raise ModelError(
+            f"{folder}: OpenVINO cannot use this network: {str(error).strip().splitlines()[-1]}"
+        ) from error
 
 
 def _in_a_thread(work: Callable[[], T]) -> T:
@@ -291,7 +293,9 @@ def _convert(
     try:
         _in_a_thread(partial(_save_network, file))
     except RuntimeError as error:
-        raise ModelError(f"{directory}: OpenVINO cannot read this model: {str(error).splitlines()[-1]}") from error
+        raise ModelError(
+            f"{directory}: OpenVINO cannot read this model: {str(error).strip().splitlines()[-1]}"
+        ) from error
     for left_over in (file, *out.glob("openvino_*tokenizer.*")):
         left_over.unlink()
     turns, scale = rotary(config)

@@ -159,6 +159,7 @@ class Known(Generic[S]):
         """Note a sequence that none begins with (see `holds`). For it those are forgotten that it goes on from, and the
         first of all where there are too many.
         """
+        assert not self.holds(ids, salt)
         node = self._place(tuple(ids), salt)
         shorter, above = [], node.above
         while above is not None:

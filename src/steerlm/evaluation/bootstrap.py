@@ -13,8 +13,8 @@ Ints = NDArray[np.int64]
 Clusters = Sequence[Hashable] | NDArray[np.generic]
 RESAMPLES = 2000
 MIN_UNITS = 5
-"""Units that an interval is given for at all, and a verdict on steering: of fewer the draws are so alike that it is far
-too narrow, and of one it has no width."""
+"""Units that a verdict on steering takes, and an interval of MT-Bench's scores or of consistency: of fewer the draws
+are so alike that it is far too narrow, and of one it has no width."""
 MIN_CLUSTERS = 20
 """Independent units that a verdict on an attribute model takes: that it beats a baseline, or that its outputs are mixed
 up. Of fewer the interval is still too narrow for that. Simulated, the lower end of one that should lie above the truth

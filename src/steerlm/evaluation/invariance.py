@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from steerlm.annotation import Scorer, ScoreSettings
 from steerlm.conversation import Conversation
+from steerlm.evaluation.records import ROUNDED
 from steerlm.models.load import SteerModel
 
 Floats = NDArray[np.float64]
@@ -20,8 +21,6 @@ TOLERANCE = 1e-3
 """Most that a score may differ in float32, in points of its scale: sums in another order are rounded otherwise."""
 ROUGHNESS = 0.25
 """Most that a score in bfloat16 may differ from it in float32: a sixteenth of the nine attributes' scale."""
-ROUNDED = "rounding (bfloat16)"
-"""The name of the check of what bfloat16 adds."""
 
 
 @dataclass(frozen=True, slots=True)

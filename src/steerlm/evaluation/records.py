@@ -13,6 +13,8 @@ from steerlm.files import sha256, write_json
 
 FOLDER, REPORT, FIGURES = "evaluation", "steering.html", "figures"
 """The folder within a model's directory; within it the report on steering, and the folder of figures."""
+ROUNDED = "rounding (bfloat16)"
+"""The name of the check of an attribute model's invariance that tells what bfloat16 adds."""
 
 
 def evaluation_folder(model: str | Path) -> Path:

@@ -10,9 +10,10 @@ import pytest
 from steerlm.cli.main import run, shown_default
 
 
-def test_data_commands_do_without_pytorch() -> None:
+@pytest.mark.parametrize("module", ["data", "card", "eval_mt_bench"])
+def test_commands_that_do_without_pytorch(module: str) -> None:
     """It takes seconds to load."""
-    code = "import sys, steerlm.cli.data; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    code = f"import sys, steerlm.cli.{module}; sys.exit(bool({{'torch', 'transformers'}} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -26,7 +26,7 @@ from steerlm.engines import (
     openvino_network,
     stream,
 )
-from steerlm.engines.make import conversion_progress
+from steerlm.engines.make import LocalEngine, conversion_progress
 from steerlm.engines.openvino import OpenVinoCore, OpenVinoEngine
 from steerlm.engines.openvino_network import PagedNetwork, prepared
 from steerlm.engines.runner import Runner, Token
@@ -37,7 +37,7 @@ from steerlm.models.prompting import load_prompting
 from steerlm.sources.bundled import held_out_prompts
 from steerlm.steering import asked_values, prompt_ids
 from tiny import TOKENIZERS, save_base
-from tiny_openvino import IN_BFLOAT16, round_weights
+from tiny_openvino import IN_BFLOAT16, round_weights, saved
 
 
 @pytest.fixture(scope="module")
@@ -215,14 +215,22 @@ def test_in_bfloat16(directory: Path, rounded: SteerModel) -> None:
     assert len(list((directory / "openvino").iterdir())) == 2
 
 
-def test_a_cpu_without_bfloat16(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Is told so before anything is converted, whether or not the engine is asked for by name."""
+def test_a_cpu_without_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is told so before anything is converted or written, whether or not the engine is asked for by name."""
     monkeypatch.setattr(openvino_network, "computes_bfloat16", lambda: False)
-    before = sorted((directory / "openvino").glob("*"))
-    for name in ("openvino", "auto"):
-        with pytest.raises(ConfigError, match="precision bf16: OpenVINO computes in bfloat16 only on"):
-            make_engine(directory, load_prompting(directory), name, "cpu", precision="bf16")
-    assert sorted((directory / "openvino").glob("*")) == before
+    policy, refusal = saved(tmp_path, "llama"), "precision bf16: this CPU lacks"
+    prompting = load_prompting(tmp_path / "policy")
+    names: tuple[LocalEngine, ...] = ("openvino", "auto")
+    for name in names:
+        with pytest.raises(ConfigError, match=refusal):
+            make_engine(tmp_path / "policy", prompting, name, "cpu", precision="bf16")
+        with monkeypatch.context() as patched:
+            patched.setattr(SteerModel, "save", lambda *_: pytest.fail("written"))
+            with pytest.raises(ConfigError, match=refusal), engine_for(policy, None, name, precision="bf16"):
+                pass
+    with pytest.raises(ConfigError, match=refusal):
+        OpenVinoEngine(tmp_path / "policy", precision="bf16")
+    assert not (tmp_path / "policy" / "openvino").exists()
 
 
 def test_models_that_it_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,9 +240,10 @@ def test_models_that_it_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ModelError, match=r"mistral.*--engine torch"):
         make_engine(tmp_path / "policy", prompting, "openvino", "cpu")
     said: list[str] = []
-    engine = make_engine(tmp_path / "policy", prompting, "auto", "cpu", say=said.append)
+    engine = make_engine(tmp_path / "policy", prompting, "auto", "cpu", say=said.append, precision="int8")
     assert isinstance(engine, TorchEngine)
     assert "engine torch, not openvino" in said[0]
+    assert said[1:] == ["precision int8 is for engine openvino; torch computes in that of the weights"]
     with pytest.raises(ConfigError, match="precision bf16 is for engine openvino"):
         make_engine(tmp_path / "policy", prompting, "torch", precision="bf16")
     with pytest.raises(ConfigError, match="address of a server"):

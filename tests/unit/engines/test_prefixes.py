@@ -135,3 +135,11 @@ def test_what_is_known_is_what_a_list_of_it_says(steps: list[tuple[str, tuple[in
                     assert found[1][:size] == wanted[:size]
                 else:
                     assert found is None
+
+
+def test_no_more_tokens_are_held_than_may_be() -> None:
+    known: Known[str] = Known(most=5)
+    for name, ids in (("a", [1, 2]), ("b", [3, 4]), ("c", [5, 6, 7])):
+        known.put(ids, SALT, name)
+    assert [known.holds(ids, SALT) for ids in ([1], [3, 4], [5, 6, 7])] == [False, True, True]
+    assert (len(known), known.tokens) == (2, 5)

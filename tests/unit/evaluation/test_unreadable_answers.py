@@ -76,5 +76,7 @@ def test_means_leave_them_out(
     assert "nan" not in re.sub("<[^>]*>", " ", report_html(kept, "x")).lower().split()
     shown = Console(record=True, width=200, file=io.StringIO())
     shown.print(steering_view(kept))
-    assert "nan" not in shown.export_text().lower().split()
+    text = " ".join(shown.export_text().split())
+    assert "nan" not in text.lower().split()
+    assert "answers have no reading grade, being empty or mostly not in Latin letters" in text
     assert len(write_figures(kept, tmp_path / "figures")) == 2
