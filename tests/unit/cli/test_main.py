@@ -10,7 +10,7 @@ import pytest
 from steerlm.cli.main import run, shown_default
 
 
-@pytest.mark.parametrize("module", ["data", "card", "eval_mt_bench"])
+@pytest.mark.parametrize("module", ["data", "card"])
 def test_commands_that_do_without_pytorch(module: str) -> None:
     """It takes seconds to load."""
     code = f"import sys, steerlm.cli.{module}; sys.exit(bool({{'torch', 'transformers'}} & set(sys.modules)))"

@@ -112,7 +112,7 @@ def test_optimizer_and_new_tokens_do_what_they_do_in_one_process(layout: str, in
     """With equal gradients the same weights, up to how AdamW's kernel rounds at the end of a vector."""
     for found in in_processes(layout):
         for name, wanted in plain.items():
-            assert_close(found[name]["stepped"], wanted["stepped"], 1e-7)
+            assert_close(found[name]["stepped"], wanted["stepped"], 5e-7)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
