@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx2 as httpx
 import numpy as np
+import torch
 
 from benchmarks.measure import apart
 from benchmarks.serving import servers
@@ -24,6 +25,7 @@ from benchmarks.serving.options import Options, Work
 from benchmarks.serving.peers import engine_seconds, llama_cpp_seconds, transformers_seconds
 from benchmarks.serving.texts import Message, conversation, prompts
 from steerlm.checkpoints.gguf import export_gguf
+from steerlm.devices import pick_precision
 from steerlm.engines.openvino_network import computes_bfloat16
 from steerlm.errors import EngineError
 from steerlm.models.base import load_tokenizer
@@ -261,10 +263,15 @@ class Bench:
         return started
 
     def _transformers(self) -> dict[str, Callable[[Any], list[float]]]:
-        """Functions from groups of prompts to seconds, each in a process of its own, where they are asked for."""
-        kinds = {"transformers": "float32", "transformers-bf16": "bfloat16"}
-        wanted = "transformers" in self.options.contenders
-        return {name: partial(self._generate, dtype) for name, dtype in kinds.items()} if wanted else {}
+        """Functions from groups of prompts to seconds, each in a process of its own, where they are asked for; in
+        bfloat16 where the CPU multiplies it.
+        """
+        if "transformers" not in self.options.contenders:
+            return {}
+        kinds = {"transformers": "float32"}
+        if pick_precision("auto", torch.device("cpu")) == torch.bfloat16:
+            kinds["transformers-bf16"] = "bfloat16"
+        return {name: partial(self._generate, dtype) for name, dtype in kinds.items()}
 
     def _generate(self, dtype: str, groups: Any) -> list[float]:
         o = self.options
