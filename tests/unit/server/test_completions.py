@@ -14,7 +14,7 @@ from served import Recorder, Scripted, events, send
 from steerlm.engines.base import Piece, TokenLogprob
 from steerlm.models.load import SteerModel
 from steerlm.server.logprobs import CompletionLogprobs, prompt_logprobs
-from steerlm.server.routes.completions import TextCompletion
+from steerlm.server.routes.completions_models import TextCompletion
 from steerlm.server.state import ServerState
 
 PATH = "/v1/completions"

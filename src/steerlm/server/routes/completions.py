@@ -7,16 +7,14 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, Discriminator, Field, Tag
 
 from steerlm.engines import base
 from steerlm.server.dialogue import Dialogue, check_amount, single
-from steerlm.server.envelope import Usage, head, usage
+from steerlm.server.envelope import head, usage
 from steerlm.server.errors import ApiError
-from steerlm.server.fields import GenerationFields, IgnoredFields, Items, Only, SteeringFields, StreamOptions, Text
 from steerlm.server.generation import (
     Answer,
     Called,
@@ -40,6 +38,7 @@ from steerlm.server.logprobs import (
 )
 from steerlm.server.measuring import measure
 from steerlm.server.routes import State
+from steerlm.server.routes.completions_models import CompletionChoice, CompletionRequest, TextCompletion
 from steerlm.server.rules import forbidden
 from steerlm.server.state import ServerState
 from steerlm.server.steering import (
@@ -55,79 +54,6 @@ from steerlm.server.steering import (
 from steerlm.server.streaming import EventStream, begun, event, prepared, unless_gone, with_errors
 
 router = APIRouter(tags=["generation"])
-
-
-def _kind(value: object) -> str:
-    if not isinstance(value, list):
-        return "<text>"
-    first = value[0] if value else 0
-    return "<token lists>" if isinstance(first, list) else "<texts>" if isinstance(first, str) else "<tokens>"
-
-
-TokenIds = Annotated[Items[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-PromptField = Annotated[
-    Annotated[Text, Tag("<text>")]
-    | Annotated[Items[Text], Tag("<texts>")]
-    | Annotated[TokenIds, Tag("<tokens>")]
-    | Annotated[Items[TokenIds], Tag("<token lists>")],
-    Discriminator(_kind),
-]
-
-
-class CompletionRequest(SteeringFields, GenerationFields, IgnoredFields):
-    """Prompts to continue or to answer."""
-
-    prompt: PromptField
-    """A text, several, token ids, or several lists of them."""
-    raw: bool | None = None
-    """Continue texts as they are (true), or answer them as user messages (false). Without it they are answered where
-    the request steers or the operator restricts anything, else continued. Token ids are always continued."""
-    logprobs: Annotated[int, Field(ge=0)] | None = None
-    """Give the log-probability of each token, and of so many of the likeliest at its place."""
-    stream: bool | None = None
-    """Send the texts as they come, as server-sent events."""
-    stream_options: StreamOptions | None = None
-    """What the stream holds beside the texts."""
-    return_token_ids: bool | None = None
-    """Give the ids of the tokens too, the end signal among them, as vLLM does."""
-    return_tokens_as_token_ids: bool | None = None
-    """Write the tokens of logprobs as token_id:123, as vLLM does."""
-    stop_token_ids: Items[int] | None = None
-    """Tokens that end a text; only those that end an answer anyway."""
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
-    """Most tokens of a text; 0, of which there is only an echo, needs `echo`."""
-    echo: bool | None = None
-    """Begin each text with its prompt, and its log-probabilities with those of the prompt's tokens; of prompts that are
-    continued as they are."""
-    best_of: Annotated[Any, Only(1)] = None
-    suffix: Annotated[Any, Only("")] = None
-    frequency_penalty: Annotated[Any, Only(0)] = None
-    presence_penalty: Annotated[Any, Only(0)] = None
-    min_p: Annotated[Any, Only(0)] = None
-    logit_bias: Annotated[Any, Only({})] = None
-
-
-class CompletionChoice(BaseModel):
-    """One text; in a stream, what is new of it."""
-
-    index: int
-    text: str
-    logprobs: CompletionLogprobs | None = None
-    finish_reason: base.Finish | None
-    token_ids: list[int] | None = None
-
-
-class TextCompletion(BaseModel):
-    """The texts; `steering` is null where they continue raw prompts. Streams consist of the same objects."""
-
-    id: str
-    object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
-    choices: list[CompletionChoice]
-    usage: Usage | None = None
-    system_fingerprint: str | None
-    steering: SteeringReport | None = None
 
 
 @dataclass(frozen=True)
@@ -146,7 +72,7 @@ class _Work:
 
 def _prepare(state: ServerState, body: CompletionRequest) -> _Work:
     preset = preset_of(state, body.model)
-    prompts: list[Any] = [body.prompt] if _is_one(body.prompt) else list(body.prompt)
+    prompts: list[Any] = [body.prompt] if body.is_one else list(body.prompt)
     if not prompts:
         raise ApiError("prompt: there is none", param="prompt")
     if body.max_tokens == 0 and not body.echo:
@@ -189,14 +115,9 @@ def _prepare(state: ServerState, body: CompletionRequest) -> _Work:
     return _Work(dialogues, steering, plan(state, rendered, sampling, wanted), n)
 
 
-def _is_one(prompt: object) -> bool:
-    """Whether it is one prompt, not several."""
-    return _kind(prompt) in ("<text>", "<tokens>")
-
-
 def _is_raw(state: ServerState, body: CompletionRequest, steers: bool) -> bool:
     """Whether prompts are continued rather than answered. Raises `ApiError` where they may not or cannot be."""
-    is_text = _kind(body.prompt) in ("<text>", "<texts>")
+    is_text = body.is_text
     restricted = state.policy.restricts
     if body.raw is False and not is_text:
         raise ApiError("raw: token ids are always continued as they are; leave raw out", param="raw")
@@ -272,7 +193,7 @@ def _echo(
 )
 async def completions(body: CompletionRequest, request: Request, state: State) -> Any:
     """Continue texts or token ids, or answer texts under attributes."""
-    if _is_one(body.prompt):
+    if body.is_one:
         work = await prepared(request, lambda: _prepare(state, body))
     else:
         work = await asyncio.to_thread(_prepare, state, body)
