@@ -216,7 +216,7 @@ def train_plainly(case: Case, model: SteerModel) -> dict[str, Any]:
     move_adapter(network)
     losses = [pack_loss(network, lay_out([tree]))["loss"] for tree in make_trees(model)]
     total = torch.stack([loss.total for loss in losses]).sum()
-    total.backward()  # type: ignore[no-untyped-call]
+    total.backward()
     found.update(loss=total.item(), count=sum(loss.count.item() for loss in losses))
     found["gradients"] = gradients_of(network)
     found["norm"] = nn.utils.clip_grad_norm_(network.parameters(), 0.5).item()

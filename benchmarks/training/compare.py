@@ -67,5 +67,5 @@ def _train(options: Options, prepared: Prepared, contender: Contender, folder: P
 def _rate(options: Options) -> dict[str, Any]:
     with torch.device("meta"):
         config = AutoConfig.from_pretrained(resolve(options.base))
-        network = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        network = AutoModelForCausalLM.from_config(config)
     return flops.product_rate(network, options.pack_tokens, options.precision)

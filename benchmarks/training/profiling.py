@@ -72,7 +72,7 @@ def profile_steps(options: Options, prepared: Prepared, folder: Path) -> dict[st
 
 
 def _summary(profiler: profile, elapsed: float) -> dict[str, Any]:
-    events = profiler.events() or []  # type: ignore[no-untyped-call]
+    events = profiler.events() or []
     attention = {
         event.sequence_nr for event in events if event.sequence_nr >= 0 and _part_by_range(event) == "attention"
     }

@@ -57,7 +57,7 @@ class Scorer:
         self.pack_tokens = max(settings.pack_tokens, self.context)
         self.dtype = pick_precision(settings.precision, model.device)
         self.form: Form = default_form(model.device)
-        model.network.eval()  # type: ignore[no-untyped-call]
+        model.network.eval()
 
     @torch.no_grad()
     def score(self, conversations: Sequence[Conversation], watch: Callable[[Pack], None] | None = None) -> Scored:

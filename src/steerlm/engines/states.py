@@ -16,7 +16,7 @@ States = tuple[tuple[Tensor, Tensor], ...]
 _ROOM = 64
 
 
-class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class GrowingLayer(DynamicLayer):
     """A layer of a batch with room for tokens to come, so that a step copies its own tokens only.
 
     It keeps all tokens where a layer attends to the last few: the network's mask sees to that, and a row can be cut

@@ -66,7 +66,7 @@ def add_lora(
     _require("peft", "LoRA", "lora")
     from peft import LoraConfig, TaskType, inject_adapter_in_model
 
-    output = network.get_output_embeddings()  # type: ignore[no-untyped-call]
+    output = network.get_output_embeddings()
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=cast(int, lora.alpha),  # peft multiplies with it and takes any number
@@ -282,7 +282,7 @@ def embedding_rows(network: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, Te
 def four_bit(device: torch.device) -> dict[str, Any]:
     """Arguments of `from_pretrained` for a base held in 4 bits: NF4, quantised twice (arXiv 2305.14314)."""
     _require("bitsandbytes", "quantize=4bit", "quantize")
-    config = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+    config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,

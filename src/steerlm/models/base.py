@@ -74,7 +74,7 @@ def name_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, toke
 
 def start_rows(model: PreTrainedModel, spelled: Spellings) -> None:
     """Start the embeddings of added tokens as the mean of what they were spelled with, in and out."""
-    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    output = model.get_output_embeddings()
     matrices = [embedding_weight(model)]
     if output is not None and output.weight is not matrices[0]:
         matrices.append(output.weight)
@@ -250,11 +250,11 @@ def quiet() -> Iterator[None]:
     """Keep transformers' own progress bars and advice off the user's screen."""
     bars = transformers_logging.is_progress_bar_enabled()
     level = transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
         transformers_logging.set_verbosity(level)
         if bars:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            transformers_logging.enable_progress_bar()

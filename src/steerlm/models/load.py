@@ -259,7 +259,7 @@ def plain_head(network: PreTrainedModel) -> tuple[Tensor, Rows | None] | None:
 
     With it come the rows of added tokens, where an adapter trains them apart from it.
     """
-    head, rows = without_new_rows(network.get_output_embeddings())  # type: ignore[no-untyped-call]
+    head, rows = without_new_rows(network.get_output_embeddings())
     config = network.config.get_text_config()
     # What the models that transformers knows do to logits.
     changes = [getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")]

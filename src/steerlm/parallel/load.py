@@ -180,7 +180,7 @@ def _targets(network: PreTrainedModel) -> dict[str, Tensor]:
 
 def _embeddings(network: PreTrainedModel) -> set[str]:
     """The names in the files of the matrices with a row for each token."""
-    output = network.get_output_embeddings()  # type: ignore[no-untyped-call]
+    output = network.get_output_embeddings()
     layers = [network.get_input_embeddings(), *([] if output is None else [output])]
     return {f"{name}.weight" for name, module in network.named_modules() if any(module is layer for layer in layers)}
 
@@ -200,8 +200,8 @@ def _read(target: Tensor, source: Any) -> None:
 def _draw_head(network: PreTrainedModel, target: Tensor) -> None:
     """Start a head as transformers does: drawn whole (it is small), so that all ranks have parts of the same one."""
     head = head_of(network)
-    fresh = nn.utils.skip_init(nn.Linear, head.in_features, head.out_features, bias=False)  # type: ignore[no-untyped-call]
-    network._init_weights(fresh)  # type: ignore[no-untyped-call]
+    fresh = nn.utils.skip_init(nn.Linear, head.in_features, head.out_features, bias=False)
+    network._init_weights(fresh)
     write_whole(target, fresh.weight)
 
 
@@ -224,5 +224,5 @@ def _weight_files(name: str, base: str | Path) -> list[str]:
     index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
     if index is None:
         raise ModelError(f"{base}: no {SAFE_WEIGHTS_NAME} in it, in one file or several; save it as safetensors")
-    files, _ = get_checkpoint_shard_files(name, index)  # type: ignore[no-untyped-call]
+    files, _ = get_checkpoint_shard_files(name, index)
     return list(files)

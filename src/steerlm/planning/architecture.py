@@ -78,11 +78,11 @@ def build(config: PretrainedConfig, settings: TrainSettings) -> PreTrainedModel:
     """The network to train, on whatever device is the default: make that `meta`, or it gets random weights."""
     with loading(settings.base), quiet():
         if isinstance(settings, PolicySettings):
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call, no-any-return]
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-any-return]
         config = copy.deepcopy(config)
         for name, value in head_settings(settings.schema_of_attributes).items():
             setattr(config, name, value)
-        return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call, no-any-return]
+        return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)  # type: ignore[no-any-return]
 
 
 def count_parameters(network: PreTrainedModel) -> Parameters:
@@ -94,7 +94,7 @@ def count_parameters(network: PreTrainedModel) -> Parameters:
         )
     matrices = [parameter for parameter in blocks.parameters() if parameter.ndim == 2]
     embeddings = embedding_weight(network)
-    output = network.get_output_embeddings()  # type: ignore[no-untyped-call]
+    output = network.get_output_embeddings()
     head: Tensor = (head_of(network) if output is None else output).weight
     return Parameters(
         total=_count(network.parameters()),

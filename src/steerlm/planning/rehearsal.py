@@ -139,7 +139,7 @@ def _phases(
 
     def after_embeddings(module: nn.Module, inputs: Any, output: Tensor) -> None:
         if output.requires_grad:
-            output.register_hook(lambda gradient: marks.update(backward=live.peak()))  # type: ignore[no-untyped-call]
+            output.register_hook(lambda gradient: marks.update(backward=live.peak()))
 
     def before_last_block(module: nn.Module, inputs: Any) -> None:
         live.peak()
@@ -149,7 +149,7 @@ def _phases(
         outside = [weight for weight in network.parameters() if sharded and not isinstance(weight, DTensor)]
         marks.update(gathered=sum(weight.nbytes for weight in outside), kept=live.now, forward=live.peak())
         states: Tensor = output.last_hidden_state
-        states.register_hook(lambda gradient: marks.update(loss=live.peak()))  # type: ignore[no-untyped-call]
+        states.register_hook(lambda gradient: marks.update(loss=live.peak()))
 
     network.get_input_embeddings().register_forward_hook(after_embeddings)
     decoder_layers(network)[1][-1].register_forward_pre_hook(before_last_block)

@@ -206,7 +206,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> bytes:
 
 @lru_cache(maxsize=1)
 def _byte_of() -> dict[str, int]:
-    return {char: byte for byte, char in bytes_to_unicode().items()}  # type: ignore[no-untyped-call]
+    return {char: byte for byte, char in bytes_to_unicode().items()}
 
 
 def _entry(tokenizer: PreTrainedTokenizerBase, token: int, logprob: float) -> dict[str, Any]:

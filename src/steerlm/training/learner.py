@@ -98,7 +98,7 @@ class Learner:
         if not parts:  # nothing of this step counts, on no rank
             return 0.0, {}
         objective = torch.stack(parts).sum()
-        objective.backward()  # type: ignore[no-untyped-call]
+        objective.backward()
         return objective.item(), {name: loss.total.item() for name, loss in losses.items()}
 
     def _at_fault(self, packs: Sequence[Pack], terms: Mapping[str, Term], number: int) -> Sequence[Pack]:

@@ -240,7 +240,7 @@ class _Run:
         What fitting did to the trees is added to `report`. Raises `_StopAskedError` after a signal.
         """
         found: list[T] = []
-        self.network.eval()  # type: ignore[no-untyped-call]
+        self.network.eval()
         trees = iter(trees)
         budget = self.settings.validation_pack_tokens
         while window := list(islice(trees, _WINDOW)):
@@ -309,7 +309,7 @@ class _Run:
         use_plain_attention(self.network)
         restore_blocks(self.network)
         interpret_blocks(self.network)
-        self.network.eval()  # type: ignore[no-untyped-call]
+        self.network.eval()
         model = self.task.model
         provenance = {
             **model.info.provenance,

@@ -216,6 +216,5 @@ async def _answer(client: ChatClient, job: _Job, settings: AnswerSettings) -> di
 
 def _nested(path: str, value: object) -> dict[str, Any]:
     """`a.b` as {"a": {"b": value}}."""
-    for name in reversed(path.split(".")):
-        value = {name: value}
-    return value  # type: ignore[return-value]
+    name, _, rest = path.partition(".")
+    return {name: _nested(rest, value) if rest else value}

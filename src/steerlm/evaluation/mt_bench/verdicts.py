@@ -28,14 +28,16 @@ def winner(text: str, swapped: bool) -> Winner:
 
     Assistant A is model_1, or model_2 in the swapped order.
     """
-    first, second = ("model_2", "model_1") if swapped else ("model_1", "model_2")
-    for mark, found in (("[[A]]", first), ("[[B]]", second), ("[[C]]", "tie")):
+    first: Winner = "model_2" if swapped else "model_1"
+    second: Winner = "model_1" if swapped else "model_2"
+    marks: dict[str, Winner] = {"[[A]]": first, "[[B]]": second, "[[C]]": "tie"}
+    for mark, found in marks.items():
         if mark in text:
-            return found  # type: ignore[return-value]
+            return found
     match = _TWO_RATINGS.search(text) or _TWO_RATINGS_FALLBACK.search(text)
     if not match:
         return "error"
     difference = float(match[1]) - float(match[2])
     if abs(difference) <= TIE:
         return "tie"
-    return first if difference > 0 else second  # type: ignore[return-value]
+    return first if difference > 0 else second
