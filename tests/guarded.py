@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,13 +18,14 @@ from typing import Any, TextIO, cast
 
 from fastapi import FastAPI
 
-from steerlm.annotation.scorer import Scorer
+from steerlm.annotation.scorer import Fitted, Scored, Scorer
 from steerlm.attributes import STEERLM
 from steerlm.conversation import Conversation
 from steerlm.engines.base import Deliver, Engine, Piece, Request
 from steerlm.errors import EngineError
 from steerlm.models.directory import ModelInfo
 from steerlm.models.prompting import Prompting
+from steerlm.packing import Pack, Report
 from steerlm.server.app import create_app
 from steerlm.server.guard import Guard
 from steerlm.server.guard_settings import GuardSettings
@@ -45,6 +46,7 @@ class ScriptedEngine:
 
     context: int = 2048
     guides: bool = True
+    guided_context: int = 2048
     pause: float = 0.0
     hold: threading.Event = field(default_factory=threading.Event)
     broken: bool = False
@@ -182,6 +184,13 @@ def serve_process(ready: Path, log: Path, pause: float, settings: dict[str, Any]
         guard.close()
 
 
+@dataclass(frozen=True)
+class _Measurable:
+    conversation: str
+    size: int
+    lengths: dict[int, int]
+
+
 class LengthScorer:
     """An attribute model that finds in an answer as much of everything as it has characters, each a token.
 
@@ -195,15 +204,25 @@ class LengthScorer:
         """While it is set nothing is found."""
         self.scoring = 0
 
-    def score(self, conversations: Sequence[Conversation]) -> Any:
+    def fit(self, conversations: Sequence[Conversation], only: Collection[int] | None = None) -> Fitted:
+        trees = [
+            _Measurable(
+                str(number),
+                sum(len(message.text) for message in tree.messages),
+                {k: len(tree.messages[k].text) for k in tree.responses if only is None or k in only},
+            )
+            for number, tree in enumerate(conversations)
+        ]
+        return Fitted([tree.id for tree in conversations], cast(Any, trees), Report(), [set() for _ in trees])
+
+    def score_fitted(self, fitted: Fitted, watch: Callable[[Pack], None]) -> Scored:
         self.scoring += 1
         eventually(lambda: not self.hold.is_set(), "leave to score")
         values = [
-            {number: dict.fromkeys(STEERLM.names, len(tree.messages[number].text)) for number in tree.responses}
-            for tree in conversations
+            {number: dict.fromkeys(STEERLM.names, float(length)) for number, length in tree.lengths.items()}
+            for tree in cast("list[_Measurable]", fitted.trees)
         ]
-        tokens = [sum(len(message.text) for message in tree.messages) for tree in conversations]
-        return SimpleNamespace(values=values, tokens=tokens)
+        return Scored(values, fitted.report, fitted.tokens)
 
 
 @contextmanager

@@ -43,6 +43,7 @@ class Recorder:
     def __init__(self, behind: Engine | None = None, context: int = 2048) -> None:
         self.context = behind.context if behind else context
         self.guides = behind.guides if behind else True
+        self.guided_context = behind.guided_context if behind else context
         self.requests: list[Request] = []
         self.cancelled = 0
         self._behind = behind

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -19,6 +19,7 @@ from steerlm.errors import ConfigError, ModelError
 from steerlm.models.directory import ModelInfo
 from steerlm.models.load import SteerModel
 from steerlm.packing import Pack, Report, fit, pack
+from steerlm.tokens import TokenTree
 from steerlm.training.attribute_model import predict
 from steerlm.training.config import TrainSettings
 from steerlm.training.task import Batch
@@ -37,6 +38,42 @@ class Scored:
     values: list[dict[int, dict[str, float]]]
     report: Report
     tokens: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Conversations as they are read for their scores.
+
+    ids      of the conversations, for errors
+    trees    what fits the context; `conversation` of a tree is the number of its own
+    report   what fitting did
+    cut      the responses of each conversation that are read without their oldest turns, or not at all
+    """
+
+    ids: list[str]
+    trees: list[TokenTree]
+    report: Report
+    cut: list[set[int]]
+
+    @property
+    def tokens(self) -> list[int]:
+        """How many tokens are read for each conversation."""
+        counts = [0] * len(self.ids)
+        for tree in self.trees:
+            counts[int(tree.conversation)] += tree.size
+        return counts
+
+    @classmethod
+    def joined(cls, parts: Sequence[Fitted]) -> Fitted:
+        """The conversations of all parts, numbered one after another."""
+        ids: list[str] = []
+        trees: list[TokenTree] = []
+        report = Report()
+        for part in parts:
+            trees += [replace(tree, conversation=str(len(ids) + int(tree.conversation))) for tree in part.trees]
+            ids += part.ids
+            report += part.report
+        return cls(ids, trees, report, [cut for part in parts for cut in part.cut])
 
 
 class Scorer:
@@ -59,19 +96,32 @@ class Scorer:
         self.form: Form = default_form(model.device)
         model.network.eval()
 
-    @torch.no_grad()
     def score(self, conversations: Sequence[Conversation], watch: Callable[[Pack], None] | None = None) -> Scored:
         """Score every assistant message; `watch` is told of each pack as it is handed to the device.
 
         Raises `ModelError` where a score is not finite.
         """
-        # Numbers, not ids, find the way back: a caller's ids need not be unique.
-        trees = [
-            replace(self.model.renderer.tree(conversation, "score"), conversation=str(number))
-            for number, conversation in enumerate(conversations)
-        ]
+        return self.score_fitted(self.fit(conversations), watch)
+
+    def fit(self, conversations: Sequence[Conversation], only: Collection[int] | None = None) -> Fitted:
+        """What is read to score every assistant message, or of each conversation those numbered in `only`."""
+        trees = []
+        for number, conversation in enumerate(conversations):
+            weights = None if only is None else {k: float(k in only) for k in conversation.responses}
+            # Numbers, not ids, find the way back: a caller's ids need not be unique.
+            tree = self.model.renderer.tree(conversation, "score", weights=weights)
+            trees.append(replace(tree, conversation=str(number)))
         fitted, report = fit(trees, self.context, self.pack_tokens)
-        packs = pack(fitted, self.pack_tokens)
+        cut = [
+            {tree.segments[index].message for index in tree.active if len(tree.path_ids(index)) > self.context}
+            for tree in trees
+        ]
+        return Fitted([conversation.id for conversation in conversations], fitted, report, cut)
+
+    @torch.no_grad()
+    def score_fitted(self, fitted: Fitted, watch: Callable[[Pack], None] | None = None) -> Scored:
+        """As `score`."""
+        packs = pack(fitted.trees, self.pack_tokens)
         scores = []
         device = self.model.device
         with tree_attention(self.model.network, self.form, self.context), self._computing():
@@ -79,13 +129,13 @@ class Scorer:
                 scores.append(predict(self.model, Batch.of(item, device, self.dtype)))
                 if watch:
                     watch(item)
-        values: list[dict[int, dict[str, float]]] = [{} for _ in conversations]
+        values: list[dict[int, dict[str, float]]] = [{} for _ in fitted.ids]
         for item, scores_RA in zip(packs, scores, strict=True):
             for response, scores_A in zip(item.responses, scores_RA.tolist(), strict=True):
                 number = int(response.conversation)
                 if not all(map(math.isfinite, scores_A)):
                     raise ModelError(
-                        f"conversation {conversations[number].id}, message {response.message}: the model's scores are "
+                        f"conversation {fitted.ids[number]}, message {response.message}: the model's scores are "
                         "not finite; try --precision fp32, or train the model anew"
                     )
                 values[number][response.message] = dict(zip(self.model.schema.names, scores_A, strict=True))
@@ -94,10 +144,7 @@ class Scorer:
             ordered = sorted(scored.items())
             scored.clear()
             scored.update(ordered)
-        tokens = [0] * len(conversations)
-        for tree in fitted:
-            tokens[int(tree.conversation)] += tree.size
-        return Scored(values, report, tokens)
+        return Scored(values, fitted.report, fitted.tokens)
 
     def _computing(self) -> torch.autocast:
         return torch.autocast(self.model.device.type, self.dtype, enabled=self.dtype != torch.float32)

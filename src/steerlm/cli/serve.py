@@ -153,7 +153,7 @@ def serve_command(
         with listen(host, port) as listener:
             at = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
             told.print(f"serving {state.name} at {at}/v1, described at {at}/docs")
-            make_server(app, standing, generator, first).run([listener])
+            make_server(app, standing, generator, first, judge).run([listener])
     finally:
         generator.close()
         if judge is not None:

@@ -98,7 +98,8 @@ class Piece(NamedTuple):
     """The next piece of an answer: text that is certain by now (may be empty), the token behind it (-1 where another
     server does not tell), and, with the last piece, why it ended. `request` is the number of its request among those
     submitted with it; `cached` is how many tokens of the prompt were not computed again. With the first piece come the
-    log-probabilities of the prompt's tokens from the second one on, where they were asked for.
+    log-probabilities of the prompt's tokens from the second one on, where they were asked for. `untold` comes with the
+    last piece of a server that tells no tokens: how many more it says to have made than there were pieces.
     """
 
     request: int
@@ -108,6 +109,7 @@ class Piece(NamedTuple):
     logprob: TokenLogprob | None = None
     cached: int = 0
     prompt: tuple[TokenLogprob, ...] = ()
+    untold: int = 0
 
 
 Deliver = Callable[[Piece | SteerLMError], None]
@@ -122,6 +124,8 @@ class Engine(Protocol):
     """Most tokens that prompt and answer may have together."""
     guides: bool
     """Whether requests may have guidance."""
+    guided_context: int
+    """The context of requests with guidance, whose tokens are computed twice."""
 
     def submit(self, requests: Sequence[Request], deliver: Deliver) -> Callable[[], None]:
         """Begin to answer; requests submitted together share the computation of what their prompts begin with, where

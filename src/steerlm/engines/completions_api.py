@@ -38,6 +38,7 @@ class Chunk:
     logprobs   of each token, where they were asked for
     finish     why the answer ended, with its last chunk
     cached     tokens of the prompt that were not computed again, where the server tells
+    made       tokens of the answer, where the server tells, after its end
     """
 
     text: str = ""
@@ -45,6 +46,7 @@ class Chunk:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: Finish | None = None
     cached: int = 0
+    made: int | None = None
 
 
 class _Logprobs(BaseModel):
@@ -65,6 +67,7 @@ class _Details(BaseModel):
 
 
 class _Usage(BaseModel):
+    completion_tokens: int | None = None
     prompt_tokens_details: _Details | None = None
 
 
@@ -138,10 +141,11 @@ def read_chunk(data: str, likeliest: int | None) -> Chunk:
         ) from error
     if event.error is not None:
         raise EngineError(f"the server failed: {_message(event.error)}", _FAILED)
-    details = event.usage.prompt_tokens_details if event.usage else None
-    cached = (details.cached_tokens if details else None) or 0
+    counts = event.usage or _Usage()
+    details = counts.prompt_tokens_details or _Details()
+    cached, made = details.cached_tokens or 0, counts.completion_tokens
     if not event.choices:
-        return Chunk(tokens=(), cached=cached)
+        return Chunk(tokens=(), cached=cached, made=made)
     choice = event.choices[0]
     told = choice.logprobs or _Logprobs()
     tokens = choice.token_ids
@@ -149,7 +153,7 @@ def read_chunk(data: str, likeliest: int | None) -> Chunk:
         tokens = [_id(text) for text in told.tokens]
     logprobs = () if likeliest is None else _logprobs(told, likeliest)
     finish = _finish(choice.finish_reason)
-    return Chunk(choice.text or "", None if tokens is None else tuple(tokens), logprobs, finish, cached)
+    return Chunk(choice.text or "", None if tokens is None else tuple(tokens), logprobs, finish, cached, made)
 
 
 def read_models(data: bytes) -> list[ServedModel]:

@@ -233,8 +233,8 @@ class OpenVinoEngine(Runner):
                   takes about a third of a second with a small model
     precision     f32, or int8 or bf16, which are faster on CPUs made for them; see `Precision`
 
-    `guided_context` is the context of requests with guidance, which are computed twice. Raises `ConfigError` for a
-    precision that this CPU does not compute in, `ModelError` for a model that OpenVINO cannot read.
+    Raises `ConfigError` for a precision that this CPU does not compute in, `ModelError` for a model that OpenVINO
+    cannot read.
     """
 
     def __init__(
@@ -254,5 +254,4 @@ class OpenVinoEngine(Runner):
         self.model_context = network.context
         size = chunk or (256 if precision == "f32" else 512)
         core = OpenVinoCore(network, renderer.stop_ids, max_batch, size)
-        self.guided_context = core.guided_context
         super().__init__(core, renderer)

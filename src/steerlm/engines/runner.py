@@ -36,6 +36,7 @@ class Core(Protocol):
     """What computes. It is used from one thread at a time, and makes tokens of a request until that is dropped."""
 
     context: int
+    guided_context: int
     vocabulary: int
     """How many token ids there are."""
 
@@ -109,6 +110,7 @@ class Runner:
 
     def __init__(self, core: Core, renderer: Renderer) -> None:
         self.context = core.context
+        self.guided_context = core.guided_context
         self._core = core
         self._renderer = renderer
         self._lock = threading.Lock()

@@ -63,7 +63,7 @@ class TorchCore:
             raise ModelError(
                 f"{type(model.network).__name__} does not only attend, which the torch engine asks of a model"
             )
-        self.context = int(getattr(config, "max_position_embeddings", 1 << 30))
+        self.context = self.guided_context = int(getattr(config, "max_position_embeddings", 1 << 30))
         self.vocabulary = embedding_weight(model.network).shape[0]
         self._network = model.network
         self._device = model.device

@@ -71,6 +71,7 @@ class UpstreamEngine:
     """
 
     guides = False
+    guided_context = 0
 
     def __init__(self, settings: UpstreamSettings, renderer: Renderer, end_ids: Iterable[int]) -> None:
         """Ask the server for what `settings` leave open.
@@ -169,11 +170,12 @@ class UpstreamEngine:
     async def _answer(self, submission: _Submission, number: int) -> None:
         request = submission.requests[number]
         answer = UpstreamAnswer(number, request, self._renderer, self._end_ids)
-        cached = 0
+        cached, made = 0, None
         try:
             async with aclosing(self._chunks(request, answer.stop)) as chunks:
                 async for chunk in chunks:
                     cached = max(cached, chunk.cached)
+                    made = made if chunk.made is None else chunk.made
                     for piece in answer.take(chunk):
                         submission.tell(piece)
                     # Where the end was found here, leaving closes the connection, by which the server stops.
@@ -184,7 +186,7 @@ class UpstreamEngine:
                 raise
         if answer.last is None:
             raise self._fault("ended an answer before its end; see its log")
-        submission.tell(answer.last._replace(cached=cached))
+        submission.tell(answer.last._replace(cached=cached, untold=answer.untold(made)))
 
     async def _chunks(self, request: Request, stop: Sequence[str]) -> AsyncGenerator[Chunk]:
         """The chunks of one answer. Raises `EngineError` where the server fails or is silent for too long."""

@@ -24,6 +24,7 @@ class UpstreamAnswer:
         self._end_ids = end_ids
         self._text = TextStream(renderer.tokenizer, self.stop, request.trim)
         self._made = 0
+        self._tells = True
 
     def take(self, chunk: Chunk) -> list[Piece]:
         """The pieces in a chunk, but for the last of the answer."""
@@ -31,6 +32,7 @@ class UpstreamAnswer:
             return []
         self.server_ended = chunk.finish is not None
         tokens = chunk.tokens
+        self._tells = self._tells and tokens is not None
         if tokens is None:  # text without tokens comes in one piece, or with as many as there are log-probabilities
             tokens = (-1,) * max(len(chunk.logprobs), bool(chunk.text))
         if not tokens and chunk.finish:
@@ -47,6 +49,10 @@ class UpstreamAnswer:
                 break
             pieces.append(piece)
         return pieces
+
+    def untold(self, made: int | None) -> int:
+        """How many tokens the server says to have made beyond the pieces; of one that tells each, these are right."""
+        return 0 if self._tells or made is None else made - self._made
 
     def _piece(self, token: int, text: str, finish: Any) -> Piece:
         self._made += 1

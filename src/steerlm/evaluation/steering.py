@@ -86,8 +86,8 @@ class _Answering:
     @classmethod
     def of(cls, engine: Engine, settings: SteeringSettings) -> _Answering:
         if isinstance(engine, TorchEngine):
-            return cls("torch", None, engine.context, engine.context)
-        return cls("openvino", settings.precision, engine.context, getattr(engine, "guided_context", engine.context))
+            return cls("torch", None, engine.context, engine.guided_context)
+        return cls("openvino", settings.precision, engine.context, engine.guided_context)
 
     @property
     def identity(self) -> dict[str, str]:

@@ -48,7 +48,7 @@ def prepare_chat(
 ) -> ChatWork:
     """Check a request and render its prompt. Raises `ApiError`."""
     preset = preset_of(state, steering_fields.model)
-    sampling = read_sampling(state, generation, logprobs)
+    sampling = read_sampling(state, generation, logprobs, called)
     check_answers(state, generation.n or 1)
     read = read_messages(state, messages, called.prompt, instructions)
     sources = [*sources_of(state, steering_fields, verbosity), *read.asked]

@@ -47,7 +47,7 @@ def reading(tokens: int) -> Usage:
 def usage(requests: Sequence[Request], answers: Sequence[Answer], n: int = 1) -> Usage:
     """The counts of a submission in which each prompt stands `n` times in a row; it is counted once."""
     prompt = sum(len(request.prompt) for request in requests[::n])
-    made = sum(len(answer.tokens) for answer in answers)
+    made = sum(answer.made for answer in answers)
     cached = sum(answer.cached for answer in answers[::n])
     return Usage(
         prompt_tokens=prompt,

@@ -14,6 +14,7 @@ from steerlm.server.logprobs import TokenEnds
 from steerlm.server.state import ServerState
 from steerlm.server.work import admitted
 
+_MANY = 10**12  # more digits than anybody reads, and Python refuses to write a number of thousands of them
 _COLDEST = 1e-6  # scores divided by less may not be finite; clients that cannot send 0 send this
 
 
@@ -27,10 +28,13 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Called:
-    """What a request calls its prompt and the most tokens of an answer, for errors that name them."""
+    """What a request calls its prompt, the most tokens of an answer, and how many of the likeliest tokens are listed at
+    each place, for errors that name them.
+    """
 
     prompt: str = "messages"
     most: str = "max_tokens"
+    likeliest: str = "logprobs"
 
 
 MESSAGES = Called()
@@ -57,6 +61,7 @@ class Answer:
     tokens are those whose text is shown; they are counted where log-probabilities are asked for. `every` says that the
     ids of all tokens are told, so that each stands beside its log-probability; `with_end` that the end signal is listed
     too. `prompt` are the log-probabilities of the prompt's tokens from the second one on, where they are asked for.
+    `made` counts the tokens, also those of a server that does not tell them.
     """
 
     text: str = ""
@@ -70,13 +75,16 @@ class Answer:
     every: bool = False
     with_end: bool = False
     prompt: tuple[TokenLogprob, ...] = ()
+    made: int = 0
 
     def listed(self, start: int = 0) -> tuple[list[int], list[TokenLogprob | None]]:
         """The tokens whose text is shown, from number `start`, with their log-probabilities."""
         return self.tokens[start : self.shown], self.logprobs[start : self.shown]
 
 
-def read_sampling(state: ServerState, fields: GenerationFields, logprobs: int | None = None) -> Sampling:
+def read_sampling(
+    state: ServerState, fields: GenerationFields, logprobs: int | None = None, called: Called = MESSAGES
+) -> Sampling:
     """How to choose tokens; `max_tokens` is still to be fitted to the prompt. Raises `ApiError` beyond the limits."""
     limits = state.limits
     stop = [fields.stop] if isinstance(fields.stop, str) else fields.stop or []
@@ -85,7 +93,8 @@ def read_sampling(state: ServerState, fields: GenerationFields, logprobs: int | 
     if any(not 0 < len(text) <= limits.stop_characters for text in stop):
         raise ApiError(f"stop: each string must have 1 to {limits.stop_characters} characters", param="stop")
     if logprobs is not None and not 0 <= logprobs <= limits.top_logprobs:
-        raise ApiError(f"logprobs: at most {limits.top_logprobs} tokens can be listed", param="logprobs")
+        field = called.likeliest
+        raise ApiError(f"{field}: at most {limits.top_logprobs} tokens can be listed", param=field)
     seed = secrets.randbelow(2**32) if fields.seed is None else fields.seed % 2**63
     temperature = 1.0 if fields.temperature is None else fields.temperature
     top_k = max(fields.top_k or 0, 0)
@@ -106,8 +115,9 @@ def read_sampling(state: ServerState, fields: GenerationFields, logprobs: int | 
 def check_answers(state: ServerState, answers: int, field: str = "n") -> None:
     """Raise `ApiError` where a request asks for more answers than it may."""
     if answers > state.most_answers:
+        asked = answers if answers < _MANY else "so many"
         raise ApiError(
-            f"{field}: {answers} answers are more than the {state.most_answers} of a request",
+            f"{field}: {asked} answers are more than the {state.most_answers} of a request",
             param=field,
             code="too_many_sequences",
         )
@@ -122,7 +132,8 @@ def plan(state: ServerState, prompts: Iterable[Prompt], sampling: Sampling, want
     found = []
     for prompt in prompts:
         longest = max(len(prompt.ids), len(prompt.guidance.prompt) if prompt.guidance else 0)
-        fitted = replace(sampling, max_tokens=_fitted_tokens(state, longest, wanted, sampling.min_tokens))
+        context = state.engine.guided_context if prompt.guidance else state.engine.context
+        fitted = replace(sampling, max_tokens=_fitted_tokens(state, longest, context, wanted, sampling.min_tokens))
         found += [
             Request(
                 prompt.ids,
@@ -136,17 +147,18 @@ def plan(state: ServerState, prompts: Iterable[Prompt], sampling: Sampling, want
     return found
 
 
-def _fitted_tokens(state: ServerState, prompt: int, wanted: Wanted, at_least: int) -> int:
-    """Most tokens of an answer to a prompt of so many."""
-    limits, context, asked, most = state.limits, state.engine.context, wanted.max_tokens, wanted.called.most
+def _fitted_tokens(state: ServerState, prompt: int, context: int, wanted: Wanted, at_least: int) -> int:
+    """Most tokens of an answer to a prompt of so many, in a context of so many."""
+    limits, asked, most = state.limits, wanted.max_tokens, wanted.called.most
     for name, amount in ((most, asked or 0), ("min_tokens", at_least)):
         if limits.answer_tokens and amount > limits.answer_tokens:
             raise ApiError(f"{name}={amount} is more than the {limits.answer_tokens} of an answer", param=name)
     least = max(1, at_least if asked is None else asked)
     if prompt + least > context:
+        halved = " with guidance" if context < state.engine.context else ""
         raise ApiError(
             f"the prompt has {prompt} tokens and the answer may have {least}, together more than the model's context "
-            f"of {context}; shorten {wanted.called.prompt} or lower {most}",
+            f"of {context}{halved}; shorten {wanted.called.prompt} or lower {most}",
             param=most if prompt < context and asked is not None else wanted.called.prompt,
             code="context_length_exceeded",
         )
@@ -176,8 +188,11 @@ async def pieces(state: ServerState, requests: Sequence[Request], ids: bool = Fa
 
 
 def _check_ids(piece: Piece, needs: list[bool], field: str) -> None:
-    """`needs` says of which answers an id must still come: servers tell all ids or none. An end may have none."""
-    if piece.token >= 0:
+    """`needs` says of which answers an id must still come: servers tell all ids or none. An end may have none. Some
+    tell those of the answer, but not of the likeliest tokens at each place.
+    """
+    likeliest = piece.logprob.top if piece.logprob else ()
+    if piece.token >= 0 and all(token >= 0 for token, _ in likeliest):
         needs[piece.request] = False
     elif needs[piece.request] and (piece.text or not piece.finish):
         raise ApiError(
@@ -206,6 +221,7 @@ def add(state: ServerState, answer: Answer, piece: Piece) -> tuple[list[int], li
     answer.text += piece.text
     answer.cached = answer.cached or piece.cached
     answer.tokens.append(piece.token)
+    answer.made += 1 + piece.untold
     answer.logprobs.append(piece.logprob)
     answer.prompt = answer.prompt or piece.prompt
     answer.ended = _ends(state, piece)

@@ -13,6 +13,7 @@ from steerlm.server.health import Gate, Lifecycle
 from steerlm.server.logs import RequestLog
 from steerlm.server.metrics import Metrics
 from steerlm.server.observed import Observed
+from steerlm.server.openapi import RATE_LIMITS
 from steerlm.server.routes import health
 
 
@@ -49,7 +50,7 @@ class Guard:
                 allow_origins=settings.cors_origins,
                 allow_methods=["GET", "POST"],
                 allow_headers=["authorization", "content-type", "x-request-id"],
-                expose_headers=["retry-after", "x-request-id"],
+                expose_headers=["retry-after", "x-request-id", *RATE_LIMITS],
             )
         app.add_middleware(Gate, lifecycle=self.lifecycle, retry_after=settings.drain_seconds)
         app.add_middleware(Observed, log=self.log, metrics=self.metrics)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from steerlm.annotation.scorer import Scored, Scorer, on_scale
+from steerlm.annotation.scorer import Fitted, Scorer, on_scale
 from steerlm.attributes import Schema
 from steerlm.conversation import Conversation
+from steerlm.errors import EngineError
+from steerlm.server.errors import ApiError
 
 Scores = dict[int, dict[str, float]]
 """Scores of responses by the number of their message; a response too long for the attribute model is absent."""
@@ -17,15 +19,28 @@ Scores = dict[int, dict[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Scores of conversations, and how many tokens were read for them."""
+    """Scores of conversations, the responses of each that were read without their oldest turns, and how many tokens
+    were read.
+    """
 
     scores: list[Scores]
+    cut: list[set[int]]
     tokens: int
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Most tokens to read for what a request calls `field`."""
+
+    tokens: int
+    field: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Waiting:
     conversations: Sequence[Conversation]
+    only: Collection[int] | None
+    bound: Bound | None
     result: Future[Judged]
 
 
@@ -37,21 +52,29 @@ class Judge:
         self._scorer = scorer
         self._waiting: list[_Waiting] = []
         self._lock = threading.Lock()
+        self._stopped = threading.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="steerlm-judge")
 
     @property
     def schema(self) -> Schema:
         return self._scorer.model.schema
 
-    def submit(self, conversations: Sequence[Conversation]) -> Future[Judged]:
-        """Scores on each attribute's scale of every response, for each conversation. Once they are being computed they
-        cannot be cancelled.
+    def submit(
+        self, conversations: Sequence[Conversation], only: Collection[int] | None = None, bound: Bound | None = None
+    ) -> Future[Judged]:
+        """Scores on each attribute's scale of every response, for each conversation, or of those numbered in `only`.
+
+        Once they are being computed they cannot be cancelled; `ApiError` where more would be read than `bound` allows.
         """
-        item = _Waiting(conversations, Future())
+        item = _Waiting(conversations, only, bound, Future())
         with self._lock:
             self._waiting.append(item)
         self._thread.submit(self._work)
         return item.result
+
+    def stop(self) -> None:
+        """Compute nothing more: what is not done gets an error, after the pack that is being computed."""
+        self._stopped.set()
 
     def close(self) -> None:
         """End the thread, once what waits is done."""
@@ -61,32 +84,54 @@ class Judge:
         with self._lock:
             taken, self._waiting = self._waiting, []
         # A client that has gone has cancelled its future.
-        batch = [item for item in taken if item.result.set_running_or_notify_cancel()]
-        if not batch:
-            return
+        batch = [
+            (item, fitted)
+            for item in taken
+            if item.result.set_running_or_notify_cancel() and (fitted := self._fitted(item)) is not None
+        ]
         try:
-            scored = self._scorer.score([conversation for item in batch for conversation in item.conversations])
+            found = self._score([fitted for _, fitted in batch])
         except Exception:  # only those that cannot be scored are to fail
-            for item in batch:
-                self._answer(item)
+            for item, fitted in batch:
+                try:
+                    item.result.set_result(*self._score([fitted]))
+                except Exception as error:
+                    item.result.set_exception(error)
             return
-        at = 0
-        for item in batch:
-            end = at + len(item.conversations)
-            item.result.set_result(self._judged(scored, at, end))
-            at = end
+        for (item, _), judged in zip(batch, found, strict=True):
+            item.result.set_result(judged)
 
-    def _answer(self, item: _Waiting) -> None:
+    def _fitted(self, item: _Waiting) -> Fitted | None:
+        """What is to be read, or None where that failed, which the client has been told."""
         try:
-            scored = self._scorer.score(item.conversations)
-            item.result.set_result(self._judged(scored, 0, len(item.conversations)))
+            fitted = self._scorer.fit(item.conversations, item.only)
+            tokens = sum(fitted.tokens)
+            if item.bound and tokens > item.bound.tokens:
+                raise ApiError(
+                    f"{item.bound.field}: {tokens} tokens would be read for these scores, and a request may have "
+                    f"{item.bound.tokens}; send fewer or shorter conversations at a time",
+                    param=item.bound.field,
+                    code="too_many_tokens",
+                )
         except Exception as error:
             item.result.set_exception(error)
+            return None
+        return fitted
 
-    def _judged(self, scored: Scored, start: int, end: int) -> Judged:
-        """What was found of the conversations from `start` to before `end`."""
-        scores = [
-            {message: on_scale(self.schema, values) for message, values in found.items()}
-            for found in scored.values[start:end]
-        ]
-        return Judged(scores, sum(scored.tokens[start:end]))
+    def _score(self, parts: Sequence[Fitted]) -> list[Judged]:
+        """What is found of each part, all computed together."""
+        if not parts:
+            return []
+        self._go_on()
+        values = self._scorer.score_fitted(Fitted.joined(parts), lambda _: self._go_on()).values
+        found = []
+        for part in parts:
+            own, values = values[: len(part.ids)], values[len(part.ids) :]
+            scores = [{message: on_scale(self.schema, raw) for message, raw in item.items()} for item in own]
+            cut = [longer & item.keys() for longer, item in zip(part.cut, scores, strict=True)]
+            found.append(Judged(scores, cut, sum(part.tokens)))
+        return found
+
+    def _go_on(self) -> None:
+        if self._stopped.is_set():
+            raise EngineError("the server is stopping")

@@ -36,3 +36,6 @@ class ServerLimits(Settings):
     """Highest factor of guidance."""
     score_conversations: Count = 256
     """Most conversations of one request for scores."""
+    score_tokens: Count = 262_144
+    """Most tokens read for one request for scores. An answer beyond the attribute model's context is read on its own,
+    with what the context holds of the turns before it."""

@@ -17,7 +17,8 @@ Measured = dict[str, float] | None
 
 
 async def measure(state: ServerState, dialogue: Dialogue, texts: Sequence[str]) -> list[Measured]:
-    """Scores of answers to one conversation, which is read once; None where it was too long to be read.
+    """Scores of answers to one conversation, which is read once, without its oldest turns where it is longer than the
+    attribute model's context; None where an answer was too long to be read.
 
     The answers were generated, and are not thrown away because many wait to be measured.
     """
@@ -25,8 +26,9 @@ async def measure(state: ServerState, dialogue: Dialogue, texts: Sequence[str]) 
     asked = dialogue.conversation
     answers = tuple(Message("assistant", text, len(asked.messages) - 1) for text in texts)
     tree = Conversation(asked.id, (*asked.messages, *answers), asked.system)
-    [scores] = (await scored(state.judge, state.scoring, [tree], bounded=False)).scores
-    return [scores.get(len(asked.messages) + number) for number in range(len(texts))]
+    numbers = range(len(asked.messages), len(tree.messages))
+    [scores] = (await scored(state.judge, state.scoring, [tree], None, numbers)).scores
+    return [scores.get(number) for number in numbers]
 
 
 def compared(state: ServerState, steering: Steering) -> dict[str, int]:

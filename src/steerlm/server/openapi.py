@@ -13,7 +13,7 @@ from steerlm.server.access import PUBLIC
 
 _REQUEST_ID = {"x-request-id": "Id of the request, the one in the server's log."}
 _RETRY_AFTER = {"retry-after": "Seconds after which to try again, of answers 429 and 503."}
-_RATE_LIMITS = {
+RATE_LIMITS = {
     f"x-ratelimit-{part}-{what}": f"{said} of the key's {meant}, where the key has that limit."
     for what, meant in (
         ("requests", "requests per minute"),
@@ -26,6 +26,7 @@ _RATE_LIMITS = {
         ("reset", "Seconds, as 1.5s, until all is back"),
     )
 }
+"""Headers of answers to a key with limits, and what they say."""
 
 
 def document(app: FastAPI, streamed: list[type[BaseModel]]) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def document(app: FastAPI, streamed: list[type[BaseModel]]) -> dict[str, Any]:
 
 def _add_guard(made: dict[str, Any], has_keys: bool) -> None:
     """Describe what stands around the application."""
-    told = {**_REQUEST_ID, **_RETRY_AFTER, **(_RATE_LIMITS if has_keys else {})}
+    told = {**_REQUEST_ID, **_RETRY_AFTER, **(RATE_LIMITS if has_keys else {})}
     made["components"]["headers"] = {
         name: {"description": text, "schema": {"type": "string"}} for name, text in told.items()
     }
@@ -56,7 +57,7 @@ def _add_guard(made: dict[str, Any], has_keys: bool) -> None:
         for method, route in routes.items():
             if has_keys and path in PUBLIC:
                 route["security"] = []
-            counted = _RATE_LIMITS if has_keys and method == "post" else {}
+            counted = RATE_LIMITS if has_keys and method == "post" else {}
             for status, response in route["responses"].items():
                 refused = _RETRY_AFTER if status in ("4XX", "5XX") else {}
                 names = {**_REQUEST_ID, **refused, **counted}

@@ -15,6 +15,7 @@ from steerlm.engines.base import Engine
 from steerlm.errors import ConfigError
 from steerlm.server.guard import Guard
 from steerlm.server.health import warm_up
+from steerlm.server.judge import Judge
 from steerlm.server.protocol import BoundedProtocol
 
 _HIGHEST_PORT = 65535
@@ -26,8 +27,11 @@ class Server(uvicorn.Server):
     The first SIGTERM or Ctrl-C begins that, a second one ends the process at once.
     """
 
-    def __init__(self, config: uvicorn.Config, guard: Guard, engine: Engine, prompt: tuple[int, ...]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, guard: Guard, engine: Engine, prompt: tuple[int, ...], judge: Judge | None
+    ) -> None:
         super().__init__(config)
+        self._judge = judge
         self._guard = guard
         self._engine = engine
         self._prompt = prompt
@@ -47,6 +51,8 @@ class Server(uvicorn.Server):
         if self._warming is not None:
             self._warming.cancel()
         self._guard.log.event("stopping", unfinished=self._guard.lifecycle.busy)
+        if self._judge is not None:
+            self._judge.stop()
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -74,7 +80,9 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"--host {host} --port {port}: {error.strerror}; {todo}") from error
 
 
-def make_server(app: FastAPI, guard: Guard, engine: Engine, prompt: tuple[int, ...]) -> Server:
+def make_server(
+    app: FastAPI, guard: Guard, engine: Engine, prompt: tuple[int, ...], judge: Judge | None = None
+) -> Server:
     """A server to `run` on sockets. `prompt` is what the engine answers a first token to before the server is ready."""
     config = uvicorn.Config(
         app,
@@ -87,4 +95,4 @@ def make_server(app: FastAPI, guard: Guard, engine: Engine, prompt: tuple[int, .
         server_header=False,
         timeout_graceful_shutdown=1,
     )
-    return Server(config, guard, engine, prompt)
+    return Server(config, guard, engine, prompt, judge)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from steerlm.conversation import Conversation
 from steerlm.engines.base import Deliver, Engine, Piece, Request, stream_async
 from steerlm.errors import SteerLMError
 from steerlm.server.admission import Admission, Ticket
-from steerlm.server.judge import Judge, Judged
+from steerlm.server.judge import Bound, Judge, Judged
 from steerlm.server.logs import Entry, current
 
 
@@ -33,6 +33,7 @@ class _Watched:
     def __init__(self, engine: Engine, ticket: Ticket, requests: int) -> None:
         self.context = engine.context
         self.guides = engine.guides
+        self.guided_context = engine.guided_context
         self.seen = [_Seen() for _ in range(requests)]
         self._engine = engine
         self._ticket = ticket
@@ -54,7 +55,7 @@ class _Watched:
         seen.last = time.perf_counter()
         seen.first = seen.first or seen.last
         seen.cached = seen.cached or piece.cached
-        seen.made += 1
+        seen.made += 1 + piece.untold
         # A client that reads slowly holds no place for what is computed already.
         if piece.finish and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._ticket.leave, 1)
@@ -92,16 +93,22 @@ def _salt(key: str, own: str) -> str:
 
 
 async def scored(
-    judge: Judge, scoring: Admission | None, conversations: Sequence[Conversation], bounded: bool = True
+    judge: Judge,
+    scoring: Admission | None,
+    conversations: Sequence[Conversation],
+    bound: Bound | None,
+    only: Collection[int] | None = None,
 ) -> Judged:
-    """Scores of the answers of conversations, once there is room for one more request for scores; notes what was read.
+    """Scores of the answers of conversations, or of those numbered in `only`, once there is room for one more request
+    for scores; notes what was read.
 
-    Raises `RefusedError` where there is no room even to wait; what is not `bounded` waits all the same.
+    Raises `RefusedError` where there is no room even to wait, `ApiError` where more would be read than `bound` allows;
+    what has no bound waits all the same.
     """
     entry = current()
-    ticket = await scoring.enter(entry.key or "", 1, bounded) if scoring else None
+    ticket = await scoring.enter(entry.key or "", 1, bound is not None) if scoring else None
     try:
-        return await _judged(judge.submit(conversations), entry)
+        return await _judged(judge.submit(conversations, only, bound), entry)
     finally:
         if ticket:
             ticket.leave()

@@ -267,6 +267,8 @@ def test_browsers_of_other_pages_are_let_in_only_where_told(tmp_path: Path, new_
         assert (status, headers[allowed]) == (200, "https://chat.example")
         status, headers, _ = server.ask(CHAT, HELLO, {"origin": "https://chat.example"})
         assert (status, headers[allowed]) == (401, "https://chat.example")
+        exposed = {name.strip() for name in headers["access-control-expose-headers"].split(",")}
+        assert {"retry-after", "x-ratelimit-remaining-requests", "x-ratelimit-reset-quota-tokens"} <= exposed
         assert allowed not in server.ask(CHAT, HELLO, {**mine, "origin": "https://evil.example"})[1]
 
 

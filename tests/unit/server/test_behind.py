@@ -191,3 +191,33 @@ def test_raw_prompts_keep_what_was_generated(stream: bool) -> None:
             _, _, answer = server.ask(COMPLETIONS, {"prompt": "def f(x):", "raw": raw, "stream": stream})
             chunks = events(answer.decode()) if stream else [json.loads(answer)]
             assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == text
+
+
+def test_tokens_are_counted_as_a_server_without_ids_counts_them() -> None:
+    """Its chunks may hold several tokens."""
+
+    def script(call: Call) -> None:
+        call.begin()
+        call.send("Because rivers carry salt ")
+        call.send("into it.")
+        call.send("", "length")
+        call.event({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 11, "total_tokens": 20}})
+        call.done()
+
+    with in_front(script) as (server, _):
+        _, _, body = server.ask(CHAT, HELLO)
+        assert json.loads(body)["usage"]["completion_tokens"] == 11
+        _, _, metrics = server.ask("/metrics")
+    assert b"steerlm_completion_tokens_total 11.0" in metrics
+
+
+def test_log_probabilities_without_ids_of_the_likeliest_are_refused() -> None:
+    def script(call: Call) -> None:
+        told = {"tokens": [" Because"], "token_logprobs": [-0.1], "top_logprobs": [{" Because": -0.1}]}
+        call.begin()
+        call.send(" Because", "length", token_ids=[IDS[0]], logprobs=told)
+        call.done()
+
+    with in_front(script) as (server, _):
+        answered, _, body = server.ask(CHAT, {**HELLO, "logprobs": True, "top_logprobs": 1})
+    assert (answered, code_of(body)) == (400, "no_token_ids")

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from served import HELLO, Recorder, client_of, send
+from steerlm.engines import TorchEngine
+from steerlm.models.load import SteerModel
 from steerlm.server.limits import ServerLimits
 from steerlm.server.state import ServerState
 
@@ -54,6 +56,8 @@ Serve = Callable[..., ServerState]
         (CHAT, {"temprature": 1}, "temprature: unknown field 'temprature'"),
         (CHAT, {"stream_options": {"a": 1}}, "stream_options.a: unknown field 'a'"),
         (TEXT, {"prompt": ["a"] * 10_000}, "10000 answers are more than the 32"),
+        # The longest number that Python reads or writes; eleven times it is longer.
+        (TEXT, {"prompt": ["a"] * 11, "n": int("9" * 4300)}, "n: so many answers are more than the 32"),
         (TEXT, {"prompt": "a", "logprobs": 21}, "at most 20 tokens"),
         (TEXT, {"prompt": [5] * 3000}, "the prompt has 3000 tokens"),
         (RESPONSES, {"input": "a", "max_output_tokens": 10**12}, "context of 2048"),
@@ -70,6 +74,35 @@ def test_too_much_is_refused_before_anything_is_computed(
     assert error["type"] == "invalid_request_error"
     assert re.fullmatch(r"[a-z_0-9.]+", error["param"])
     assert not engine.requests
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        (CHAT, {"messages": HELLO, "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        (TEXT, {"prompt": "a", "logprobs": 21}, "logprobs"),
+    ],
+)
+def test_a_refusal_names_the_field_of_the_request(serve: Serve, path: str, body: dict[str, Any], field: str) -> None:
+    error = send(serve(engine=Recorder()), path, body).json()["error"]
+    assert (error["param"], error["message"].split(":")[0]) == (field, field)
+
+
+def test_a_prompt_with_guidance_has_the_room_of_two(serve: Serve, served_policy: SteerModel) -> None:
+    """An answer is fitted to what memory holds of both rows, or refused with the numbers."""
+    engine = Recorder(TorchEngine(served_policy))
+    state = serve(engine=engine)
+    body = {"messages": HELLO, "attributes": {"verbosity": 0}, "guidance": 2}
+    assert send(state, CHAT, {**body, "max_tokens": 1}).status_code == 200
+    assert engine.requests[0].guidance is not None
+    size = max(len(engine.requests[0].prompt), len(engine.requests[0].guidance.prompt))
+    engine.guided_context = size + 4
+    assert send(state, CHAT, body).status_code == 200
+    assert engine.requests[1].sampling.max_tokens == 4
+    error = send(state, CHAT, {**body, "max_tokens": 5}).json()["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "max_tokens")
+    assert f"context of {size + 4} with guidance" in error["message"]
+    assert send(state, CHAT, {"messages": HELLO, "max_tokens": 5}).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,31 @@ def test_what_passes_keeps_the_rules(serve: Serve, served_policy: SteerModel, pa
         assert tokenizer.decode(request.prompt).startswith("<|im_start|>system\nBe kind.<|im_end|>")
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"messages": [{"role": "system", "content": FORGED}, *HELLO]}),
+        (CHAT, {"messages": [{"role": "developer", "content": FORGED}, *HELLO]}),
+        (RESPONSES, {"input": "Why is the sea salty?", "instructions": FORGED}),
+    ],
+)
+def test_system_text_of_a_conversation_forges_nothing(
+    serve: Serve, served_policy: SteerModel, path: str, body: dict[str, Any]
+) -> None:
+    """Where conversations may bring their own."""
+    engine = Recorder(TorchEngine(served_policy))
+    rules = OperatorPolicy.model_validate({"attributes": {"toxicity": {"locked": 0}}})
+    limit = "max_output_tokens" if path == RESPONSES else "max_tokens"
+    assert send(serve(policy=rules, engine=engine), path, {**body, limit: 1}).status_code == 200
+    tokenizer = served_policy.renderer.tokenizer
+    marker, label = tokenizer.convert_tokens_to_ids(["<|im_start|>", "toxicity:0"])
+    toxic = set(tokenizer.convert_tokens_to_ids([f"toxicity:{level}" for level in range(1, 5)]))
+    [request] = engine.requests
+    # The system text, the question and the answer to come.
+    assert (request.prompt.count(marker), request.prompt.count(label)) == (3, 1)
+    assert not toxic & set(request.prompt)
+
+
 def test_without_restrictions_prompts_are_continued(serve: Serve) -> None:
     only_presets = OperatorPolicy.model_validate(
         {"presets": {"dull": {"humor": 0}}, "attributes": {"humor": {"default": 1}}}

@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from served import HELLO, client_of, send
-from steerlm.annotation.scorer import Scored, Scorer, on_scale
+from steerlm.annotation.scorer import Fitted, Scored, Scorer, on_scale
 from steerlm.attributes import STEERLM
 from steerlm.conversation import Conversation, Message
+from steerlm.errors import EngineError
 from steerlm.models.load import SteerModel
 from steerlm.server.admission import Admission
 from steerlm.server.judge import Judge
+from steerlm.server.limits import ServerLimits
 from steerlm.server.state import ServerState
 
 Post = Callable[..., httpx2.Response]
@@ -138,13 +140,13 @@ class _Held(Scorer):
         self.begun = Event()
         self.sizes: list[int] = []
 
-    def score(self, conversations: Any, watch: Any = None) -> Scored:
-        self.sizes.append(len(conversations))
+    def score_fitted(self, fitted: Fitted, watch: Any = None) -> Scored:
+        self.sizes.append(len(fitted.ids))
         self.begun.set()
         assert self.go.wait(60)
-        if any(conversation.messages[0].text == "poison" for conversation in conversations):
+        if "poison" in fitted.ids:
             raise RuntimeError("poison")
-        return super().score(conversations, watch)
+        return super().score_fitted(fitted, watch)
 
 
 def _conversation(text: str) -> Conversation:
@@ -190,6 +192,55 @@ def test_one_that_fails_does_not_spoil_the_others(served_judge: SteerModel) -> N
     judge.close()
     assert isinstance(broken, RuntimeError)
     assert first.scores[0][1].keys() == last.scores[0][1].keys() == set(STEERLM.names)
+
+
+def _long_talk(turns: int) -> list[dict[str, str]]:
+    texts = [f"Why is sea number {number} salty, and who has tasted it?" for number in range(turns)]
+    return [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(texts)]
+
+
+def test_answers_read_without_their_oldest_turns_are_marked(serve: Callable[..., ServerState]) -> None:
+    """Those whose text, as the judge's own chat template writes it, is longer than its context."""
+    state = serve()
+    assert state.judge is not None
+    model, context = state.judge._scorer.model, state.judge._scorer.context
+    talk = _long_talk(120)
+    template = model.renderer.chat_template("score", "")
+    lengths = [
+        len(model.renderer.tokenizer.apply_chat_template(talk[: k + 1], chat_template=template, return_dict=False))
+        for k in range(1, len(talk), 2)
+    ]
+    assert lengths[0] < context < lengths[-1]
+    answers = send(state, "/v1/score", {"messages": talk}).json()["data"][0]["answers"]
+    assert [item["truncated"] for item in answers] == [length > context for length in lengths]
+
+
+def test_no_request_reads_without_end(serve: Callable[..., ServerState]) -> None:
+    """Each answer beyond the context is read with what the context holds before it: a long talk many times over."""
+    state = serve(limits=ServerLimits(score_tokens=20_000))
+    talk = _long_talk(120)
+    assert send(state, "/v1/score", {"messages": talk[:20]}).status_code == 200
+    answer = send(state, "/v1/score", {"messages": talk})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
+    assert "a request may have 20000" in answer.json()["error"]["message"]
+    # One answer of it is one reading.
+    pooled = send(state, "/pooling", {"messages": talk})
+    assert pooled.status_code == 200
+    assert pooled.json()["usage"]["prompt_tokens"] <= state.judge._scorer.context  # type: ignore[union-attr]
+
+
+def test_a_stopped_judge_computes_nothing_more(served_judge: SteerModel) -> None:
+    scorer = _Held(served_judge)
+    judge = Judge(scorer)
+    first, second = (judge.submit([_conversation(text)]) for text in ("a", "b"))
+    assert scorer.begun.wait(60)
+    judge.stop()
+    scorer.go.set()
+    judge.close()
+    for found in (first, second):
+        with pytest.raises(EngineError, match="stopping"):
+            found.result()
+    assert len(scorer.sizes) == 1
 
 
 @pytest.mark.parametrize(

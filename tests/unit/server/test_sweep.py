@@ -74,6 +74,9 @@ def test_it_is_one_submission_with_one_prefix(serve: Callable[..., ServerState],
         {"grid": {name: [0, 1, 2, 3, 4] for name in ("humor", "verbosity", "complexity", "quality")}},
         {"grid": {"humor": [0] * 10_000}},
         {"grid": {"humor": [0]}, "n": 10**9},
+        # As many combinations as a number of over 4,300 digits, which Python does not write.
+        {"grid": {f"a{number}": [0] * 100 for number in range(2200)}},
+        {"settings": [{}] * 11, "n": int("9" * 4300)},
         {"grid": {"humor": [0]}, "stream": True},
     ],
 )

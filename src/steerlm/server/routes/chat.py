@@ -38,7 +38,7 @@ def _prepare(state: ServerState, body: ChatRequest) -> ChatWork:
     name, most = _most(body)
     generation = body.model_copy(update={"max_tokens": most})
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    called = Called(most=name)
+    called = Called(most=name, likeliest="top_logprobs")
     return prepare_chat(
         state, body, generation, body.messages, verbosity=body.verbosity, logprobs=logprobs, called=called
     )

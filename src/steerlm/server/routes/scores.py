@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -15,7 +15,7 @@ from steerlm.server.dialogue import ChatMessage, check_amount
 from steerlm.server.envelope import Usage, reading
 from steerlm.server.errors import ApiError
 from steerlm.server.fields import ApiModel, IgnoredFields, Items, Only, Text, joined
-from steerlm.server.judge import Judge, Scores
+from steerlm.server.judge import Bound, Judge, Scores
 from steerlm.server.routes import State
 from steerlm.server.state import ServerState
 from steerlm.server.streaming import unless_gone
@@ -54,10 +54,13 @@ class ScoreRequest(IgnoredFields):
 
 
 class MessageScores(BaseModel):
-    """Scores of one assistant message, on each attribute's scale; null where it was too long to be read."""
+    """Scores of one assistant message, on each attribute's scale; null where it was too long to be read. `truncated`
+    says that the oldest turns before it were left out, which do not fit the attribute model's context.
+    """
 
     message: int
     scores: dict[str, float] | None
+    truncated: bool
 
 
 class ConversationScores(BaseModel):
@@ -157,9 +160,11 @@ def _trees(state: ServerState, trees: Sequence[Tree]) -> list[Conversation]:
 
 
 def _listed(
-    index: int, name: str | None, tree: Conversation, scores: Scores, numbers: Sequence[int]
+    index: int, name: str | None, tree: Conversation, scores: Scores, cut: Collection[int], numbers: Sequence[int]
 ) -> ConversationScores:
-    answers = [MessageScores(message=numbers[item], scores=scores.get(item)) for item in tree.responses]
+    answers = [
+        MessageScores(message=numbers[item], scores=scores.get(item), truncated=item in cut) for item in tree.responses
+    ]
     return ConversationScores(index=index, id=name, answers=answers)
 
 
@@ -178,13 +183,17 @@ async def score(body: ScoreRequest, request: Request, state: State) -> ScoreList
         trees = _trees(state, given)
         names = [item.id for item in given]
         places = [list(range(len(tree.messages))) for tree in trees]
-    found = await unless_gone(request, scored(judge, state.scoring, trees))
+    bound = Bound(state.limits.score_tokens, "messages" if body.messages is not None else "conversations")
+    found = await unless_gone(request, scored(judge, state.scoring, trees, bound))
     return ScoreList(
         id=f"score-{uuid.uuid4().hex}",
         created=int(time.time()),
         model=judge.name,
         attributes=list(judge.schema.names),
-        data=[_listed(index, *item) for index, item in enumerate(zip(names, trees, found.scores, places, strict=True))],
+        data=[
+            _listed(index, *item)
+            for index, item in enumerate(zip(names, trees, found.scores, found.cut, places, strict=True))
+        ],
         usage=reading(found.tokens),
     )
 
@@ -197,7 +206,8 @@ async def pooling(body: PoolingRequest, request: Request, state: State) -> Pooli
     last = len(tree.messages) - 1
     if tree.messages[last].role != "assistant":
         raise ApiError("messages: the last message must be the assistant's, which is scored", param="messages")
-    judged = await unless_gone(request, scored(judge, state.scoring, [tree]))
+    bound = Bound(state.limits.score_tokens, "messages")
+    judged = await unless_gone(request, scored(judge, state.scoring, [tree], bound, [last]))
     [found] = judged.scores
     if last not in found:
         raise ApiError("messages: the conversation is longer than the attribute model can read", param="messages")
