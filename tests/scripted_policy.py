@@ -17,7 +17,7 @@ QUICK = SteeringSettings(attributes=["verbosity"], conditions=["policy"], goals=
 class Scripted:
     """An engine that answers with one word for each point of verbosity that it believes to be asked for."""
 
-    context = 2048
+    context = guided_context = 2048
 
     def __init__(self, model: SteerModel, believes: Callable[[int], int]) -> None:
         self.model, self.believes = model, believes

@@ -25,7 +25,7 @@ def ids(text: str) -> tuple[int, ...]:
 class Script:
     """A core that answers every prompt with itself, over and over; it waits for `go` before each step."""
 
-    context = 1000
+    context = guided_context = 1000
     vocabulary = len(RENDERER.tokenizer)
 
     def __init__(self, waits: bool = False) -> None:
