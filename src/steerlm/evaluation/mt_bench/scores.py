@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 
 from steerlm.evaluation.bootstrap import MIN_UNITS, Estimate, Floats, bootstrap
-from steerlm.evaluation.mt_bench.answers import AT
 from steerlm.evaluation.mt_bench.layouts import TURNS, SingleJudgment
 from steerlm.evaluation.mt_bench.questions import CATEGORIES, WRONG_REFERENCES, standard_categories
+from steerlm.evaluation.mt_bench.served import AT
 from steerlm.evaluation.mt_bench.verdicts import UNRATED, rating
 
 Duplicates = Literal["all", "last"]
