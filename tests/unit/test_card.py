@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -255,6 +256,9 @@ def test_an_attribute_model_with_faults(tmp_path: Path) -> None:
     text = write_card(tmp_path).read_text()
     assert "(humor by the output of quality, quality by the output of humor)" in text
     assert "**Scores depend on what is scored beside a response**: packing, by up to 0.0011.\n" in text
+    record["invariance"][0]["difference"] = math.inf
+    write_record(evaluation_folder(tmp_path), "attributes", record)
+    assert "beside a response**: packing, where some have no score.\n" in write_card(tmp_path).read_text()
 
 
 def test_an_attribute_model_that_was_compared_with_preferences_only(tmp_path: Path) -> None:
