@@ -2,10 +2,11 @@
 
     python -m benchmarks.steering --model runs/quickstart/policy --judge runs/quickstart/attribute-model
 
-The evaluation is the whole of `steerlm eval steering`: every level of every attribute on all prompts, generated, judged
-and reckoned up; and once more without an attribute model, which leaves generating and reckoning. Transformers generates
-a seeded sample of the same answers, in batches of each size named, and the seconds of an answer with the best of them
-are multiplied by their number.
+The evaluation is the sweep of `steerlm eval steering`: every level of every attribute on all prompts, generated, judged
+and reckoned up under the policy's own condition; and once more without an attribute model, which leaves generating and
+reckoning. Left out of what the command does by default are the base asked in words, several attributes at once, the
+perplexity under the base, and the page with its figures. Transformers generates a seeded sample of the same answers, in
+batches of each size named, and the seconds of an answer with the best of them are multiplied by their number.
 """
 
 from __future__ import annotations

@@ -34,11 +34,12 @@ Script = Callable[[dict[str, Any]], "str | Said | Refusal"]
 class ChatServer:
     """Serves POST /v1/chat/completions from a thread. `requests` holds the bodies as they came, `keys` what stood in
     their Authorization, `busiest` how many were under way together at most. It counts words for tokens, unless it
-    does not count.
+    does not count, and gives a fingerprint where it has one.
     """
 
-    def __init__(self, script: Script, counts: bool = True) -> None:
+    def __init__(self, script: Script, counts: bool = True, fingerprint: str | None = None) -> None:
         self._counts = counts
+        self.fingerprint = fingerprint
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.busiest = self._busy = 0
@@ -86,7 +87,8 @@ class ChatServer:
         }
         usage = {"prompt_tokens": sum(words), "completion_tokens": len((said.text or "").split())}
         counted = {"usage": usage} if self._counts else {}
-        return 200, {}, {"object": "chat.completion", "choices": [choice], **counted}
+        marked = {"system_fingerprint": self.fingerprint} if self.fingerprint else {}
+        return 200, {}, {"object": "chat.completion", "choices": [choice], **counted, **marked}
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         server = self

@@ -107,7 +107,7 @@ def card_text(model: str | Path, license_: str | None = None) -> str:
         license=license_ or known_license,
         datasets=[found[1] for name in info.provenance.get("sources", ()) if (found := _HUB_SOURCE.fullmatch(name))]
         or None,
-        library_name="transformers",
+        library_name="peft" if info.base else "transformers",
         pipeline_tag="text-generation" if info.kind == "policy" else "text-classification",
         tags=["steerlm", info.kind, *(["attribute-conditioned"] if info.kind == "policy" else ["reward-model"])],
         model_name=name,

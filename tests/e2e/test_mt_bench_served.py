@@ -39,6 +39,8 @@ def test_a_served_policy_at_two_settings(tmp_path: Path, capsys: pytest.CaptureF
     default = str(STEERLM.defaults["humor"])
     assert values == {("0", "3"): 16, ("4", default): 16}
     texts = [[answer.turns for answer in read_answers(out / "model_answer" / f"{name}.jsonl")] for name in names]
+    rows = [answer.row for name in names for answer in read_answers(out / "model_answer" / f"{name}.jsonl")]
+    assert {tuple(row["fingerprints"]) for row in rows} == {(policy.info.fingerprint,)}
     assert len(texts[0]) == len(texts[1]) == 8
     assert texts[0] != texts[1]
     found = json.loads(capsys.readouterr().out)

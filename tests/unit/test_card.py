@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from steerlm.card import FILE, MARK, prompt_text, refresh_card, write_card
 from steerlm.dialects import DIALECTS
 from steerlm.errors import ConfigError, ModelError
 from steerlm.evaluation.records import evaluation_folder, write_record
-from steerlm.models.directory import ModelInfo
+from steerlm.models.directory import Base, Kind, ModelInfo
 from tiny import renderer
 
 INFO = ModelInfo(
@@ -129,6 +130,30 @@ def test_a_policy(model: Path) -> None:
     assert str(model.parent) not in text
 
 
+@pytest.mark.parametrize("kind", ["policy", "attribute-model"])
+def test_how_to_run_an_adapter(tmp_path: Path, kind: Kind) -> None:
+    """Its directory has no weights of the base, so that what takes plain weights cannot load it."""
+    directory = tmp_path / "adapter"
+    directory.mkdir()
+    replace(INFO, kind=kind, base=Base("org/base", "b" * 16)).save(directory)
+    text = write_card(directory).read_text()
+    assert ModelCard(text).data.to_dict()["library_name"] == "peft"
+    assert "AutoModelFor" not in text
+    assert "vllm serve adapter`" not in text
+    if kind == "policy":
+        assert 'model = AutoPeftModelForCausalLM.from_pretrained("adapter")\n' in text
+        assert "steerlm export hf adapter --out adapter-merged\nvllm serve adapter-merged\n" in text
+        assert 'model="adapter-merged"' in text
+    else:
+        loaded = 'AutoPeftModelForSequenceClassification.from_pretrained("adapter", num_labels=len(names))'
+        assert f"model = {loaded}\n" in text
+        assert '"humor", "creativity"' in text
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        compile(block, "card", "exec")
+
+
 @pytest.mark.parametrize(
     ("source", "called", "kind"),
     [
@@ -231,6 +256,9 @@ def test_an_attribute_model_with_faults(tmp_path: Path) -> None:
     text = write_card(tmp_path).read_text()
     assert "(humor by the output of quality, quality by the output of humor)" in text
     assert "**Scores depend on what is scored beside a response**: packing, by up to 0.0011.\n" in text
+    record["invariance"][0]["difference"] = math.inf
+    write_record(evaluation_folder(tmp_path), "attributes", record)
+    assert "beside a response**: packing, where some have no score.\n" in write_card(tmp_path).read_text()
 
 
 def test_an_attribute_model_that_was_compared_with_preferences_only(tmp_path: Path) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -22,8 +22,10 @@ from steerlm.evaluation.attribute_tables import evaluation_view
 from steerlm.evaluation.preferences import is_preference_file, read_preferences
 from steerlm.evaluation.records import data_provenance, distinct_names, evaluation_folder, write_record
 from steerlm.models.load import load_model
-from steerlm.sources import import_conversations
+from steerlm.sources import Imported, import_conversations
 from steerlm.sources.detect import detect_kind
+
+_COUNTS = ("kind", "read", "kept", "joined", "left_out")
 
 
 def eval_attributes_command(
@@ -77,15 +79,16 @@ def eval_attributes_command(
     compared = [path for path in data if is_preference_file(path)]
     rated = [path for path in data if path not in compared]
     known = data_schema(judge.schema, declared)
+    imported = _imported([*rated, *(train or [])], known, say)
     record = evaluate_attributes(
         judge,
-        _conversations(rated, known),
+        _conversations(rated, imported),
         settings,
-        _conversations(train or [], known) or None,
+        _conversations(train or [], imported) or None,
         {name: read_preferences(path) for path, name in distinct_names(compared).items()},
         say,
     )
-    record |= {"data": data_provenance(data), "train": data_provenance(train or [])}
+    record |= {"data": _provenance(data, imported), "train": _provenance(train or [], imported)}
     path = write_record(out or evaluation_folder(model), "attributes", record)
     if out is None:
         refresh_card(model, say)
@@ -96,9 +99,23 @@ def eval_attributes_command(
     errors.print(f"figures in {path}", highlight=False, markup=False)
 
 
-def _conversations(paths: Sequence[Path], schema: Schema) -> list[Conversation]:
-    return [
-        conversation
-        for path in paths
-        for conversation in import_conversations(detect_kind(path), path, schema=schema).conversations
-    ]
+def _imported(paths: Sequence[Path], schema: Schema, say: Callable[[str], None]) -> dict[Path, Imported]:
+    """What each file holds; `say` is told what of it is kept and left out."""
+    found = {}
+    for path, name in distinct_names(paths).items():
+        found[path] = import_conversations(detect_kind(path), path, schema=schema)
+        say(f"{name}: {found[path].report}")
+    return found
+
+
+def _conversations(paths: Sequence[Path], imported: Mapping[Path, Imported]) -> list[Conversation]:
+    return [conversation for path in paths for conversation in imported[path].conversations]
+
+
+def _provenance(paths: Sequence[Path], imported: Mapping[Path, Imported]) -> list[dict[str, Any]]:
+    """Names and digests of data files; of rated data also what was read, kept and left out."""
+    rows: list[dict[str, Any]] = []
+    for path, row in zip(distinct_names(paths), data_provenance(paths), strict=True):
+        counts = imported[path].report.to_dict() if path in imported else {}
+        rows.append({**row, **{name: counts[name] for name in _COUNTS if name in counts}})
+    return rows

@@ -18,12 +18,13 @@ from steerlm.evaluation.figures import has_matplotlib
 from steerlm.evaluation.mt_bench import answers as answering
 from steerlm.evaluation.mt_bench.client import Usage
 from steerlm.evaluation.mt_bench.judge import JudgeReport, check_judging, judge_answers
-from steerlm.evaluation.mt_bench.layouts import PairJudgment, SingleJudgment, read_judgments
-from steerlm.evaluation.mt_bench.matches import load_answers
+from steerlm.evaluation.mt_bench.layouts import PairJudgment, Row, SingleJudgment, read_judgments
+from steerlm.evaluation.mt_bench.matches import Answers, load_answers
 from steerlm.evaluation.mt_bench.pairs import win_rates
 from steerlm.evaluation.mt_bench.questions import Benchmark, load_benchmark
 from steerlm.evaluation.mt_bench.report import Report, radar
 from steerlm.evaluation.mt_bench.scores import Duplicates, scores, steering_differences
+from steerlm.evaluation.mt_bench.served import check_weights
 from steerlm.evaluation.mt_bench.settings import AnswerSettings, BenchSettings, JudgeSettings
 from steerlm.evaluation.records import evaluation_folder, write_record
 from steerlm.files import json_text, write_json
@@ -94,13 +95,15 @@ def run_command(
     known = [*models, *(load_answers(out, others) if others else [])]
     check_judging(chosen, known)
     _answer(loaded, model, out, name, setting, answers)
+    if card:  # before the judge is paid
+        check_weights(_rows(load_answers(out, models)), card)
     file = _judge(loaded, out, models, chosen, fresh)
     singles, pairs = read_judgments([file])
     singles = [row for row in singles if row.model in models]
     pairs = [row for row in pairs if set(row.models) <= set(known) and chosen.baseline in (None, *row.models)]
     report = _report([file], singles, pairs, loaded, "all", False)
     _show(report, out, json_)
-    _to_card(report, card)
+    _to_card(report, singles, card)
 
 
 @mt_bench_app.command(name="answer")
@@ -206,7 +209,7 @@ def score_command(
         raise DataError(f"{files[0]}: no judgments in it")
     report = _report(files, singles, pairs, loaded, duplicates, recorded)
     _show(report, out, json_)
-    _to_card(report, card)
+    _to_card(report, singles, card)
 
 
 def _answer(
@@ -301,12 +304,19 @@ def _progress(title: str) -> Iterator[answering.Progress]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _to_card(report: Report, policy: Path | None) -> None:
-    """Keep the scores with the policy, as those of its weights, and show them on its card."""
+def _rows(answers: Answers) -> Iterator[tuple[str, Row]]:
+    return ((model, answer.row) for model, found in answers.items() for answer in found.values())
+
+
+def _to_card(report: Report, singles: Sequence[SingleJudgment], policy: Path | None) -> None:
+    """Keep the scores with the policy, as those of its weights, and show them on its card. Raises `DataError` where
+    the judgments that they are of are known to be of other weights.
+    """
     if policy is None:
         return
     if not report.scores:
         raise ConfigError("--card: there are no grades of single answers among the judgments, which a card shows")
+    check_weights(((row.model, row.row) for row in singles), policy)
     record = {"kind": "mt-bench", "model": ModelInfo.load(policy, "policy").fingerprint, **report.to_dict()}
     path = write_record(evaluation_folder(policy), "mt_bench", record)
     refresh_card(policy, _say)

@@ -37,11 +37,14 @@ _SWAP_MARGIN = 0.05
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Rated responses that were scored, with the scores of the model, [R, A]; `unscored` were too long."""
+    """Rated responses that were scored, with the scores of the model, [R, A]; `unscored` were too long. `truncated`
+    responses of the same conversations, rated or not, were scored without their oldest turns.
+    """
 
     responses: RatedResponses
     predicted_RA: Floats
     unscored: int
+    truncated: int = 0
 
 
 def attribute_figures(

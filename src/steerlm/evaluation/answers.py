@@ -71,13 +71,15 @@ class Measured:
 
     def unscored(self) -> dict[str, NDArray[np.bool_]]:
         """By instrument which answers it said nothing of, [N]: for each attribute model that scored, by the beginning
-        of its measures' names, those too long for its context; for the reading grade, by its name, those without one.
+        of its measures' names, those too long for its context; for the reading grade and the perplexity, by their
+        names, those without one.
         """
         found: dict[str, NDArray[np.bool_]] = {}
         for prefix in ATTRIBUTE_MODELS:
             scores = [column for name, column in self.columns.items() if name.startswith(prefix)]
             if scores:
                 found[prefix] = np.any(np.isnan(scores), axis=0)
-        if READING_GRADE in self.columns:
-            found[READING_GRADE] = np.isnan(self.columns[READING_GRADE])
+        for name in (READING_GRADE, PERPLEXITY):
+            if name in self.columns:
+                found[name] = np.isnan(self.columns[name])
         return found

@@ -47,12 +47,15 @@ def evaluate_attributes(
     if rated:
         say(f"scoring {len(rated)} conversations")
         evaluated = score_rated(scorer, rated)
+        if evaluated.truncated:
+            say(f"{evaluated.truncated} responses are scored without their oldest turns, to fit into the context")
         fitted = baselines(evaluated.responses, known)
         say("figures and their intervals")
         record |= {
             "responses": len(evaluated.responses),
             "conversations": len(rated),
             "unscored": evaluated.unscored,
+            "truncated": evaluated.truncated,
             "baselines_fitted_on": fitted.fitted_on,
             "attributes": attribute_figures(evaluated, fitted, settings),
             "swapped_outputs": swapped_outputs(evaluated, settings),
@@ -75,13 +78,16 @@ def evaluate_attributes(
 
 
 def score_rated(scorer: Scorer, conversations: Sequence[Conversation]) -> Evaluated:
-    """Score the rated responses; those too long for the context are left out and counted."""
+    """Score the rated responses; those too long for the context are left out and counted, as are those
+    without their oldest turns.
+    """
     responses = rated_responses(conversations, scorer.model.schema)
-    values = scorer.score(conversations).values
+    scored = scorer.score(conversations)
+    values = scored.values
     names = scorer.model.schema.names
     scored_R = np.array([message in values[number] for number, message in responses.places])
     if not scored_R.any():
         raise DataError("all rated responses are longer than the model's context; raise --context")
     kept = responses.only(scored_R)
     predicted_RA = np.array([[values[number][message][name] for name in names] for number, message in kept.places])
-    return Evaluated(kept, predicted_RA, int((~scored_R).sum()))
+    return Evaluated(kept, predicted_RA, int((~scored_R).sum()), scored.report.truncated)

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from steerlm.pages import figure, number
+from steerlm.pages import figure, is_number, number
 
 
 def evaluation_view(record: Mapping[str, Any]) -> Group:
@@ -172,5 +172,6 @@ def _invariance(checks: list[Mapping[str, Any]]) -> Table:
     for check in checks:
         within = f"within {check['tolerance']:g}"
         said = Text(within) if check["holds"] else Text(f"NOT {within}", style="bold red")
-        table.add_row(check["name"], str(check["responses"]), f"{check['difference']:.2g}", said)
+        difference = f"{check['difference']:.2g}" if is_number(check["difference"]) else "no score"
+        table.add_row(check["name"], str(check["responses"]), difference, said)
     return table

@@ -13,8 +13,8 @@ Ints = NDArray[np.int64]
 Clusters = Sequence[Hashable] | NDArray[np.generic]
 RESAMPLES = 2000
 MIN_UNITS = 5
-"""Units that a verdict on steering takes, and an interval of MT-Bench's scores or of consistency: of fewer the draws
-are so alike that it is far too narrow, and of one it has no width."""
+"""Independent units that an interval takes, and a verdict on steering: of fewer the draws are so alike that it is far
+too narrow, and of one it has no width."""
 MIN_CLUSTERS = 20
 """Independent units that a verdict on an attribute model takes: that it beats a baseline, or that its outputs are mixed
 up. Of fewer the interval is still too narrow for that. Simulated, the lower end of one that should lie above the truth
@@ -22,14 +22,14 @@ in 2.5% of cases does so in 23 to 33% with 2 units, 5 to 6% with 10, and 3 to 4%
 
 
 class Estimate(NamedTuple):
-    """A figure with the ends of its 95% interval, NaN where it has none."""
+    """A figure with the ends of its 95% interval, NaN where it has none: of fewer than `MIN_UNITS` units."""
 
     value: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.value:.3f}" + ("" if np.isnan(self.low) else f" [{self.low:.3f}, {self.high:.3f}]")
 
 
 def bootstrap(statistic: Callable[..., float], *samples: Floats, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
@@ -64,7 +64,7 @@ def bootstrap_figures(
     starts = np.cumsum(sizes) - sizes
     random = np.random.default_rng(seed)
     whole = np.asarray(figures(np.arange(len(order))), dtype=np.float64)
-    draws = np.empty((resamples, len(whole)))
+    draws = np.empty((resamples if len(sizes) >= MIN_UNITS else 0, len(whole)))
     for row in draws:
         chosen = random.integers(0, len(sizes), len(sizes))
         lengths = sizes[chosen]
@@ -90,11 +90,15 @@ def mean_estimates(values: Floats, weights: Floats) -> list[Estimate]:
 
 
 def mean_draws(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    """The means behind `mean_estimates`, [K], and those of each draw, [B, K]."""
+    """The means behind `mean_estimates`, [K], and those of each draw, [B, K], NaN where fewer than `MIN_UNITS` units
+    have an entry.
+    """
     present = np.isfinite(values)
     filled = np.where(present, values, 0.0)
+    units = present.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return filled.sum(axis=0) / present.sum(axis=0), (weights @ filled) / (weights @ present)
+        draws = (weights @ filled) / (weights @ present)
+        return filled.sum(axis=0) / units, np.where(units >= MIN_UNITS, draws, np.nan)
 
 
 def with_intervals(whole: Floats, draws: Floats) -> list[Estimate]:

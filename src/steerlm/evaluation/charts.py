@@ -17,7 +17,9 @@ _TICKS = 4
 
 @dataclass(frozen=True)
 class Line:
-    """A line with its interval at each level; `color` is the number of a colour of the page (c0, c1, ...)."""
+    """A line with its interval at each level, where it has one; `color` is the number of a colour of the page (c0, c1,
+    ...).
+    """
 
     title: str
     points: Sequence[Mapping[str, float]]
@@ -62,14 +64,14 @@ def line_chart(title: str, levels: Sequence[int], lines: Sequence[Line], diagona
         parts.append(f'<line class="asked" {ends}/>')
     for line in lines:
         shown = [
-            (x(level), point)
-            for level, point in zip(levels, line.points, strict=True)
-            if all(is_number(point[key]) for key in ("value", "low", "high"))
+            (x(level), point) for level, point in zip(levels, line.points, strict=True) if is_number(point["value"])
         ]
-        band = [f"{at:.1f},{y(point['high']):.1f}" for at, point in shown]
-        band += [f"{at:.1f},{y(point['low']):.1f}" for at, point in reversed(shown)]
+        bounded = [(at, point) for at, point in shown if is_number(point["low"]) and is_number(point["high"])]
+        band = [f"{at:.1f},{y(point['high']):.1f}" for at, point in bounded]
+        band += [f"{at:.1f},{y(point['low']):.1f}" for at, point in reversed(bounded)]
         middle = [f"{at:.1f},{y(point['value']):.1f}" for at, point in shown]
-        parts.append(f'<polygon class="band c{line.color}" points="{" ".join(band)}"/>')
+        if band:
+            parts.append(f'<polygon class="band c{line.color}" points="{" ".join(band)}"/>')
         parts.append(f'<polyline class="line c{line.color}" points="{" ".join(middle)}"/>')
         parts += [
             f'<circle class="dot c{line.color}" r="2.5" cx="{at.split(",")[0]}" cy="{at.split(",")[1]}"/>'

@@ -19,13 +19,16 @@ from steerlm.models.load import SteerModel
 Floats = NDArray[np.float64]
 TOLERANCE = 1e-3
 """Most that a score may differ in float32, in points of its scale: sums in another order are rounded otherwise."""
+_POSITION = "position in the pack (reversed order)"
 ROUGHNESS = 0.25
 """Most that a score in bfloat16 may differ from it in float32: a sixteenth of the nine attributes' scale."""
 
 
 @dataclass(frozen=True, slots=True)
 class Invariance:
-    """The greatest difference of a score from that of the response alone, among `responses`."""
+    """The greatest difference of a score from that of the response alone, among `responses`; infinite where a response
+    that has scores alone has one that is none.
+    """
 
     name: str
     difference: float
@@ -44,7 +47,7 @@ def check_invariance(
     model: SteerModel, conversations: Sequence[Conversation], settings: ScoreSettings, most: int
 ) -> list[Invariance]:
     """Score some `most` responses alone, one to a forward pass, and then in company. No check where no response fits
-    into the context.
+    into the context, and none of another order where there is one conversation.
 
     All in float32, in which a fault is no matter of rounding; where the settings compute in bfloat16, what that adds is
     a check of its own.
@@ -56,23 +59,25 @@ def check_invariance(
         return []
     alone = [_thread(conversation, index) for conversation in chosen for index in conversation.responses]
     reference = np.concatenate([_table(scorer, [thread], last=True) for thread in alone])
+    fits_R = np.isfinite(reference).all(axis=1)
     small = Scorer(model, settings.model_copy(update={"precision": "fp32", "pack_tokens": scorer.context}))
     checks: dict[str, Callable[[], Floats]] = {
         "packing (whole trees)": lambda: _table(scorer, chosen),
         "packing (smaller packs)": lambda: _table(small, chosen),
         "batch (threads side by side)": lambda: _table(scorer, alone, last=True),
-        "position in the pack (reversed order)": lambda: _backwards(scorer, chosen),
+        _POSITION: lambda: _backwards(scorer, chosen),
         "padding (transformers' own batches)": lambda: _padded(scorer, alone),
     }
+    if len(chosen) < 2:
+        del checks[_POSITION]
     if rough.dtype != torch.float32:
         checks[ROUNDED] = lambda: _table(rough, chosen)
     found = []
     for name, scores in checks.items():
-        difference_RA = np.abs(scores() - reference)
-        counted = ~np.isnan(difference_RA).any(axis=1)
-        greatest = float(difference_RA[counted].max()) if counted.any() else float("nan")
+        difference_RA = np.abs(scores() - reference)[fits_R]
+        greatest = float(np.where(np.isnan(difference_RA), np.inf, difference_RA).max())
         tolerance = ROUGHNESS if name == ROUNDED else TOLERANCE
-        found.append(Invariance(name, greatest, tolerance, int(counted.sum())))
+        found.append(Invariance(name, greatest, tolerance, len(difference_RA)))
     return found
 
 

@@ -58,8 +58,7 @@ def measure(
         if scorer is not None:
             columns |= _scores(prefix, scorer, trees, at)
     if instruments.base is not None:
-        likely = perplexities(instruments.base, trees, instruments.context)
-        columns[PERPLEXITY] = np.array([likely[tree].get(message, np.nan) for tree, message in at])
+        columns[PERPLEXITY] = _perplexity(instruments.base, instruments.context, trees, at, found)
     columns |= {item.name: _each_once(item.of, [answer.text for answer in found]) for item in text_measures()}
     return Measured(tuple(asks), tuple(found), columns)
 
@@ -76,6 +75,24 @@ def _scores(
         f"{prefix}{name}": np.array([values[tree].get(message, {}).get(name, np.nan) for tree, message in at])
         for name in schema.names
     }
+
+
+def _perplexity(
+    base: SteerModel,
+    context: int,
+    trees: Sequence[Conversation],
+    at: Sequence[tuple[int, int]],
+    answers: Sequence[Answer],
+) -> Floats:
+    """An answer that ended and one of the same text that was cut differ in whether the end signal counts."""
+    likely = perplexities(base, trees, context)
+    values = [likely[tree].get(message) for tree, message in at]
+    return np.array(
+        [
+            np.nan if value is None else value.cut if answer.cut else value.ended
+            for value, answer in zip(values, answers, strict=True)
+        ]
+    )
 
 
 def _each_once(of: Callable[[str], float], texts: Sequence[str]) -> Floats:

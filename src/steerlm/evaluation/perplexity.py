@@ -1,11 +1,13 @@
-"""How likely the untuned base finds answers."""
+"""How likely the untuned base finds answers. Shapes: N trained tokens of a pack, T those of one response."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from steerlm.annotation.scorer import tree_attention
 from steerlm.attention import default_form
@@ -19,10 +21,19 @@ from steerlm.training.task import Batch
 _CHUNK = 256
 
 
+class Perplexity(NamedTuple):
+    """exp of the mean negative log-likelihood of a response's tokens: `ended` of those of its text and its end signal,
+    `cut` of those of its text alone, which is all that an answer cut at the limit of tokens wrote; NaN of no text.
+    """
+
+    ended: float
+    cut: float
+
+
 @torch.no_grad()
-def perplexities(base: SteerModel, conversations: Sequence[Conversation], context: int) -> list[dict[int, float]]:
-    """For each conversation, by message: exp of the mean negative log-likelihood of a response's tokens, its end signal
-    included. Prompts that several responses share are computed once; what is longer than the context is absent.
+def perplexities(base: SteerModel, conversations: Sequence[Conversation], context: int) -> list[dict[int, Perplexity]]:
+    """For each conversation, by message, the perplexity of a response. Prompts that several responses share are
+    computed once; what is longer than the context is absent.
     """
     dtype = pick_precision("auto", base.device)
     trees = [
@@ -30,7 +41,8 @@ def perplexities(base: SteerModel, conversations: Sequence[Conversation], contex
         for number, item in enumerate(conversations)
     ]
     fitted, _ = fit(trees, context)
-    found: list[dict[int, float]] = [{} for _ in conversations]
+    found: list[dict[int, Perplexity]] = [{} for _ in conversations]
+    end = len(base.renderer.end_ids)
     with (
         tree_attention(base.network, default_form(base.device), context),
         torch.autocast(base.device.type, dtype, enabled=dtype != torch.float32),
@@ -38,6 +50,10 @@ def perplexities(base: SteerModel, conversations: Sequence[Conversation], contex
         for item in pack(fitted, context):
             nll_N = response_nll(base, Batch.of(item, base.device, dtype), _CHUNK).double().cpu()
             for number, response in enumerate(item.responses):
-                own_N = torch.from_numpy(item.owner_N == number)
-                found[int(response.conversation)][response.message] = math.exp(min(nll_N[own_N].mean().item(), 50.0))
+                own_T = nll_N[torch.from_numpy(item.owner_N == number)]
+                found[int(response.conversation)][response.message] = Perplexity(_of(own_T), _of(own_T[:-end]))
     return found
+
+
+def _of(nll_T: Tensor) -> float:
+    return math.exp(min(nll_T.mean().item(), 50.0)) if len(nll_T) else math.nan

@@ -123,13 +123,14 @@ def _own_figures(sweep: Sweep, own: str, weights_BP: Floats, resamples: int, see
     levels_L = np.array(sweep.attribute.levels, dtype=np.float64)
     table = _obedience(sweep, own)
     within, slope, miss = mean_estimates(table, weights_BP)
+    measured_PL = values_PL[np.isfinite(values_PL).any(axis=1)]
 
     def pooled(chosen: NDArray[np.int64]) -> Floats:
-        asked, found = np.tile(levels_L, len(chosen)), values_PL[chosen].ravel()
+        asked, found = np.tile(levels_L, len(chosen)), measured_PL[chosen].ravel()
         present = np.isfinite(found)
         return np.array([spearman(asked[present], found[present])])
 
-    rank = bootstrap_figures(pooled, np.arange(len(values_PL)), resamples, seed)[0]
+    rank = bootstrap_figures(pooled, np.arange(len(measured_PL)), resamples, seed)[0]
     verdict, why = judge_steering(within, slope if sweep.own_has_scale else None, _fewest_prompts(table))
     return {
         "spearman": rank._asdict(),
@@ -201,7 +202,9 @@ def judge_steering(within: Estimate, slope: Estimate | None, prompts: int) -> tu
 
 def _shown(estimate: Estimate) -> str:
     value, low, high = estimate
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(value) else "not measured"
+    if not np.isfinite(value):
+        return "not measured"
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(low) else f"{value:.2f}"
 
 
 def _within_estimates(sweep: Sweep, weights_BP: Floats) -> dict[str, Any]:
@@ -229,12 +232,11 @@ def length_controlled(sweep: Sweep, own: str, resamples: int, seed: int) -> dict
     on the logarithm of the length, and each level is moved to the mean length.
     """
     values_PL = sweep.column(own)
-    length_PL = np.log1p(sweep.column("characters"))
+    kept_P = np.isfinite(values_PL).all(axis=1)
+    values_PL, length_PL = values_PL[kept_P], np.log1p(sweep.column("characters")[kept_P])
 
     def adjusted(chosen: NDArray[np.int64]) -> Floats:
         y_PL, x_PL = values_PL[chosen], length_PL[chosen]
-        kept_P = np.isfinite(y_PL).all(axis=1)
-        y_PL, x_PL = y_PL[kept_P], x_PL[kept_P]
         if not len(y_PL):
             return np.full(values_PL.shape[1] + 1, np.nan)
         rest_y, rest_x = _residuals(y_PL), _residuals(x_PL)

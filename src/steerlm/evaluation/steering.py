@@ -38,7 +38,7 @@ from steerlm.models.load import SteerModel
 from steerlm.provenance import environment
 from steerlm.steering import require_same_scales
 
-_FORMAT = 3
+_FORMAT = 4
 """Of results; those of another one are made anew."""
 _ANSWERS_FORMAT = 2
 """Of the seeds that answers are drawn with; those of another one are made anew."""

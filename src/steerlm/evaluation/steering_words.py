@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from steerlm.evaluation.answers import ATTRIBUTE_MODELS, READING_GRADE
+from steerlm.evaluation.answers import ATTRIBUTE_MODELS, PERPLEXITY, READING_GRADE
 
 _UNSCORED = {
     **{prefix: f"are too long for {model} and have no score" for prefix, model in ATTRIBUTE_MODELS.items()},
     READING_GRADE: "have no reading grade, being empty or mostly not in Latin letters",
+    PERPLEXITY: "have no perplexity, being too long for the base, or empty and cut",
 }
 UNSCORED_ROWS = {
     **{prefix: f"answers too long for {model}" for prefix, model in ATTRIBUTE_MODELS.items()},
     READING_GRADE: "answers without a reading grade",
+    PERPLEXITY: "answers without a perplexity",
 }
 """What rows of such answers are called, by instrument."""
 
@@ -37,8 +39,8 @@ def prompts_title(record: Mapping[str, Any]) -> str:
 
 
 def unscored_lines(record: Mapping[str, Any]) -> list[str]:
-    """What is said of answers that an attribute model could not read, or that have no reading grade, of each condition
-    with any: how many, and to how many prompts at which levels of which attributes.
+    """What is said of answers that an attribute model could not read, or that have no reading grade or perplexity, of
+    each condition with any: how many, and to how many prompts at which levels of which attributes.
     """
     lines = []
     for condition in record["conditions"].values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -170,6 +171,53 @@ def test_scores_on_the_card_of_a_policy(tmp_path: Path) -> None:
     assert re.search(r"\| m \| .* \| 1 \| 2 \| 158 \|\n", (policy / "README.md").read_text())
     assert "6.00" in (policy / "README.md").read_text()
     assert json.loads((policy / "evaluation" / "mt_bench.json").read_text())["model"] == "0123456789abcdef"
+
+
+def test_scores_of_weights_that_the_policy_no_longer_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The policy is trained anew in its place between two runs, the second of which would find every answer there."""
+    policy, out = tmp_path / "policy", tmp_path / "out"
+    policy.mkdir()
+    old, new = "0123456789abcdef", "fedcba9876543210"
+    command = ["eval", "mt-bench", "run", "m", "--bench", str(write_bench(tmp_path / "data")), "--card", str(policy)]
+    command += ["--setting", "default", "--setting", "verbosity=0", "--judge", "j"]
+    with ChatServer(model, fingerprint=old) as served, ChatServer(judge) as judging:
+        command += ["--url", served.url, "--judge-url", judging.url]
+        ModelInfo("policy", STEERLM, "chatml", fingerprint=old).save(policy)
+        assert run([*command, "--out", str(out)]) == 0
+        record = (policy / "evaluation" / "mt_bench.json").read_text()
+        ModelInfo("policy", STEERLM, "chatml", fingerprint=new).save(policy)
+        served.fingerprint = new
+        judged = len(judging.requests)
+        assert run([*command, "--out", str(out)]) == 2
+        assert f"its weights are {new}, and answers of m are of {old}" in capsys.readouterr().err
+        file = out / "model_judgment" / "j_single.jsonl"
+        assert run(["eval", "mt-bench", "score", str(file), "--card", str(policy)]) == 2
+        assert (policy / "evaluation" / "mt_bench.json").read_text() == record
+        # Answered anew with the same words: the judgments stay, and are the new weights'.
+        shutil.rmtree(out / "model_answer")
+        assert run([*command, "--out", str(out)]) == 0
+        assert len(judging.requests) == judged
+        assert run(["eval", "mt-bench", "score", str(file), "--card", str(policy)]) == 0
+    assert json.loads((policy / "evaluation" / "mt_bench.json").read_text())["model"] == new
+
+
+@pytest.mark.parametrize(
+    ("fingerprints", "refused"),
+    [
+        ({"m": "0123456789abcdef", "other": "fedcba9876543210"}, False),
+        ({"m": "0123456789abcdef", "m@verbosity=0": "fedcba9876543210"}, True),
+        ({"m": "fp_44709d6fcb"}, False),
+    ],
+)
+def test_other_models_and_other_servers_beside_the_policy(
+    tmp_path: Path, fingerprints: dict[str, str], refused: bool
+) -> None:
+    policy = tmp_path / "policy"
+    policy.mkdir()
+    ModelInfo("policy", STEERLM, "chatml", fingerprint="0123456789abcdef").save(policy)
+    rows = [judgment_row(81, name, 1, 8, fingerprints=[item]) for name, item in fingerprints.items()]
+    file = write_rows(tmp_path / "one.jsonl", rows)
+    assert run(["eval", "mt-bench", "score", str(file), "--card", str(policy)]) == (2 if refused else 0)
 
 
 def test_a_card_is_refused_with_pairs_before_anything_is_asked(

@@ -16,6 +16,7 @@ from steerlm.evaluation.attribute_settings import AttributeEvaluationSettings
 from steerlm.evaluation.attribute_tables import evaluation_view
 from steerlm.evaluation.baselines import baselines
 from steerlm.evaluation.responses import RatedResponses
+from steerlm.pages import figure
 
 Floats = NDArray[np.float64]
 SETTINGS = AttributeEvaluationSettings(resamples=200)
@@ -107,6 +108,17 @@ def test_few_conversations_do_not_show_a_mix_up(count: int, found: bool) -> None
     swapped = swapped_outputs(correlated(0, 1.0, exchanged, count), SETTINGS)
     assert swapped["found"] == found
     assert (swapped["gain"] is not None) == found
+
+
+def test_one_conversation_has_no_interval() -> None:
+    """Its four responses are drawn together or not at all: all draws are the same."""
+    rated_RA = np.array([[0], [1], [3], [4]])
+    found = evaluated(rated_RA, np.array([[1], [0], [3], [3]]), answers=4, schema=Schema((Attribute("mood"),)))
+    [row] = attribute_figures(found, baselines(found.responses, None), SETTINGS).values()
+    for estimate in (*row["overall"]["model"].values(), row["calibration"][0]["rated"]):
+        assert np.isfinite(estimate["value"])
+        assert np.isnan([estimate["low"], estimate["high"]]).all()
+    assert figure(row["overall"]["model"]["pearson"], 3) == "0.852"
 
 
 def test_levels_of_scales_that_begin_elsewhere() -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from steerlm.annotation import Scorer
 from steerlm.attributes import STEERLM, Schema
 from steerlm.cli.main import run
-from steerlm.conversation import Conversation, Message
+from steerlm.conversation import Conversation, Message, Role
 from steerlm.errors import ConfigError, DataError
 from steerlm.evaluation.attribute_model import evaluate_attributes
 from steerlm.evaluation.attribute_settings import AttributeEvaluationSettings
@@ -355,6 +355,41 @@ def test_the_command(
     )
     assert json.loads(capsys.readouterr().out)["responses"] == 36
     assert (tmp_path / "attributes.json").is_file()
+
+
+def test_what_is_left_out_or_cut_is_said_and_kept(
+    judge_directory: Path, judge: SteerModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten pairs of Open Assistant's, to one of which a second answer was deleted; and a second turn that has no room
+    for the first.
+    """
+
+    def row(name: str, parent: str | None, tree: str, **more: object) -> str:
+        role = "assistant" if parent else "prompter"
+        fields = {"message_id": name, "parent_id": parent, "message_tree_id": tree, "role": role, "text": "salt " * 3}
+        return json.dumps({**fields, "lang": "en", **more}) + "\n"
+
+    labels = {"name": ["quality", "humor"], "value": [0.75, 0.5], "count": [3, 3]}
+    rows = [row(f"q{k}", None, f"q{k}") + row(f"a{k}", f"q{k}", f"q{k}", labels=labels) for k in range(10)]
+    rows.append(row("gone", "q0", "q0", labels=labels, deleted=True))
+    (tmp_path / "oasst.jsonl").write_text("".join(rows))
+    turns = ("salty " * 60, "rivers", "why", "carry")
+    roles: tuple[Role, ...] = ("user", "assistant", "user", "assistant")
+    messages = [
+        Message(role, text, k - 1 if k else None) for k, (role, text) in enumerate(zip(roles, turns, strict=True))
+    ]
+    messages[3] = replace(messages[3], ratings={"quality": 2.0})
+    write_conversations(tmp_path / "long.jsonl", [Conversation("long", tuple(messages))])
+    files = [str(tmp_path / name) for name in ("oasst.jsonl", "long.jsonl")]
+    flags = ["--resamples", "100", "--context", "80", "--invariance", "0", "--out", str(tmp_path)]
+    assert run(["eval", "attributes", str(judge_directory), *files, *flags]) == 0
+    said = capsys.readouterr().err
+    record = json.loads((tmp_path / "attributes.json").read_text())
+    assert "left out 1 messages: deleted" in said
+    assert "1 responses are scored without their oldest turns" in said
+    assert record["truncated"] == 1
+    assert record["data"][0]["left_out"]["messages"] == {"deleted": 1}
+    assert str(tmp_path) not in json.dumps(record["data"])
 
 
 def test_a_model_of_some_attributes(judge: SteerModel) -> None:

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from steerlm.evaluation.bootstrap import bootstrap, bootstrap_figures, cluster_bootstrap
+from steerlm.evaluation.bootstrap import (
+    bootstrap,
+    bootstrap_figures,
+    cluster_bootstrap,
+    draw_weights,
+    mean_estimates,
+)
 from steerlm.training.metrics import pearson
 
 
@@ -31,9 +37,23 @@ def test_samples_are_paired() -> None:
 
 
 def test_draws_without_a_value_are_left_out() -> None:
-    found = bootstrap(lambda a: float(a.mean()) if a.mean() > 0 else math.nan, np.array([0.0, 1.0]))
-    assert found == (0.5, 0.5, 1.0)
-    assert all(math.isnan(value) for value in bootstrap(lambda a: math.nan, np.zeros(3)))
+    """One of five is 1: of the draws with a 1, six in ten have one of it, and one in a hundred more than three."""
+    found = bootstrap(lambda a: float(a.mean()) if a.mean() > 0 else math.nan, np.array([0.0, 0.0, 0.0, 0.0, 1.0]))
+    assert found == (0.2, 0.2, 0.6)
+    assert all(math.isnan(value) for value in bootstrap(lambda a: math.nan, np.zeros(5)))
+
+
+@pytest.mark.parametrize("units", [1, 4, 5])
+def test_few_units_have_no_interval(units: int) -> None:
+    """However many entries they have: 40 of one conversation would have an interval without a width."""
+    clusters = np.arange(40) % units
+    values = np.random.default_rng(0).normal(size=40)
+    found = cluster_bootstrap(mean, clusters, values)
+    [column] = mean_estimates(np.append(values[:units], np.nan)[:, None], draw_weights(units + 1))
+    for estimate, value in ((found, values.mean()), (column, values[:units].mean())):
+        assert estimate.value == pytest.approx(value)
+        assert np.isfinite(estimate[1:]).tolist() == [units == 5] * 2
+        assert ("[" in str(estimate)) is (units == 5)
 
 
 def test_equal_entries_of_a_cluster_count_once() -> None:
@@ -50,10 +70,11 @@ def test_equal_entries_of_a_cluster_count_once() -> None:
 
 
 def test_a_cluster_comes_whole() -> None:
-    """Clusters of 1 and of 3: draws are of both, of one twice, or of the other twice, hence 4, 2 or 6 entries."""
+    """Four clusters of 1 and one of 3: a draw with the latter k times has 5 + 2k entries."""
     sizes = set()
-    cluster_bootstrap(lambda a: float(sizes.add(len(a)) or 0.0), [7, 5, 5, 5], np.arange(4.0))  # type: ignore[func-returns-value]
-    assert sizes == {2, 4, 6}
+    clusters = [7, 5, 5, 5, 1, 2, 3]
+    cluster_bootstrap(lambda a: float(sizes.add(len(a)) or 0.0), clusters, np.arange(7.0))  # type: ignore[func-returns-value]
+    assert {5, 7, 9, 11} <= sizes <= set(range(5, 16, 2))
 
 
 def test_several_figures_of_the_same_draws() -> None:

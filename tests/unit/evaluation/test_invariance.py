@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from steerlm.annotation import ScoreSettings
@@ -55,6 +57,34 @@ def test_a_judge_that_looks_at_its_neighbours_is_found(judge: SteerModel, monkey
     checks = {check.name: check for check in check_invariance(judge, random_trees(30), EXACT, 20)}
     assert not checks["packing (whole trees)"].holds
     assert not checks["padding (transformers' own batches)"].holds
+
+
+def test_a_score_that_is_no_number_is_a_fault(judge: SteerModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of nothing but padding in a mask give NaN: here to all responses that stand beside a longer one."""
+    whole = type(judge.network).forward
+
+    def padded(self: Any, *args: Any, attention_mask: Any = None, **rest: Any) -> Any:
+        found = whole(self, *args, attention_mask=attention_mask, **rest)
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
+            found.logits[~attention_mask.bool().all(dim=1)] = torch.nan
+        return found
+
+    monkeypatch.setattr(type(judge.network), "forward", padded)
+    checks = check_invariance(judge, random_trees(30), EXACT, 20)
+    assert {check.name: check.difference for check in checks if not check.holds} == {
+        "padding (transformers' own batches)": math.inf
+    }
+    assert len({check.responses for check in checks}) == 1
+    shown = Console(record=True, width=120, file=io.StringIO())
+    shown.print(evaluation_view({"invariance": [check.record() for check in checks]}))
+    assert re.search(r"no score *│ *NOT within 0.001", shown.export_text())
+
+
+def test_a_single_conversation_has_no_other_order(judge: SteerModel) -> None:
+    one = next(tree for tree in random_trees(30) if tree.responses)
+    names = [check.name for check in check_invariance(judge, [one], EXACT, 20)]
+    assert len(names) == 4
+    assert "position in the pack (reversed order)" not in names
 
 
 def test_the_table_says_within_what() -> None:

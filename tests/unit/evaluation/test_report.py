@@ -19,6 +19,7 @@ from steerlm.evaluation.answers import JUDGE, PERPLEXITY, SECOND, Answer, Measur
 from steerlm.evaluation.asks import goals, sweep
 from steerlm.evaluation.charts import Line, line_chart, round_ticks
 from steerlm.evaluation.figures import remove_figures, write_figures
+from steerlm.evaluation.records import write_record
 from steerlm.evaluation.report import report_html, write_report
 from steerlm.evaluation.response_curves import RULE
 from steerlm.evaluation.steering_record import condition_records
@@ -275,6 +276,29 @@ def test_figures_are_png(tmp_path: Path) -> None:
     paths = write_figures(result(obeys=True), tmp_path / "figures")
     assert [path.name for path in paths] == ["verbosity.png", "humor.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def test_few_prompts_are_shown_without_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As values alone, in the page, the tables, the figures and the file."""
+    monkeypatch.setattr(f"{__name__}.PROMPTS", PROMPTS[:4])
+    found = result(obeys=True)
+    for condition in found["conditions"].values():
+        condition["consistency"] = None
+    text = write_record(tmp_path, "steering", found).read_text()
+    assert "NaN" not in text
+    record = json.loads(text)
+    row = record["conditions"]["policy"]["attributes"]["humor"]
+    assert (row["verdict"], row["against_words"]["verdict"]) == ("too few prompts", "too few prompts")
+    assert row["within_prompt"] == {"value": pytest.approx(1), "low": None, "high": None}
+    shown = Console(record=True, width=200, file=io.StringIO())
+    shown.print(steering_view(record))
+    table = shown.export_text()
+    page = report_html(record, "x")
+    assert not re.search(r"\d \[-?\d", re.sub("<svg.*?</svg>", "", page, flags=re.DOTALL) + table)
+    assert "nan" not in re.sub("<[^>]*>", " ", page + table).lower().split()
+    assert "polyline" in page
+    assert 'class="band' not in page
+    assert len(write_figures(record, tmp_path / "figures")) == 2
 
 
 def test_figures_of_an_earlier_result_go(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -58,7 +59,13 @@ def test_few_prompts_give_no_verdict(count: int, verdict: str) -> None:
     """Levels are followed to the letter; the scores of the other prompts are missing."""
     row = figures(measured({f"{JUDGE}complexity": lambda p, k: float(k) if p < count else np.nan}))
     assert row["verdict"] == verdict
-    assert row["within_prompt"]["low"] == pytest.approx(1)
+    enough = verdict == "steers"
+    assert row["within_prompt"]["low"] == pytest.approx(1 if enough else math.nan, nan_ok=True)
+    [adjusted] = [item["effect"] for item in row["length_controlled"] if item["measure"] == row["own"]]
+    for estimate in (row["spearman"], row["slope"], row["curves"][row["own"]][0], adjusted):
+        assert np.isfinite(estimate["value"])
+        assert np.isfinite(estimate["low"]) == enough
+    assert "nan" not in row["why"]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from steerlm.evaluation.mt_bench.client import (
 from steerlm.evaluation.mt_bench.layouts import Answer, file_name
 from steerlm.evaluation.mt_bench.questions import Question
 from steerlm.evaluation.mt_bench.rowfile import RowFile
+from steerlm.evaluation.mt_bench.served import AT, fingerprint_fields
 from steerlm.evaluation.mt_bench.settings import AnswerSettings
 
 ANSWERS = "model_answer"
@@ -41,7 +42,6 @@ TEMPERATURES = {
 _OTHER_TEMPERATURE = 0.7
 _ASSIGNMENT = re.compile(r"([a-z][a-z0-9_]*)=(-?[0-9]+|none)")
 DEFAULT = "default"
-AT = "@"
 Progress = Callable[[int, int], None]
 
 
@@ -157,12 +157,19 @@ class _Job:
 def _unanswered(
     questions: Sequence[Question], signature: Mapping[str, Any], model: str, file: RowFile
 ) -> list[Question]:
-    """Questions that the file has no answer to; it must not hold answers made with other settings."""
+    """Questions that the file has no answer to; it must not hold answers made with other settings or to other words."""
+    digests = {question.id: question.digest for question in questions}
     for row in file.rows:
         if row.get("model_id") != model or row.get("asked", signature) != signature:
             raise DataError(
                 f"{file.path}: its answer to question {row.get('question_id')} was made by another model or with other "
                 "settings; choose another --name or --out, or remove the file"
+            )
+        digest = digests.get(row["question_id"])
+        if digest is not None and row.get("question", digest) != digest:
+            raise DataError(
+                f"{file.path}: its answer to question {row['question_id']} is to other words than the question now "
+                "has; choose another --out, or remove the file"
             )
     answered = {row["question_id"] for row in file.rows}
     return [question for question in questions if question.id not in answered]
@@ -209,7 +216,9 @@ async def _answer(client: ChatClient, job: _Job, settings: AnswerSettings) -> di
         "tstamp": stamp(),
         "attributes": dict(job.setting.values),
         "asked": settings.signature(client.model, bool(job.setting.values)),
+        "question": job.question.digest,
         "finish": [reply.finish for reply in replies],
+        **fingerprint_fields(reply.fingerprint for reply in replies),
         **sum((reply.usage for reply in replies), Usage()).fields(),
     }
 

@@ -90,11 +90,14 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the server wrote, why it ended (`stop`, `length`, ...), and the tokens it took."""
+    """What the server wrote, why it ended (`stop`, `length`, ...), the tokens it took, and the fingerprint that the
+    server has of itself, where it gives one.
+    """
 
     text: str
     finish: str
     usage: Usage
+    fingerprint: str | None = None
 
 
 class ChatClient:
@@ -155,7 +158,9 @@ class ChatClient:
             record = response.json()
             choice = record["choices"][0]
             text, finish = choice["message"].get("content") or "", choice.get("finish_reason") or ""
-            return Reply(_storable(str(text)), _storable(str(finish)), Usage.from_dict(record.get("usage")))
+            fingerprint = _storable(str(record.get("system_fingerprint") or "")) or None
+            usage = Usage.from_dict(record.get("usage"))
+            return Reply(_storable(str(text)), _storable(str(finish)), usage, fingerprint)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise EngineError(f"{self._endpoint.url}: not a chat completion: {_said(response)}") from error
 

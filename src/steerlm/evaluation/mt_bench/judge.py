@@ -26,6 +26,7 @@ from steerlm.evaluation.mt_bench.layouts import PairJudgment, SingleJudgment, fi
 from steerlm.evaluation.mt_bench.matches import Answers, Match, compared, pair_matches, single_matches
 from steerlm.evaluation.mt_bench.questions import Benchmark
 from steerlm.evaluation.mt_bench.rowfile import RowFile
+from steerlm.evaluation.mt_bench.served import copied_fingerprints, without_fingerprints
 from steerlm.evaluation.mt_bench.settings import JudgeSettings
 from steerlm.evaluation.mt_bench.verdicts import UNRATED, rating, winner
 
@@ -129,7 +130,7 @@ def _unjudged(matches: Sequence[Match], settings: JudgeSettings, file: RowFile, 
         if match and not _answers(row, match, settings):
             stale.append(row)
             continue
-        kept.append(row)
+        kept.append({**without_fingerprints(row), **_fingerprints(match)} if match else row)
         if match and not (settings.retry_unrated and _unrated(row)):
             done.add(_key(row))
     if stale and not fresh:
@@ -138,7 +139,7 @@ def _unjudged(matches: Sequence[Match], settings: JudgeSettings, file: RowFile, 
             "answers, references, prompts or settings of the judge than these; pass --fresh to judge anew, or choose "
             "another --out"
         )
-    if stale:
+    if kept != file.rows:
         file.replace(kept)
     return [match for key, match in wanted.items() if key not in done]
 
@@ -187,7 +188,12 @@ async def _judge_all(
 
 def _further(match: Match) -> dict[str, Any]:
     note = {"reference": match.reference.note or "as published"} if match.reference else {}
-    return {"turn": match.turn, "tstamp": stamp(), **note}
+    return {"turn": match.turn, "tstamp": stamp(), **note, **_fingerprints(match)}
+
+
+def _fingerprints(match: Match) -> dict[str, Any]:
+    """Of a single answer: a later model that gave the same answer keeps its judgment, and has other fingerprints."""
+    return copied_fingerprints(match.answers[0].row) if len(match.answers) == 1 else {}
 
 
 async def _single(match: Match, ask: Callable[..., Any]) -> dict[str, Any]:

@@ -69,6 +69,11 @@ class Question:
             raise ValueError("turns must be two texts")
         return cls(int(row["question_id"]), str(row["category"]), turns)
 
+    @property
+    def digest(self) -> str:
+        """What tells its words from others under the same id."""
+        return _digest(self.turns)
+
 
 @dataclass(frozen=True, slots=True)
 class JudgePrompt:
@@ -109,8 +114,11 @@ class Benchmark:
 
 def known_wrong(question_id: int, turns: tuple[str, ...]) -> bool:
     """Whether this is one of the reference answers that are known to be wrong."""
-    digest = hashlib.sha256("\n".join(turns).encode("utf-8")).hexdigest()
-    return WRONG_REFERENCES.get(question_id) == digest[:16]
+    return WRONG_REFERENCES.get(question_id) == _digest(turns)
+
+
+def _digest(turns: tuple[str, ...]) -> str:
+    return hashlib.sha256("\n".join(turns).encode("utf-8")).hexdigest()[:16]
 
 
 def standard_categories() -> dict[int, str]:

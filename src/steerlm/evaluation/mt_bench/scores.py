@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from steerlm.evaluation.bootstrap import MIN_UNITS, Estimate, Floats, bootstrap
-from steerlm.evaluation.mt_bench.answers import AT
+from steerlm.evaluation.bootstrap import Estimate, Floats, bootstrap
 from steerlm.evaluation.mt_bench.layouts import TURNS, SingleJudgment
 from steerlm.evaluation.mt_bench.questions import CATEGORIES, WRONG_REFERENCES, standard_categories
+from steerlm.evaluation.mt_bench.served import AT
 from steerlm.evaluation.mt_bench.verdicts import UNRATED, rating
 
 Duplicates = Literal["all", "last"]
@@ -155,14 +155,10 @@ def _mean(rows: Sequence[_Rated]) -> Estimate:
 
 
 def over_questions(statistic: Callable[..., float], *tables: Mapping[int, float]) -> Estimate:
-    """`statistic` of columns of the tables, each by question, on the questions that all have; without an interval where
-    there are fewer than `MIN_UNITS`.
-    """
+    """`statistic` of columns of the tables, each by question, on the questions that all have; NaN without any."""
     shared = [number for number in tables[0] if all(number in table for table in tables)]
     columns = [np.array([table[number] for number in shared]) for table in tables]
-    if len(shared) >= MIN_UNITS:
-        return bootstrap(statistic, *columns)
-    return Estimate(statistic(*columns) if shared else np.nan, np.nan, np.nan)
+    return bootstrap(statistic, *columns) if shared else Estimate(np.nan, np.nan, np.nan)
 
 
 def by_question(rows: Iterable[tuple[int, float]]) -> tuple[dict[int, float], dict[int, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,28 @@ def test_published_answers_are_kept(tmp_path: Path) -> None:
         report = answer_questions(QUESTIONS, "m", settings(server), tmp_path)
     assert (report.made, report.kept) == (7, 1)
     assert read_answers(report.files[0])[0].turns == ("one", "two")
+
+
+def test_answers_to_other_words_are_not_kept(tmp_path: Path) -> None:
+    """Question 91 is worded anew; the row of 81, published without a digest, says nothing of its words."""
+    write_rows(tmp_path / "model_answer" / "m.jsonl", [answer_row(81, "m", ["one", "two"])])
+    reworded = [
+        replace(item, turns=(f"{item.turns[0]}?", item.turns[1])) if item.id in (81, 91) else item for item in QUESTIONS
+    ]
+    with ChatServer(echo) as server:
+        answer_questions(QUESTIONS, "m", settings(server), tmp_path)
+        with pytest.raises(DataError, match=r"m\.jsonl: its answer to question 91 is to other words"):
+            answer_questions(reworded, "m", settings(server), tmp_path)
+        without = [item for item in reworded if item.id != 91]
+        assert answer_questions(without, "m", settings(server), tmp_path).kept == 7
+
+
+def test_answers_carry_the_fingerprint_of_their_server(tmp_path: Path) -> None:
+    for fingerprint, carried in (("0123456789abcdef", ["0123456789abcdef"]), (None, None)):
+        with ChatServer(echo, fingerprint=fingerprint) as server:
+            report = answer_questions(QUESTIONS[:1], "m", settings(server), tmp_path / str(fingerprint))
+        [answer] = read_answers(report.files[0])
+        assert answer.row.get("fingerprints") == carried
 
 
 def test_failures_leave_the_rest(tmp_path: Path) -> None:
