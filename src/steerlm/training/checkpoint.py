@@ -36,6 +36,8 @@ _STEP, _BEST = "step", "best"
 _KEEP_BEST = 2
 _MANIFEST = "manifest.json"
 _FORMAT = 3
+# What reading a file that is missing or torn raises; any other `OSError` is of the disk, and says nothing of the file.
+_TORN = (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, KeyError, TypeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +86,35 @@ class Checkpoints:
         return self.directory / f"{kind}-{step:08d}"
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that is whole; a damaged one is passed over with a warning.
+        """The newest checkpoint that is whole, or None where there are none. Warns of those passed over.
 
-        Raises `TrainingError` for one of another version.
+        Raises `TrainingError` where all are damaged, for one of another version, and for one that cannot be read.
         """
-        return self._newest(_STEP)
+        path, damaged = self._newest(_STEP)
+        if path is None and damaged:
+            raise TrainingError(
+                f"none of the checkpoints is whole: {'; '.join(damaged)}. Put back what is missing or another copy of "
+                "them, and give the same command again; or start over with --resume never (of quickstart: --fresh), "
+                "which removes them"
+            )
+        self._warn(damaged, path)
+        return path
 
-    def _newest(self, kind: str) -> Path | None:
+    def _newest(self, kind: str) -> tuple[Path | None, list[str]]:
+        """The newest that is whole, if one is, and what is wrong with those after it."""
+        damaged = []
         for path in self.ranks.on_main(lambda: self._candidates(kind)):
             fault = self._damage(path)
             if fault is None:
-                return path
-            if self.ranks.is_main:
-                warnings.warn(f"{path} is damaged ({fault}); going on from the one before it", stacklevel=2)
-        return None
+                return path, damaged
+            damaged.append(f"{path} is damaged ({fault})")
+        return None, damaged
+
+    def _warn(self, damaged: list[str], path: Path | None) -> None:
+        """Tell of those that are passed over for `path`, or for none."""
+        instead = f"; going on from {path.name}" if path else ""
+        for fault in damaged if self.ranks.is_main else ():
+            warnings.warn(f"{fault}{instead}", stacklevel=3)
 
     def save(self, network: nn.Module, optimizer: Optimizer, progress: Progress) -> Path:
         """Write the state after `progress.step` steps, then let go of the oldest beyond `keep`."""
@@ -107,9 +124,10 @@ class Checkpoints:
         return path
 
     def resume(self, network: nn.Module, optimizer: Optimizer) -> Progress | None:
-        """Load the newest checkpoint that is whole, if there is one; a damaged one is passed over with a warning.
+        """Load the newest checkpoint that is whole, or return None where there are none; a damaged one is passed over
+        with a warning.
 
-        Raises `ConfigError` where it belongs to another run.
+        Raises `ConfigError` where it belongs to another run, and what `newest` raises.
         """
         path = self.newest()
         if path is None:
@@ -134,7 +152,8 @@ class Checkpoints:
         """What `save_best` was told of the newest best weights that are whole, if there are any; damaged ones are
         passed over with a warning, and removed.
         """
-        path = self._newest(_BEST)
+        path, damaged = self._newest(_BEST)
+        self._warn(damaged, path)
         if path is None:
             return None
         self._let_go(_BEST, path, _KEEP_BEST)
@@ -157,17 +176,21 @@ class Checkpoints:
         return is_own
 
     def _runs(self) -> set[str]:
-        """The keys of the runs that wrote them; what cannot be read is nobody's."""
+        """The keys of the runs that wrote them; what is damaged is nobody's."""
         found = set()
         for path in [*self._found(_STEP), *self._found(_BEST)]:
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            with contextlib.suppress(*_TORN):
                 found.add(str(_manifest(path)["key"]))
         return found
 
     def _found(self, kind: str) -> list[Path]:
-        """Oldest first."""
+        """Oldest first. Raises `OSError` where the directory is there and cannot be read."""
         name = re.compile(rf"{kind}-(\d+)")
-        found = [(int(match[1]), path) for path in self.directory.glob("*") if (match := name.fullmatch(path.name))]
+        try:
+            there = list(self.directory.iterdir())
+        except FileNotFoundError:
+            return []
+        found = [(int(match[1]), path) for path in there if (match := name.fullmatch(path.name))]
         return [path for _, path in sorted(found) if path.is_dir()]
 
     def _let_go(self, kind: str, path: Path, keep: int) -> None:
@@ -185,13 +208,25 @@ class Checkpoints:
         return self._found(kind)[::-1]
 
     def _damage(self, path: Path) -> str | None:
-        """What is wrong with a checkpoint, or None; every rank reads a share of its files."""
+        """What is wrong with a checkpoint, or None; every rank reads a share of its files.
+
+        Raises `TrainingError` on all of them where one cannot read its share.
+        """
         listed = self.ranks.on_main(lambda: listed_files(path))
         if isinstance(listed, str):
             return listed
         own = list(listed.items())[self.ranks.rank :: self.ranks.world]
-        found = [fault for name, seal in own if (fault := _fault(path / name, *seal))]
-        return next((fault for share in self.ranks.gather_from_all(found) for fault in share), None)
+        found: list[str] = []
+        unread: TrainingError | None = None
+        try:
+            found = [fault for name, seal in own if (fault := _fault(path / name, *seal))]
+        except TrainingError as error:
+            unread = error
+        shares = self.ranks.gather_from_all((found, unread))
+        for _, error in shares:
+            if error is not None:
+                raise error
+        return next((fault for share, _ in shares for fault in share), None)
 
     def _write(self, path: Path, state: dict[str, Any], progress: Progress) -> None:
         partial = path.with_name(f".{path.name}.partial")
@@ -267,7 +302,7 @@ def _manifest(path: Path) -> Any:
 def listed_files(path: Path) -> dict[str, tuple[int, str]] | str:
     """The files of a checkpoint with their sizes and digests, or what is wrong with its manifest.
 
-    Raises `TrainingError` where another version wrote it.
+    Raises `TrainingError` where another version wrote it, and where it cannot be read.
     """
     try:
         manifest = _manifest(path)
@@ -278,20 +313,32 @@ def listed_files(path: Path) -> dict[str, tuple[int, str]] | str:
                 "quickstart: --fresh)"
             )
         return {name: (int(size), str(digest)) for name, (size, digest) in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except _TORN as error:
         return f"{_MANIFEST}: {error}"
+    except OSError as error:
+        raise _unreadable(path / _MANIFEST, error) from error
 
 
 def _fault(file: Path, size: int, digest: str) -> str | None:
-    """What is wrong with a file of a checkpoint, or None."""
+    """What is wrong with a file of a checkpoint, or None. Raises `TrainingError` where it cannot be read."""
     try:
-        if not file.is_file():
-            return f"{file.name} is missing"
-        if file.stat().st_size != size:
-            return f"{file.name} has {file.stat().st_size} of {size} bytes"
+        found = file.stat().st_size
+        if found != size:
+            return f"{file.name} has {found} of {size} bytes"
         return None if sha256(file) == digest else f"{file.name} does not have its digest"
-    except OSError as error:
+    except FileNotFoundError:
+        return f"{file.name} is missing"
+    except _TORN as error:
         return f"{file.name}: {error}"
+    except OSError as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: OSError) -> TrainingError:
+    return TrainingError(
+        f"{file} cannot be read ({error.strerror}), which does not say that it is damaged; mend the disk or the "
+        f"permissions and give the same command again, or move {file.parent.name} away to go on without it"
+    )
 
 
 def _seal(file: Path) -> tuple[int, str]:

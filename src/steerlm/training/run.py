@@ -107,7 +107,7 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
             return _finished(settings.out, kind, ranks)
         ranks.on_main(lambda: require_replaceable(settings.out, overwrite or resume == "never"))
         if resume == "must" and checkpoints.newest() is None:
-            raise TrainingError(f"{settings.out} holds no whole checkpoint to go on from; leave out --resume must")
+            raise TrainingError(f"{settings.out} holds no checkpoint to go on from; leave out --resume must")
         if ranks.is_main and (settings.out / FILE).is_file():
             _say(f"the finished {_name_of(settings.out)} in {settings.out} is replaced when this training is done")
         if ranks.is_main and (missing := [name for name in whole.names if name not in schema]):

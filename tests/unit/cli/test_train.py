@@ -185,7 +185,7 @@ def test_a_run_goes_on_or_starts_over(command: Any, tmp_path: Path, monkeypatch:
 
     code, steps, told = train("--resume", "must")
     assert (code, steps) == (1, [])
-    assert "out holds no whole checkpoint to go on from; leave out --resume must" in told
+    assert "out holds no checkpoint to go on from; leave out --resume must" in told
     code, steps, told = train()
     assert (code, steps) == (130, [0, 1, 2])
     assert "run the same command again to go on" in told
