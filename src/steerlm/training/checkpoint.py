@@ -102,7 +102,7 @@ class Checkpoints:
 
     def _newest(self, kind: str) -> tuple[Path | None, list[str]]:
         """The newest that is whole, if one is, and what is wrong with those after it."""
-        damaged = []
+        damaged: list[str] = []
         for path in self.ranks.on_main(lambda: self._candidates(kind)):
             fault = self._damage(path)
             if fault is None:
@@ -223,9 +223,9 @@ class Checkpoints:
         except TrainingError as error:
             unread = error
         shares = self.ranks.gather_from_all((found, unread))
-        for _, error in shares:
-            if error is not None:
-                raise error
+        for _, told in shares:
+            if told is not None:
+                raise told
         return next((fault for share, _ in shares for fault in share), None)
 
     def _write(self, path: Path, state: dict[str, Any], progress: Progress) -> None:
@@ -236,7 +236,16 @@ class Checkpoints:
             partial.mkdir(parents=True)
 
         def finish() -> None:
-            files = {file.name: written.get(file.name) or _seal(file) for file in sorted(partial.iterdir())}
+            # Looked up by name: a network file system may be slow to list what another node wrote.
+            unseen = sorted(name for name in written if not (partial / name).is_file())
+            if unseen:
+                drop()
+                raise TrainingError(
+                    f"{path}: the main process does not see {unseen[0]}, which another process wrote; the directory is "
+                    "not the same on all nodes: choose an --out on a file system that they share"
+                )
+            found = sorted({*written, *(file.name for file in partial.iterdir())})
+            files = {name: written.get(name) or _seal(partial / name) for name in found}
             manifest = {"format": _FORMAT, "key": self.key, "progress": asdict(progress), "files": files}
             try:
                 write_json(partial / _MANIFEST, manifest)
