@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
+from steerlm import __version__
 from steerlm.errors import ConfigError, TrainingError
 from steerlm.files import sha256, sync, write_json
 from steerlm.packing import Report
@@ -36,6 +37,7 @@ _STEP, _BEST = "step", "best"
 _KEEP_BEST = 2
 _MANIFEST = "manifest.json"
 _FORMAT = 3
+_ELSE = "choose another --out, or start over with --resume never (of quickstart: --fresh)"
 # What reading a file that is missing or torn raises; any other `OSError` is of the disk, and says nothing of the file.
 _TORN = (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, KeyError, TypeError)
 
@@ -133,14 +135,25 @@ class Checkpoints:
         if path is None:
             return None
         manifest = _manifest(path)
-        if manifest["key"] != self.key:
-            raise ConfigError(
-                f"{path} belongs to a run with other settings or data; choose another --out, or start over with "
-                "--resume never (of quickstart: --fresh). If it began on another machine, where auto means another "
-                "precision, name that one"
-            )
+        self._require_own(path, manifest)
         self._read(path, {"network": trained(network), "optimizer": optimizer_state(network, optimizer)})
         return Progress.from_dict(manifest["progress"])
+
+    def _require_own(self, path: Path, manifest: dict[str, Any]) -> None:
+        """Raise `ConfigError` where a checkpoint is another run's."""
+        if manifest["key"] == self.key:
+            return
+        # Of which the key is made too; the first manifests do not name theirs.
+        version = manifest.get("version", __version__)
+        if version != __version__:
+            raise ConfigError(
+                f"{path} belongs to a run of steerlm {version}, and this is {__version__}; go on with that version, "
+                f"{_ELSE}"
+            )
+        raise ConfigError(
+            f"{path} belongs to a run with other settings or data; {_ELSE}. If it began on another machine, where auto "
+            "means another precision, name that one"
+        )
 
     def save_best(self, network: nn.Module, progress: Progress) -> None:
         """Keep these weights as the best so far; `progress` has their figures."""
@@ -246,7 +259,13 @@ class Checkpoints:
                 )
             found = sorted({*written, *(file.name for file in partial.iterdir())})
             files = {name: written.get(name) or _seal(partial / name) for name in found}
-            manifest = {"format": _FORMAT, "key": self.key, "progress": asdict(progress), "files": files}
+            manifest = {
+                "format": _FORMAT,
+                "version": __version__,
+                "key": self.key,
+                "progress": asdict(progress),
+                "files": files,
+            }
             try:
                 write_json(partial / _MANIFEST, manifest)
                 replace_directory(partial, path)
@@ -318,8 +337,7 @@ def listed_files(path: Path) -> dict[str, tuple[int, str]] | str:
         if isinstance(manifest["format"], int) and manifest["format"] != _FORMAT:
             raise TrainingError(
                 f"{path} was written by another version of steerlm (its format is {manifest['format']}, here it is "
-                f"{_FORMAT}); go on with that version, choose another --out, or start over with --resume never (of "
-                "quickstart: --fresh)"
+                f"{_FORMAT}); go on with that version, {_ELSE}"
             )
         return {name: (int(size), str(digest)) for name, (size, digest) in manifest["files"].items()}
     except _TORN as error:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
+from steerlm import __version__
 from steerlm.errors import ConfigError, TrainingError
 from steerlm.files import write_conversations
 from steerlm.packing import Report
@@ -191,6 +192,21 @@ def test_one_of_another_version_is_refused_and_not_passed_over(tmp_path: Path) -
     with pytest.raises(TrainingError, match=says):
         training.resume()
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
+
+
+def test_where_the_version_alone_may_differ_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a part of every run's key."""
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "__version__", "0.0.9")
+        path = Training(tmp_path, key="one").save(1)
+    says = rf"step-00000001 belongs to a run of steerlm 0\.0\.9, and this is {__version__}; go on with that"
+    with pytest.raises(ConfigError, match=says):
+        Training(tmp_path, key="two").resume()
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["version"]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match="with other settings or data"):
+        Training(tmp_path, key="two").resume()
 
 
 def test_a_damaged_one_does_not_outlive_a_good_one(tmp_path: Path) -> None:
