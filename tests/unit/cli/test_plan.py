@@ -151,3 +151,6 @@ def test_the_document_shows_every_recipe() -> None:
     assert TRAINED
     for recipe in TRAINED:
         assert f"| `{recipe}" in text
+        if "adapter" not in recipe:  # on one node of 8 GPUs and on 16
+            assert f"| `{recipe} --gpus 8`" in text
+            assert f"| `{recipe} --gpus 128 " in text
