@@ -92,6 +92,7 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
         require_possible(settings, ranks.device, ranks.world)
         whole = schema_to_learn(settings)
         data = opened.enter_context(training_data(settings, whole))
+        require_same_data(data, ranks)
         schema = schema_of_labels(settings, whole, data.survey)
         # Ranks may see other copies of the base; the main one's word counts.
         key = ranks.on_main(lambda: run_key(settings, data, schema, ranks.device))
@@ -150,6 +151,17 @@ def require_possible(settings: TrainSettings, device: torch.device, world: int =
         )
     if settings.kernels == "liger":
         require_liger(device)
+
+
+def require_same_data(data: TrainingData, ranks: Ranks) -> None:
+    """Raise `ConfigError` on all ranks where one has read other data than the main one: steps would be made of both."""
+    digests = ranks.gather_from_all(data.digest)
+    others = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
+    if others:
+        raise ConfigError(
+            f"the data that rank {', '.join(others)} reads under these paths are not those of rank 0; give all nodes "
+            "the same files"
+        )
 
 
 def _finished(directory: Path, kind: Kind, ranks: Ranks) -> SteerModel:
