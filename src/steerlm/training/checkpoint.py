@@ -93,14 +93,24 @@ class Checkpoints:
         Raises `TrainingError` where all are damaged, for one of another version, and for one that cannot be read.
         """
         path, damaged = self._newest(_STEP)
-        if path is None and damaged:
-            raise TrainingError(
-                f"none of the checkpoints is whole: {'; '.join(damaged)}. Put back what is missing or another copy of "
-                "them, and give the same command again; or start over with --resume never (of quickstart: --fresh), "
-                "which removes them"
-            )
+        if path is None:
+            _require_none(damaged)
         self._warn(damaged, path)
         return path
+
+    def foreseen(self) -> Path | None:
+        """The checkpoint that `resume` would load, told by the manifests alone. No weights are read and nothing is
+        swept up: a training may be at work on them. Raises what `resume` raises.
+        """
+        damaged = []
+        for path in reversed(self._found(_STEP)):
+            listed = listed_files(path)
+            if not isinstance(listed, str):
+                self._require_own(path, _manifest(path))
+                return path
+            damaged.append(_damaged(path, listed))
+        _require_none(damaged)
+        return None
 
     def _newest(self, kind: str) -> tuple[Path | None, list[str]]:
         """The newest that is whole, if one is, and what is wrong with those after it."""
@@ -109,7 +119,7 @@ class Checkpoints:
             fault = self._damage(path)
             if fault is None:
                 return path, damaged
-            damaged.append(f"{path} is damaged ({fault})")
+            damaged.append(_damaged(path, fault))
         return None, damaged
 
     def _warn(self, damaged: list[str], path: Path | None) -> None:
@@ -321,6 +331,20 @@ def optimizer_state(network: nn.Module, optimizer: Optimizer) -> dict[str, dict[
                 state["exp_avg_sq"] = torch.zeros_like(parameter.data)
             found[name] = dict(state)
     return found
+
+
+def _damaged(path: Path, fault: str) -> str:
+    return f"{path} is damaged ({fault})"
+
+
+def _require_none(damaged: list[str]) -> None:
+    """Raise `TrainingError` where there are checkpoints, all of which are damaged."""
+    if damaged:
+        raise TrainingError(
+            f"none of the checkpoints is whole: {'; '.join(damaged)}. Put back what is missing or another copy of "
+            "them, and give the same command again; or start over with --resume never (of quickstart: --fresh), which "
+            "removes them"
+        )
 
 
 def _manifest(path: Path) -> Any:

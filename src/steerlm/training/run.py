@@ -107,8 +107,8 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
                 )
             return _finished(settings.out, kind, ranks)
         ranks.on_main(lambda: require_replaceable(settings.out, overwrite or resume == "never"))
-        if resume == "must" and checkpoints.newest() is None:
-            raise TrainingError(f"{settings.out} holds no checkpoint to go on from; leave out --resume must")
+        if resume == "must":
+            require_begun(settings.out, checkpoints.newest())
         if ranks.is_main and (settings.out / FILE).is_file():
             _say(f"the finished {_name_of(settings.out)} in {settings.out} is replaced when this training is done")
         if ranks.is_main and (missing := [name for name in whole.names if name not in schema]):
@@ -162,6 +162,12 @@ def require_same_data(data: TrainingData, ranks: Ranks) -> None:
             f"the data that rank {', '.join(others)} reads under these paths are not those of rank 0; give all nodes "
             "the same files"
         )
+
+
+def require_begun(out: Path, checkpoint: Path | None) -> None:
+    """Raise `TrainingError` where there is no checkpoint, and there must be one."""
+    if checkpoint is None:
+        raise TrainingError(f"{out} holds no checkpoint to go on from; leave out --resume must")
 
 
 def _finished(directory: Path, kind: Kind, ranks: Ranks) -> SteerModel:
