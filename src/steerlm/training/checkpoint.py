@@ -7,7 +7,6 @@ can be read by any other number, and a `manifest.json` with the digest of every 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -27,19 +26,15 @@ from torch.optim import Optimizer
 
 from steerlm import __version__
 from steerlm.errors import ConfigError, TrainingError
-from steerlm.files import sha256, sync, write_json
+from steerlm.files import sync, write_json
 from steerlm.packing import Report
 from steerlm.parallel.ranks import Ranks, first_cause
+from steerlm.training.manifest import ELSE, FORMAT, MANIFEST, TORN, fault_of, listed_files, read_manifest, seal_of
 from steerlm.training.plan import Position
 
 _STEP, _BEST = "step", "best"
 # The best weights, and the best before them in case these are damaged.
 _KEEP_BEST = 2
-_MANIFEST = "manifest.json"
-_FORMAT = 3
-_ELSE = "choose another --out, or start over with --resume never (of quickstart: --fresh)"
-# What reading a file that is missing or torn raises; any other `OSError` is of the disk, and says nothing of the file.
-_TORN = (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, KeyError, TypeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +101,7 @@ class Checkpoints:
         for path in reversed(self._found(_STEP)):
             listed = listed_files(path)
             if not isinstance(listed, str):
-                self._require_own(path, _manifest(path))
+                self._require_own(path, read_manifest(path))
                 return path
             damaged.append(_damaged(path, listed))
         _require_none(damaged)
@@ -144,7 +139,7 @@ class Checkpoints:
         path = self.newest()
         if path is None:
             return None
-        manifest = _manifest(path)
+        manifest = read_manifest(path)
         self._require_own(path, manifest)
         self._read(path, {"network": trained(network), "optimizer": optimizer_state(network, optimizer)})
         return Progress.from_dict(manifest["progress"])
@@ -158,10 +153,10 @@ class Checkpoints:
         if version != __version__:
             raise ConfigError(
                 f"{path} belongs to a run of steerlm {version}, and this is {__version__}; go on with that version, "
-                f"{_ELSE}"
+                f"{ELSE}"
             )
         raise ConfigError(
-            f"{path} belongs to a run with other settings or data; {_ELSE}. If it began on another machine, where auto "
+            f"{path} belongs to a run with other settings or data; {ELSE}. If it began on another machine, where auto "
             "means another precision, name that one"
         )
 
@@ -180,7 +175,7 @@ class Checkpoints:
         if path is None:
             return None
         self._let_go(_BEST, path, _KEEP_BEST)
-        return Progress.from_dict(_manifest(path)["progress"])
+        return Progress.from_dict(read_manifest(path)["progress"])
 
     def load_best(self, network: nn.Module) -> None:
         """Put back the weights of which `best` told."""
@@ -202,8 +197,8 @@ class Checkpoints:
         """The keys of the runs that wrote them; what is damaged is nobody's."""
         found = set()
         for path in [*self._found(_STEP), *self._found(_BEST)]:
-            with contextlib.suppress(*_TORN):
-                found.add(str(_manifest(path)["key"]))
+            with contextlib.suppress(*TORN):
+                found.add(str(read_manifest(path)["key"]))
         return found
 
     def _found(self, kind: str) -> list[Path]:
@@ -242,7 +237,7 @@ class Checkpoints:
         found: list[str] = []
         unread: TrainingError | None = None
         try:
-            found = [fault for name, seal in own if (fault := _fault(path / name, *seal))]
+            found = [fault for name, seal in own if (fault := fault_of(path / name, *seal))]
         except TrainingError as error:
             unread = error
         shares = self.ranks.gather_from_all((found, unread))
@@ -268,16 +263,16 @@ class Checkpoints:
                     "not the same on all nodes: choose an --out on a file system that they share"
                 )
             found = sorted({*written, *(file.name for file in partial.iterdir())})
-            files = {name: written.get(name) or _seal(partial / name) for name in found}
+            files = {name: written.get(name) or seal_of(partial / name) for name in found}
             manifest = {
-                "format": _FORMAT,
+                "format": FORMAT,
                 "version": __version__,
                 "key": self.key,
                 "progress": asdict(progress),
                 "files": files,
             }
             try:
-                write_json(partial / _MANIFEST, manifest)
+                write_json(partial / MANIFEST, manifest)
                 replace_directory(partial, path)
             except OSError:
                 drop()
@@ -295,7 +290,7 @@ class Checkpoints:
             self.ranks.on_main(drop)
             raise OSError(f"{path}: cannot write the checkpoint: {first_cause(error)}") from error
         # Each rank reads again what it wrote itself, by the name that PyTorch gives its files.
-        own = {file.name: _seal(file) for file in partial.glob(f"__{self.ranks.rank}_*")}
+        own = {file.name: seal_of(file) for file in partial.glob(f"__{self.ranks.rank}_*")}
         written = {name: seal for share in self.ranks.gather_from_all(own) for name, seal in share.items()}
         self.ranks.on_main(finish)
 
@@ -345,56 +340,6 @@ def _require_none(damaged: list[str]) -> None:
             "them, and give the same command again; or start over with --resume never (of quickstart: --fresh), which "
             "removes them"
         )
-
-
-def _manifest(path: Path) -> Any:
-    return json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-
-
-def listed_files(path: Path) -> dict[str, tuple[int, str]] | str:
-    """The files of a checkpoint with their sizes and digests, or what is wrong with its manifest.
-
-    Raises `TrainingError` where another version wrote it, and where it cannot be read.
-    """
-    try:
-        manifest = _manifest(path)
-        if isinstance(manifest["format"], int) and manifest["format"] != _FORMAT:
-            raise TrainingError(
-                f"{path} was written by another version of steerlm (its format is {manifest['format']}, here it is "
-                f"{_FORMAT}); go on with that version, {_ELSE}"
-            )
-        return {name: (int(size), str(digest)) for name, (size, digest) in manifest["files"].items()}
-    except _TORN as error:
-        return f"{_MANIFEST}: {error}"
-    except OSError as error:
-        raise _unreadable(path / _MANIFEST, error) from error
-
-
-def _fault(file: Path, size: int, digest: str) -> str | None:
-    """What is wrong with a file of a checkpoint, or None. Raises `TrainingError` where it cannot be read."""
-    try:
-        found = file.stat().st_size
-        if found != size:
-            return f"{file.name} has {found} of {size} bytes"
-        return None if sha256(file) == digest else f"{file.name} does not have its digest"
-    except FileNotFoundError:
-        return f"{file.name} is missing"
-    except _TORN as error:
-        return f"{file.name}: {error}"
-    except OSError as error:
-        raise _unreadable(file, error) from error
-
-
-def _unreadable(file: Path, error: OSError) -> TrainingError:
-    return TrainingError(
-        f"{file} cannot be read ({error.strerror}), which does not say that it is damaged; mend the disk or the "
-        f"permissions and give the same command again, or move {file.parent.name} away to go on without it"
-    )
-
-
-def _seal(file: Path) -> tuple[int, str]:
-    """Size and digest."""
-    return file.stat().st_size, sha256(file)
 
 
 def replace_directory(source: Path, target: Path) -> None:
