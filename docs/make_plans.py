@@ -14,16 +14,20 @@ from pathlib import Path
 from steerlm.cli.main import run as run_command
 
 TARGET = Path(__file__).parent / "scaling.md"
-# Each recipe on one node of 8 GPUs or less, and on 4 nodes; 70B also on 8 and on the 16 of the paper.
+# Each recipe on one node of 8 GPUs or less, on 4 nodes and on the 16 of the paper; 70B also on 8.
 PLANS = (
     "llama2-7b-policy --gpus 8",
     "llama2-7b-policy --gpus 32 --tensor-parallel 8",
+    "llama2-7b-policy --gpus 128 --tensor-parallel 8",
     "llama2-7b-attribute-model --gpus 8",
     "llama2-7b-attribute-model --gpus 32 --tensor-parallel 8",
+    "llama2-7b-attribute-model --gpus 128 --tensor-parallel 8",
     "llama2-13b-policy --gpus 8",
     "llama2-13b-policy --gpus 32 --tensor-parallel 8",
+    "llama2-13b-policy --gpus 128 --tensor-parallel 8",
     "llama2-13b-attribute-model --gpus 8",
     "llama2-13b-attribute-model --gpus 32 --tensor-parallel 8",
+    "llama2-13b-attribute-model --gpus 128 --tensor-parallel 8",
     "llama2-70b-policy --gpus 8",
     "llama2-70b-policy --gpus 32",
     "llama2-70b-policy --gpus 64 --no-gradient-checkpointing",
@@ -61,13 +65,14 @@ def table() -> str:
     for words in PLANS:
         plan = json.loads(run(f"steerlm plan {words} --json"))
         speed = plan["speed"]
+        hours = speed["hours"]
         verdict = "" if plan["fits"] else ", does not fit"
         figures = [
             f"`{words}`",
             f"{plan['total_gib']:.1f} GiB{verdict}",
             f"{speed['tokens_per_second']:,.0f}",
             f"{speed['busy']:.0%}",
-            f"{speed['hours']:.1f}",
+            f"{hours:.1f}" if hours >= 0.1 else f"{hours:.2f}",
         ]
         lines.append(f"| {' | '.join(figures)} |")
     return "\n".join([*lines, "<!-- end of plans -->"])

@@ -24,7 +24,7 @@ from transformers import (
 
 from steerlm.attention import TreeLayout, use_tree_attention
 from steerlm.attributes import STEERLM
-from steerlm.errors import DataError
+from steerlm.errors import DataError, TrainingError
 from steerlm.losses import LossSum, token_nll, weighted_nll
 from steerlm.models.adapters import Lora
 from steerlm.models.directory import Kind
@@ -281,6 +281,18 @@ def save_in_process(cases: dict[str, Case], tensor_parallel: int, folder: Path) 
         found[name]["fingerprint"] = save_sharded(model, folder / name, ranks, file_bytes=40_000).info.fingerprint
     ranks.close()
     return found
+
+
+def save_apart_in_process(case: Case, folder: Path) -> str:
+    """Each process has a disk of its own; returns what it says on saving a checkpoint."""
+    ranks = Ranks.start("cpu")
+    _, root = spread_out(case, ranks)
+    own = Checkpoints(folder / str(ranks.rank), "a run", 1, ranks)
+    with pytest.raises(TrainingError) as caught:
+        own.save(root.network, make_optimizer(root), Progress(step=1))
+    ranks.any(False)  # so that none leaves while another one still listens
+    ranks.close()
+    return str(caught.value)
 
 
 def resume_in_process(cases: dict[str, Case], tensor_parallel: int, folder: Path) -> dict[str, dict[str, Any]]:

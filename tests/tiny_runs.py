@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import random
 import signal
 import warnings
@@ -16,9 +17,9 @@ import torch
 from torch import Tensor
 
 from steerlm.conversation import Conversation
-from steerlm.errors import StoppedError, TrainingError
+from steerlm.errors import ConfigError, StoppedError, TrainingError
 from steerlm.files import write_conversations
-from steerlm.training import checkpoint, learner, loop
+from steerlm.training import checkpoint, corpus, learner, loop
 from steerlm.training.config import AttributeSettings, PolicySettings
 from steerlm.training.run import train_attribute_model, train_policy
 from tiny import TOKENIZERS, save_base
@@ -90,6 +91,20 @@ def train_on_ranks_without_room(folder: Path, task: str, name: str, changes: dic
         patch.setattr(checkpoint, "write_json", full)
         train(folder, task, name, **changes)
     return [str(warning.message) for warning in caught if "could not be saved" in str(warning.message)]
+
+
+def train_on_ranks_with_data_of_their_own(folder: Path, task: str, name: str) -> str:
+    """Each process finds other conversations under the same path; returns what it says."""
+    read = corpus.Library.add
+
+    def add(self: Any, path: Path, *arguments: Any) -> str:
+        return read(self, path.with_name(f"data-{os.environ['RANK']}.jsonl"), *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus.Library, "add", add)
+        with pytest.raises(ConfigError) as caught:
+            train(folder, task, name)
+    return str(caught.value)
 
 
 class OnlyGradientIsNaN(torch.autograd.Function):

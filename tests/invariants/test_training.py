@@ -29,10 +29,12 @@ from tiny_runs import (
     Steps,
     logged,
     prepare,
+    rated_trees,
     stop_on_ranks,
     train,
     train_on_ranks,
     train_on_ranks_with_a_nan,
+    train_on_ranks_with_data_of_their_own,
     train_on_ranks_without_room,
 )
 
@@ -131,6 +133,16 @@ def test_the_number_of_ranks_changes_nothing(run: Any, tmp_path: Path, task: str
     assert trajectory(two, "tokens").min() > 0
     assert len(two) == len(alone)
     assert_same(two, alone, rtol=1e-4)
+
+
+def test_ranks_that_read_other_data_do_not_begin(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    for rank, count in enumerate((40, 39)):
+        write_conversations(tmp_path / f"data-{rank}.jsonl", rated_trees(count))
+    told = launch(2, train_on_ranks_with_data_of_their_own, tmp_path, "policy", "out")
+    assert told[0] == told[1]
+    assert told[0].startswith("the data that rank 1 reads under these paths are not those of rank 0; give all nodes")
+    assert not (tmp_path / "out" / "metrics.jsonl").exists()
 
 
 def test_stopped_on_two_ranks_and_resumed_on_one_and_on_four(run: Any, tmp_path: Path) -> None:
@@ -284,9 +296,8 @@ def test_a_non_finite_gradient_stops_with_the_conversations_of_its_packs_and_the
 
     monkeypatch.setattr(loop._Run, "_step", step)
     monkeypatch.setattr(learner.Learner, "_losses", poisoned)
-    with pytest.raises(
-        TrainingError, match=rf"step {number + 1}: gradient norm nan.*; {last}\. Lower learning_"
-    ) as caught:
+    says = rf"step {number + 1}: gradient norm nan.*; {last}\. Lower learning_.*: it begins anew, in another --out or"
+    with pytest.raises(TrainingError, match=says) as caught:
         run("policy", "hot", pack_tokens=192, batch_tokens=900, epochs=4)
     packs = given[-1]
     assert len(packs) > culprits

@@ -53,7 +53,8 @@ def plan_command(
     gpu_memory
         GiB of each GPU, where they are others.
     tflops
-        Dense bfloat16 operations a second of each GPU, in 10^12, where they are others: a100 312, h100 and h200 989.
+        Dense operations a second of each GPU in the training's precision, in 10^12, where they are others: in bf16 a100
+        312, h100 and h200 989; in fp32 a100 19.5, h100 and h200 67.
     utilisation
         Part of that rate that training reaches; 0.3 to 0.5 is usual, more with few GPUs and large matrices.
     reserve
@@ -69,9 +70,9 @@ def plan_command(
         Settings of the training, each with a flag of its own.
     """
     given = settings.model_dump(exclude_unset=True) if settings is not None else {}
-    rate, memory = GPUS[gpu]
-    hardware = Hardware(gpus, gpu_memory or memory, tflops or rate, utilisation, reserve)
     merged = load_settings(_kind(kind, recipe, given), recipe, given)
+    card = GPUS[gpu]
+    hardware = Hardware(gpus, gpu_memory or card.memory, tflops or card.rate(merged.precision), utilisation, reserve)
     plan = make_plan(merged, hardware, tokens_per_conversation)
     if json_:
         print(json.dumps(plan.to_dict(), indent=2))

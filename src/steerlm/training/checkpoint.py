@@ -7,7 +7,6 @@ can be read by any other number, and a `manifest.json` with the digest of every 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -25,17 +24,17 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
+from steerlm import __version__
 from steerlm.errors import ConfigError, TrainingError
-from steerlm.files import sha256, sync, write_json
+from steerlm.files import sync, write_json
 from steerlm.packing import Report
 from steerlm.parallel.ranks import Ranks, first_cause
+from steerlm.training.manifest import ELSE, FORMAT, MANIFEST, TORN, fault_of, listed_files, read_manifest, seal_of
 from steerlm.training.plan import Position
 
 _STEP, _BEST = "step", "best"
 # The best weights, and the best before them in case these are damaged.
 _KEEP_BEST = 2
-_MANIFEST = "manifest.json"
-_FORMAT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +83,45 @@ class Checkpoints:
         return self.directory / f"{kind}-{step:08d}"
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that is whole; a damaged one is passed over with a warning.
+        """The newest checkpoint that is whole, or None where there are none. Warns of those passed over.
 
-        Raises `TrainingError` for one of another version.
+        Raises `TrainingError` where all are damaged, for one of another version, and for one that cannot be read.
         """
-        return self._newest(_STEP)
+        path, damaged = self._newest(_STEP)
+        if path is None:
+            _require_none(damaged)
+        self._warn(damaged, path)
+        return path
 
-    def _newest(self, kind: str) -> Path | None:
+    def foreseen(self) -> Path | None:
+        """The checkpoint that `resume` would load, told by the manifests alone. No weights are read and nothing is
+        swept up: a training may be at work on them. Raises what `resume` raises.
+        """
+        damaged = []
+        for path in reversed(self._found(_STEP)):
+            listed = listed_files(path)
+            if not isinstance(listed, str):
+                self._require_own(path, read_manifest(path))
+                return path
+            damaged.append(_damaged(path, listed))
+        _require_none(damaged)
+        return None
+
+    def _newest(self, kind: str) -> tuple[Path | None, list[str]]:
+        """The newest that is whole, if one is, and what is wrong with those after it."""
+        damaged: list[str] = []
         for path in self.ranks.on_main(lambda: self._candidates(kind)):
             fault = self._damage(path)
             if fault is None:
-                return path
-            if self.ranks.is_main:
-                warnings.warn(f"{path} is damaged ({fault}); going on from the one before it", stacklevel=2)
-        return None
+                return path, damaged
+            damaged.append(_damaged(path, fault))
+        return None, damaged
+
+    def _warn(self, damaged: list[str], path: Path | None) -> None:
+        """Tell of those that are passed over for `path`, or for none."""
+        instead = f"; going on from {path.name}" if path else ""
+        for fault in damaged if self.ranks.is_main else ():
+            warnings.warn(f"{fault}{instead}", stacklevel=3)
 
     def save(self, network: nn.Module, optimizer: Optimizer, progress: Progress) -> Path:
         """Write the state after `progress.step` steps, then let go of the oldest beyond `keep`."""
@@ -107,22 +131,34 @@ class Checkpoints:
         return path
 
     def resume(self, network: nn.Module, optimizer: Optimizer) -> Progress | None:
-        """Load the newest checkpoint that is whole, if there is one; a damaged one is passed over with a warning.
+        """Load the newest checkpoint that is whole, or return None where there are none; a damaged one is passed over
+        with a warning.
 
-        Raises `ConfigError` where it belongs to another run.
+        Raises `ConfigError` where it belongs to another run, and what `newest` raises.
         """
         path = self.newest()
         if path is None:
             return None
-        manifest = _manifest(path)
-        if manifest["key"] != self.key:
-            raise ConfigError(
-                f"{path} belongs to a run with other settings or data; choose another --out, or start over with "
-                "--resume never (of quickstart: --fresh). If it began on another machine, where auto means another "
-                "precision, name that one"
-            )
+        manifest = read_manifest(path)
+        self._require_own(path, manifest)
         self._read(path, {"network": trained(network), "optimizer": optimizer_state(network, optimizer)})
         return Progress.from_dict(manifest["progress"])
+
+    def _require_own(self, path: Path, manifest: dict[str, Any]) -> None:
+        """Raise `ConfigError` where a checkpoint is another run's."""
+        if manifest["key"] == self.key:
+            return
+        # Of which the key is made too; the first manifests do not name theirs.
+        version = manifest.get("version", __version__)
+        if version != __version__:
+            raise ConfigError(
+                f"{path} belongs to a run of steerlm {version}, and this is {__version__}; go on with that version, "
+                f"{ELSE}"
+            )
+        raise ConfigError(
+            f"{path} belongs to a run with other settings or data; {ELSE}. If it began on another machine, where auto "
+            "means another precision, name that one"
+        )
 
     def save_best(self, network: nn.Module, progress: Progress) -> None:
         """Keep these weights as the best so far; `progress` has their figures."""
@@ -134,11 +170,12 @@ class Checkpoints:
         """What `save_best` was told of the newest best weights that are whole, if there are any; damaged ones are
         passed over with a warning, and removed.
         """
-        path = self._newest(_BEST)
+        path, damaged = self._newest(_BEST)
+        self._warn(damaged, path)
         if path is None:
             return None
         self._let_go(_BEST, path, _KEEP_BEST)
-        return Progress.from_dict(_manifest(path)["progress"])
+        return Progress.from_dict(read_manifest(path)["progress"])
 
     def load_best(self, network: nn.Module) -> None:
         """Put back the weights of which `best` told."""
@@ -157,17 +194,21 @@ class Checkpoints:
         return is_own
 
     def _runs(self) -> set[str]:
-        """The keys of the runs that wrote them; what cannot be read is nobody's."""
+        """The keys of the runs that wrote them; what is damaged is nobody's."""
         found = set()
         for path in [*self._found(_STEP), *self._found(_BEST)]:
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                found.add(str(_manifest(path)["key"]))
+            with contextlib.suppress(*TORN):
+                found.add(str(read_manifest(path)["key"]))
         return found
 
     def _found(self, kind: str) -> list[Path]:
-        """Oldest first."""
+        """Oldest first. Raises `OSError` where the directory is there and cannot be read."""
         name = re.compile(rf"{kind}-(\d+)")
-        found = [(int(match[1]), path) for path in self.directory.glob("*") if (match := name.fullmatch(path.name))]
+        try:
+            there = list(self.directory.iterdir())
+        except FileNotFoundError:
+            return []
+        found = [(int(match[1]), path) for path in there if (match := name.fullmatch(path.name))]
         return [path for _, path in sorted(found) if path.is_dir()]
 
     def _let_go(self, kind: str, path: Path, keep: int) -> None:
@@ -185,13 +226,25 @@ class Checkpoints:
         return self._found(kind)[::-1]
 
     def _damage(self, path: Path) -> str | None:
-        """What is wrong with a checkpoint, or None; every rank reads a share of its files."""
+        """What is wrong with a checkpoint, or None; every rank reads a share of its files.
+
+        Raises `TrainingError` on all of them where one cannot read its share.
+        """
         listed = self.ranks.on_main(lambda: listed_files(path))
         if isinstance(listed, str):
             return listed
         own = list(listed.items())[self.ranks.rank :: self.ranks.world]
-        found = [fault for name, seal in own if (fault := _fault(path / name, *seal))]
-        return next((fault for share in self.ranks.gather_from_all(found) for fault in share), None)
+        found: list[str] = []
+        unread: TrainingError | None = None
+        try:
+            found = [fault for name, seal in own if (fault := fault_of(path / name, *seal))]
+        except TrainingError as error:
+            unread = error
+        shares = self.ranks.gather_from_all((found, unread))
+        for _, told in shares:
+            if told is not None:
+                raise told
+        return next((fault for share, _ in shares for fault in share), None)
 
     def _write(self, path: Path, state: dict[str, Any], progress: Progress) -> None:
         partial = path.with_name(f".{path.name}.partial")
@@ -201,10 +254,25 @@ class Checkpoints:
             partial.mkdir(parents=True)
 
         def finish() -> None:
-            files = {file.name: written.get(file.name) or _seal(file) for file in sorted(partial.iterdir())}
-            manifest = {"format": _FORMAT, "key": self.key, "progress": asdict(progress), "files": files}
+            # Looked up by name: a network file system may be slow to list what another node wrote.
+            unseen = sorted(name for name in written if not (partial / name).is_file())
+            if unseen:
+                drop()
+                raise TrainingError(
+                    f"{path}: the main process does not see {unseen[0]}, which another process wrote; the directory is "
+                    "not the same on all nodes: choose an --out on a file system that they share"
+                )
+            found = sorted({*written, *(file.name for file in partial.iterdir())})
+            files = {name: written.get(name) or seal_of(partial / name) for name in found}
+            manifest = {
+                "format": FORMAT,
+                "version": __version__,
+                "key": self.key,
+                "progress": asdict(progress),
+                "files": files,
+            }
             try:
-                write_json(partial / _MANIFEST, manifest)
+                write_json(partial / MANIFEST, manifest)
                 replace_directory(partial, path)
             except OSError:
                 drop()
@@ -222,7 +290,7 @@ class Checkpoints:
             self.ranks.on_main(drop)
             raise OSError(f"{path}: cannot write the checkpoint: {first_cause(error)}") from error
         # Each rank reads again what it wrote itself, by the name that PyTorch gives its files.
-        own = {file.name: _seal(file) for file in partial.glob(f"__{self.ranks.rank}_*")}
+        own = {file.name: seal_of(file) for file in partial.glob(f"__{self.ranks.rank}_*")}
         written = {name: seal for share in self.ranks.gather_from_all(own) for name, seal in share.items()}
         self.ranks.on_main(finish)
 
@@ -260,43 +328,18 @@ def optimizer_state(network: nn.Module, optimizer: Optimizer) -> dict[str, dict[
     return found
 
 
-def _manifest(path: Path) -> Any:
-    return json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+def _damaged(path: Path, fault: str) -> str:
+    return f"{path} is damaged ({fault})"
 
 
-def listed_files(path: Path) -> dict[str, tuple[int, str]] | str:
-    """The files of a checkpoint with their sizes and digests, or what is wrong with its manifest.
-
-    Raises `TrainingError` where another version wrote it.
-    """
-    try:
-        manifest = _manifest(path)
-        if isinstance(manifest["format"], int) and manifest["format"] != _FORMAT:
-            raise TrainingError(
-                f"{path} was written by another version of steerlm (its format is {manifest['format']}, here it is "
-                f"{_FORMAT}); go on with that version, choose another --out, or start over with --resume never (of "
-                "quickstart: --fresh)"
-            )
-        return {name: (int(size), str(digest)) for name, (size, digest) in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{_MANIFEST}: {error}"
-
-
-def _fault(file: Path, size: int, digest: str) -> str | None:
-    """What is wrong with a file of a checkpoint, or None."""
-    try:
-        if not file.is_file():
-            return f"{file.name} is missing"
-        if file.stat().st_size != size:
-            return f"{file.name} has {file.stat().st_size} of {size} bytes"
-        return None if sha256(file) == digest else f"{file.name} does not have its digest"
-    except OSError as error:
-        return f"{file.name}: {error}"
-
-
-def _seal(file: Path) -> tuple[int, str]:
-    """Size and digest."""
-    return file.stat().st_size, sha256(file)
+def _require_none(damaged: list[str]) -> None:
+    """Raise `TrainingError` where there are checkpoints, all of which are damaged."""
+    if damaged:
+        raise TrainingError(
+            f"none of the checkpoints is whole: {'; '.join(damaged)}. Put back what is missing or another copy of "
+            "them, and give the same command again; or start over with --resume never (of quickstart: --fresh), which "
+            "removes them"
+        )
 
 
 def replace_directory(source: Path, target: Path) -> None:

@@ -49,8 +49,8 @@ class TrainSettings(Settings):
     context: Annotated[int, Field(ge=16)] = 1024
     """Longest path in tokens; older turns beyond it are cut off."""
     pack_tokens: Annotated[int, Field(ge=16)] = 2048
-    """Tokens in one forward pass; memory grows with it, results do not depend on it. In bfloat16 on a CPU passes are
-    padded to multiples of 64."""
+    """Tokens in one forward pass; memory grows with it, results do not depend on it, save for what dropout drops
+    (lora_dropout, or the base's). In bfloat16 on a CPU passes are padded to multiples of 64."""
     batch_tokens: Annotated[int, Field(ge=1)] = 4096
     """Tree tokens in one optimiser step (accumulated over packs)."""
     batch_conversations: Annotated[int, Field(ge=1)] | None = None
@@ -64,7 +64,8 @@ class TrainSettings(Settings):
     lora_alpha: Annotated[float, Field(gt=0)] = 32.0
     """What the adapter adds is scaled by lora_alpha / lora_rank (with rslora, by lora_alpha over its square root)."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability with which an input of the adapter is dropped."""
+    """Probability with which an input of the adapter is dropped; which ones depends on pack_tokens and on the number of
+    processes."""
     lora_targets: Annotated[list[str], Field(min_length=1)] = Field(default_factory=lambda: [ALL_LINEAR])
     """Layers to adapt, such as q_proj and v_proj; all-linear is every linear layer of the decoder."""
     lora_variant: Variant = "lora"
@@ -94,7 +95,9 @@ class TrainSettings(Settings):
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest gradient norm; larger gradients are scaled down."""
     precision: Precision = "auto"
-    """fp32, bf16 (autocast, weights stay fp32), or auto: bf16 where the hardware computes it natively."""
+    """fp32, bf16 (weights stay fp32), or auto: bf16 where the hardware computes it natively. One process and
+    several learn the same up to the precision's rounding: in bf16 one process keeps the states between layers in fp32
+    (autocast) and several do not, whose loss of a step tests hold to 2% of fp32's."""
     loss_chunk: Annotated[int, Field(ge=1)] = 512
     """Trained tokens whose logits exist at a time; memory grows with it, results do not depend on it."""
     tensor_parallel: Annotated[int, Field(ge=1)] = 1

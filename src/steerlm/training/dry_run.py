@@ -12,17 +12,19 @@ from steerlm.models.directory import FILE
 from steerlm.models.load import SteerModel
 from steerlm.packing import Pack, Report
 from steerlm.parallel.balance import all_packs
-from steerlm.parallel.ranks import require_divisor
+from steerlm.parallel.ranks import Ranks, require_divisor
 from steerlm.planning.footprint import Footprint, footprint
 from steerlm.tokens import TokenTree
+from steerlm.training.checkpoint import Checkpoints
 from steerlm.training.config import PolicySettings, TrainSettings, kind_of
 from steerlm.training.corpus import TrainingData, training_data
-from steerlm.training.output import is_finished, require_replaceable
+from steerlm.training.output import CHECKPOINTS, is_finished, require_replaceable
 from steerlm.training.policy import weights_of_own
 from steerlm.training.run import (
     Resume,
     blank_task,
     choose_trained,
+    require_begun,
     require_possible,
     run_key,
     schema_of_labels,
@@ -62,7 +64,8 @@ class DryRun:
 
 def dry_run(settings: TrainSettings, resume: Resume = "auto", world: int = 1) -> DryRun:
     """Read and render the data of one epoch, for a training by `world` processes. Raises what the training itself would
-    raise, before its first step, for bad data and settings and for a model that is in its place.
+    raise, before its first step, for bad data and settings, for a model that is in its place and for checkpoints; but
+    their digests are left unread.
     """
     settings.require_consistent()
     require_possible(settings, pick_device(settings.device), world)
@@ -84,12 +87,18 @@ def dry_run(settings: TrainSettings, resume: Resume = "auto", world: int = 1) ->
 
 
 def _require_place(settings: TrainSettings, data: TrainingData, schema: Schema, resume: Resume) -> None:
-    """Raise `ConfigError` where a model is in the way that the training would refuse to replace."""
-    if resume != "never" and (settings.out / FILE).is_file():  # whose key costs a reading of the base's weights
+    """Raise what the training would for a model that is in its place, and for checkpoints that it cannot go on from."""
+    place, key = settings.out / CHECKPOINTS, ""
+    if resume != "never" and (place.is_dir() or (settings.out / FILE).is_file()):  # the key costs a reading of the base
         known = schema_of_labels(settings, schema, data.survey)
-        if is_finished(settings.out, run_key(settings, data, known, pick_device(settings.device)), kind_of(settings)):
+        key = run_key(settings, data, known, pick_device(settings.device))
+        if is_finished(settings.out, key, kind_of(settings)):
             return
     require_replaceable(settings.out, overwrite=resume == "never")
+    if resume != "never":
+        found = Checkpoints(place, key, settings.keep_checkpoints, Ranks.alone(settings.device)).foreseen()
+        if resume == "must":
+            require_begun(settings.out, found)
 
 
 def _require_figures(task: Task, data: TrainingData) -> None:

@@ -231,7 +231,9 @@ class _Run:
         last = f"the last good checkpoint is {self.saved}" if self.saved else "there is no checkpoint yet"
         return TrainingError(
             f"step {number + 1}: {error}, with the conversations {shown}; {last}. "
-            "Lower learning_rate, use precision fp32, or look into these conversations"
+            "Lower learning_rate, use precision fp32, or look into these conversations. Each makes another run, "
+            "to which no checkpoint belongs: it begins anew, in another --out or with --resume never (of quickstart: "
+            "--fresh)"
         )
 
     def _passes(self, report: Report, trees: Iterable[TokenTree], work: Callable[[Batch], T]) -> list[T]:

@@ -92,6 +92,7 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
         require_possible(settings, ranks.device, ranks.world)
         whole = schema_to_learn(settings)
         data = opened.enter_context(training_data(settings, whole))
+        require_same_data(data, ranks)
         schema = schema_of_labels(settings, whole, data.survey)
         # Ranks may see other copies of the base; the main one's word counts.
         key = ranks.on_main(lambda: run_key(settings, data, schema, ranks.device))
@@ -106,8 +107,8 @@ def _train(kind: Kind, settings: AttributeSettings | PolicySettings, resume: Res
                 )
             return _finished(settings.out, kind, ranks)
         ranks.on_main(lambda: require_replaceable(settings.out, overwrite or resume == "never"))
-        if resume == "must" and checkpoints.newest() is None:
-            raise TrainingError(f"{settings.out} holds no whole checkpoint to go on from; leave out --resume must")
+        if resume == "must":
+            require_begun(settings.out, checkpoints.newest())
         if ranks.is_main and (settings.out / FILE).is_file():
             _say(f"the finished {_name_of(settings.out)} in {settings.out} is replaced when this training is done")
         if ranks.is_main and (missing := [name for name in whole.names if name not in schema]):
@@ -150,6 +151,23 @@ def require_possible(settings: TrainSettings, device: torch.device, world: int =
         )
     if settings.kernels == "liger":
         require_liger(device)
+
+
+def require_same_data(data: TrainingData, ranks: Ranks) -> None:
+    """Raise `ConfigError` on all ranks where one has read other data than the main one: steps would be made of both."""
+    digests = ranks.gather_from_all(data.digest)
+    others = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
+    if others:
+        raise ConfigError(
+            f"the data that rank {', '.join(others)} reads under these paths are not those of rank 0; give all nodes "
+            "the same files"
+        )
+
+
+def require_begun(out: Path, checkpoint: Path | None) -> None:
+    """Raise `TrainingError` where there is no checkpoint, and there must be one."""
+    if checkpoint is None:
+        raise TrainingError(f"{out} holds no checkpoint to go on from; leave out --resume must")
 
 
 def _finished(directory: Path, kind: Kind, ranks: Ranks) -> SteerModel:

@@ -67,6 +67,25 @@ def test_figures_are_for_programs_too(base: str, capsys: pytest.CaptureFixture[s
     assert found["total_gib"] == pytest.approx(peak / 2**30 + found["hardware"]["reserve"])
 
 
+@pytest.mark.parametrize(
+    ("words", "rate"),
+    [
+        ("", 312),
+        ("--precision bf16 --gpu h100", 989),
+        ("--precision fp32", 19.5),
+        ("--precision fp32 --gpu h200", 67),
+        ("--precision fp32 --tflops 100", 100),
+    ],
+)
+def test_the_rate_is_that_of_the_precision(
+    base: str, capsys: pytest.CaptureFixture[str], words: str, rate: float
+) -> None:
+    found = plan(capsys, f"--kind policy --base {base} --utilisation 0.5 {words}")
+    assert found["hardware"]["tflops"] == rate
+    speed = found["speed"]
+    assert speed["tokens_per_second"] == pytest.approx(rate * 1e12 * 0.5 / speed["flops_per_token"])
+
+
 def test_advice_is_good(base: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What is advised is given back as flags, and then it fits."""
     words = f"--kind policy --base {base} --reserve 0.01"
@@ -132,3 +151,6 @@ def test_the_document_shows_every_recipe() -> None:
     assert TRAINED
     for recipe in TRAINED:
         assert f"| `{recipe}" in text
+        if "adapter" not in recipe:  # on one node of 8 GPUs and on 16
+            assert f"| `{recipe} --gpus 8`" in text
+            assert f"| `{recipe} --gpus 128 " in text

@@ -185,7 +185,7 @@ def test_a_run_goes_on_or_starts_over(command: Any, tmp_path: Path, monkeypatch:
 
     code, steps, told = train("--resume", "must")
     assert (code, steps) == (1, [])
-    assert "out holds no whole checkpoint to go on from; leave out --resume must" in told
+    assert "out holds no checkpoint to go on from; leave out --resume must" in told
     code, steps, told = train()
     assert (code, steps) == (130, [0, 1, 2])
     assert "run the same command again to go on" in told
@@ -230,6 +230,37 @@ def test_a_dry_run_tells_of_a_finished_model_in_the_way(command: Any) -> None:
     assert code == 2
     assert "out holds a finished model of other settings or data" in told
     assert command("--max-steps", "1", "--seed", "2", "--dry-run", "--resume", "never")[0] == 0
+
+
+def test_a_dry_run_tells_of_checkpoints_that_the_training_would_refuse(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And leaves them alone, also what a training beside it is writing."""
+    code, _, told = command("--dry-run", "--resume", "must")
+    assert code == 1
+    assert "out holds no checkpoint to go on from; leave out --resume must" in told
+    taken = loop._Run._step
+
+    def dies(self: Any, ready: Any, number: int, rate: float) -> Any:
+        if number == 3:
+            raise KeyboardInterrupt
+        return taken(self, ready, number, rate)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_step", dies)
+        assert command()[0] == 130
+    checkpoints = tmp_path / "out" / "checkpoints"
+    (checkpoints / ".step-00000004.partial").mkdir()
+    assert command("--dry-run", "--resume", "must")[0] == command("--dry-run")[0] == 0
+    code, _, told = command("--dry-run", "--seed", "2")
+    assert code == 2
+    assert "step-00000002 belongs to a run with other settings or data" in told
+    assert command("--dry-run", "--seed", "2", "--resume", "never")[0] == 0
+    (checkpoints / "step-00000002" / "manifest.json").unlink()
+    code, _, told = command("--dry-run")
+    assert code == 1
+    assert "none of the checkpoints is whole" in told
+    assert sorted(path.name for path in checkpoints.iterdir()) == [".step-00000004.partial", "step-00000002"]
 
 
 def test_a_run_that_was_begun_in_place_of_a_finished_model_goes_on(

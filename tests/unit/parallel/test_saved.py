@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from processes import launch
-from sharded import Case, resume_in_process, save_in_process
+from sharded import Case, resume_in_process, save_apart_in_process, save_in_process
 from steerlm.attributes import STEERLM
 from steerlm.models.load import load_model, new_model
 
@@ -49,6 +50,16 @@ def test_other_processes_go_on_from_a_checkpoint(saved: Any, cases: dict[str, Ca
         for name, wanted in thirds[0].items():
             for key, value in wanted["third"].items():
                 torch.testing.assert_close(found[name]["third"][key], value, rtol=1e-6, atol=1e-8)
+
+
+def test_a_directory_that_processes_do_not_share_is_refused(cases: dict[str, Case], tmp_path: Path) -> None:
+    """Its checkpoint would be taken for whole, and lack what the other processes wrote."""
+    says = (
+        r"0/step-00000001: the main process does not see __1_0\.distcp, which another process wrote; .* choose an --out"
+    )
+    for told in launch(2, save_apart_in_process, cases["llama judge"], tmp_path):
+        assert re.search(says, told)
+    assert not list((tmp_path / "0").iterdir())
 
 
 def test_one_process_saves_for_two(cases: dict[str, Case], tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
+from steerlm import __version__
 from steerlm.errors import ConfigError, TrainingError
 from steerlm.files import write_conversations
 from steerlm.packing import Report
@@ -170,7 +173,7 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: str) -> None:
     path = training.save(2)
     harm, says = DAMAGES[damage]
     harm(path)
-    with pytest.warns(UserWarning, match=rf"step-00000002 is damaged \(.*{says}.*\); going on from the one before it"):
+    with pytest.warns(UserWarning, match=rf"step-00000002 is damaged \(.*{says}.*\); going on from step-00000001"):
         progress = training.resume()
     assert progress is not None
     assert progress.step == 1
@@ -191,17 +194,98 @@ def test_one_of_another_version_is_refused_and_not_passed_over(tmp_path: Path) -
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
 
+def test_where_the_version_alone_may_differ_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a part of every run's key."""
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "__version__", "0.0.9")
+        path = Training(tmp_path, key="one").save(1)
+    says = rf"step-00000001 belongs to a run of steerlm 0\.0\.9, and this is {__version__}; go on with that"
+    with pytest.raises(ConfigError, match=says):
+        Training(tmp_path, key="two").resume()
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["version"]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match="with other settings or data"):
+        Training(tmp_path, key="two").resume()
+
+
 def test_a_damaged_one_does_not_outlive_a_good_one(tmp_path: Path) -> None:
-    """After a start from nothing, the checkpoints of the first steps are the ones to keep."""
-    training = Training(tmp_path, keep=2)
+    """After those of later steps were passed over, the checkpoints of the steps before them are the ones to keep."""
+    training = Training(tmp_path, keep=3)
+    training.save(2)
     for step in (6, 8):
         truncate(training.save(step))
-    with pytest.warns(UserWarning, match="is damaged"):
-        assert training.resume() is None
-    training.save(2)
-    assert names(tmp_path) == ["step-00000002"]
+    training.checkpoints.keep = 2
+    with pytest.warns(UserWarning, match="is damaged") as told:
+        assert training.resume() == Progress(2)
+    assert len(told) == 2
+    training.save(3)
+    assert names(tmp_path) == ["step-00000002", "step-00000003"]
     training.save(4)
-    assert names(tmp_path) == ["step-00000002", "step-00000004"]
+    assert names(tmp_path) == ["step-00000003", "step-00000004"]
+
+
+def test_where_all_are_damaged_none_goes_unasked(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """Nobody goes on from the first step, and removes them, without having said so."""
+    training = Training(tmp_path)
+    flip(training.save(1))
+    truncate(training.save(2))
+    says = (
+        r"none of the checkpoints is whole: \S+step-00000002 is damaged \(.* bytes\); "
+        r"\S+step-00000001 is damaged \(.*digest\)\. Put back .* --resume never"
+    )
+    with pytest.raises(TrainingError, match=says):
+        training.resume()
+    assert not recwarn.list  # that another one is gone on from
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+
+
+def test_a_kill_in_the_first_one_leaves_a_clean_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(*arguments: Any, **keywords: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "replace_directory", dies)
+    with pytest.raises(KeyboardInterrupt):
+        Training(tmp_path).save(1)
+    assert names(tmp_path) == [".step-00000001.partial"]
+    assert Training(tmp_path).resume() is None
+    assert not names(tmp_path)
+
+
+@pytest.mark.parametrize("fault", [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("what", ["manifest.json", "distcp"])
+def test_what_cannot_be_read_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, fault: int
+) -> None:
+    training = Training(tmp_path)
+    training.save(1)
+    training.save(2)
+    opened = Path.open
+
+    def fails(path: Path, *arguments: Any, **keywords: Any) -> Any:
+        if path.name.endswith(what) and path.parent.name == "step-00000002":
+            raise OSError(fault, os.strerror(fault), str(path))
+        return opened(path, *arguments, **keywords)
+
+    monkeypatch.setattr(Path, "open", fails)
+    says = rf"step-00000002/\S*{what} cannot be read \({os.strerror(fault)}\).* move step-00000002 away"
+    with pytest.raises(TrainingError, match=says):
+        training.resume()
+    monkeypatch.undo()
+    assert training.resume() == Progress(2)
+
+
+def test_a_folder_that_cannot_be_read_is_not_taken_for_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training(tmp_path)
+    training.save(1)
+
+    def fails(path: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    for name in ("scandir", "listdir"):
+        monkeypatch.setattr(os, name, fails)
+    with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
+        training.resume()
 
 
 def test_the_best_weights_are_kept_and_restored_and_where_damaged_those_before_them(tmp_path: Path) -> None:
@@ -227,11 +311,11 @@ def test_the_best_weights_are_kept_and_restored_and_where_damaged_those_before_t
 
     assert restored() == 3
     truncate(tmp_path / "best-00000003")
-    with pytest.warns(UserWarning, match=r"best-00000003 is damaged \(.* bytes\); going on from the one before it"):
+    with pytest.warns(UserWarning, match=r"best-00000003 is damaged \(.* bytes\); going on from best-00000002"):
         assert restored() == 2
     assert restored() == 2  # and nothing is said of it again
     flip(tmp_path / "best-00000002")
-    with pytest.warns(UserWarning, match="best-00000002 is damaged"):
+    with pytest.warns(UserWarning, match=r"best-00000002 is damaged \(.* digest\)$"):
         assert training.checkpoints.best() is None
 
 
@@ -261,21 +345,25 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, di
 
 
 @pytest.mark.parametrize("damage", ["truncated file", "flipped bit", "missing file", "missing manifest"])
-@pytest.mark.parametrize("harmed", [["step-00000006"], ["step-00000004", "step-00000006"]])
 def test_a_run_that_resumes_past_a_damaged_one_ends_with_the_same_weights(
-    stopped: tuple[Path, dict[str, Tensor]], damage: str, harmed: list[str]
+    stopped: tuple[Path, dict[str, Tensor]], damage: str
 ) -> None:
     folder, whole = stopped
-    out = f"{damage} {len(harmed)}"
-    shutil.copytree(folder / "out", folder / out)
-    for name in harmed:
-        DAMAGES[damage][0](folder / out / "checkpoints" / name)
-    if len(harmed) == 2:
-        with (
-            pytest.warns(UserWarning, match="is damaged"),
-            pytest.raises(TrainingError, match="holds no whole checkpoint to go on from"),
-        ):
-            train_policy(policy_settings(folder, out), resume="must")
+    shutil.copytree(folder / "out", folder / damage)
+    DAMAGES[damage][0](folder / damage / "checkpoints" / "step-00000006")
     with pytest.warns(UserWarning, match="is damaged"):
-        model = train_policy(policy_settings(folder, out))
+        model = train_policy(policy_settings(folder, damage))
+    assert equal(model.network.state_dict(), whole)
+
+
+def test_a_run_without_a_whole_one_starts_over_only_when_told(stopped: tuple[Path, dict[str, Tensor]]) -> None:
+    folder, whole = stopped
+    shutil.copytree(folder / "out", folder / "again")
+    for name in ("step-00000004", "step-00000006"):
+        flip(folder / "again" / "checkpoints" / name)
+    for resume in ("auto", "must"):
+        with pytest.raises(TrainingError, match="none of the checkpoints is whole"):
+            train_policy(policy_settings(folder, "again"), resume=resume)
+    assert names(folder / "again" / "checkpoints") == ["step-00000004", "step-00000006"]
+    model = train_policy(policy_settings(folder, "again"), resume="never")
     assert equal(model.network.state_dict(), whole)

@@ -1,0 +1,67 @@
+"""The manifest of a checkpoint: its files with their sizes and digests, by which damage is told from a faulty disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from steerlm.errors import TrainingError
+from steerlm.files import sha256
+
+MANIFEST = "manifest.json"
+FORMAT = 3
+ELSE = "choose another --out, or start over with --resume never (of quickstart: --fresh)"
+# What reading a file that is missing or torn raises; any other `OSError` is of the disk, and says nothing of the file.
+TORN = (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, KeyError, TypeError)
+
+
+def read_manifest(path: Path) -> Any:
+    """What is written of a checkpoint. Raises one of `TORN` where it is damaged, and another `OSError` where unread."""
+    return json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+
+
+def listed_files(path: Path) -> dict[str, tuple[int, str]] | str:
+    """The files of a checkpoint with their sizes and digests, or what is wrong with its manifest.
+
+    Raises `TrainingError` where another version wrote it, and where it cannot be read.
+    """
+    try:
+        manifest = read_manifest(path)
+        if isinstance(manifest["format"], int) and manifest["format"] != FORMAT:
+            raise TrainingError(
+                f"{path} was written by another version of steerlm (its format is {manifest['format']}, here it is "
+                f"{FORMAT}); go on with that version, {ELSE}"
+            )
+        return {name: (int(size), str(digest)) for name, (size, digest) in manifest["files"].items()}
+    except TORN as error:
+        return f"{MANIFEST}: {error}"
+    except OSError as error:
+        raise _unreadable(path / MANIFEST, error) from error
+
+
+def fault_of(file: Path, size: int, digest: str) -> str | None:
+    """What is wrong with a file of a checkpoint, or None. Raises `TrainingError` where it cannot be read."""
+    try:
+        found = file.stat().st_size
+        if found != size:
+            return f"{file.name} has {found} of {size} bytes"
+        return None if sha256(file) == digest else f"{file.name} does not have its digest"
+    except FileNotFoundError:
+        return f"{file.name} is missing"
+    except TORN as error:
+        return f"{file.name}: {error}"
+    except OSError as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: OSError) -> TrainingError:
+    return TrainingError(
+        f"{file} cannot be read ({error.strerror}), which does not say that it is damaged; mend the disk or the "
+        f"permissions and give the same command again, or move {file.parent.name} away to go on without it"
+    )
+
+
+def seal_of(file: Path) -> tuple[int, str]:
+    """Size and digest."""
+    return file.stat().st_size, sha256(file)
