@@ -192,6 +192,12 @@ class Renderer:
         """Token ids of the end signal; one where the marker is in the vocabulary, several where it is spelled out."""
         return tuple(self._encode([(self.dialect.response_close, self.dialect.end, "")])[0])
 
+    @cached_property
+    def closing_ids(self) -> tuple[int, ...]:
+        """What follows the text of a response: the end signal, and what the dialect puts before it."""
+        close, end = self.dialect.response_close, self.dialect.end
+        return (*self._encode([(".", close, end)])[0], *self.end_ids)
+
     @property
     def end_is_token(self) -> bool:
         return len(self.end_ids) == 1

@@ -223,6 +223,21 @@ def test_levels_of_two_digits_are_told_from_those_of_one() -> None:
     assert [piece for piece in pieces if "tone:" in piece] == ["tone:1", "undertone:11"]
 
 
+@pytest.mark.parametrize(
+    ("tokenizer", "dialect"),
+    [("gpt2", "nemo"), ("chatml", "chatml"), ("llama3", "llama3"), ("llama2", "nemo"), ("metaspace", "chatml")],
+)
+def test_what_closes_a_response(tokenizer: str, dialect: str) -> None:
+    made = renderer(tokenizer, dialect, "special")
+    for text in ("Rivers carry salt.", "Because rivers carry it into the", "1, 2, 3"):
+        segment = made.tree(chain("Why?", text), "policy").segments[-1]
+        ids = [segment.ids[place] for place in segment.trained()]
+        own, closing = ids[: -len(made.closing_ids)], ids[-len(made.closing_ids) :]
+        assert closing == list(made.closing_ids)
+        assert decoded(made, own).strip() == text
+        assert decoded(made, ids).strip() == (text + made.dialect.response_close + made.dialect.end).strip()
+
+
 @pytest.mark.parametrize("dialect", list(DIALECTS))
 def test_the_end_signal(dialect: str) -> None:
     made = renderer("llama3", dialect)

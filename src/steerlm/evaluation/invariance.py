@@ -26,8 +26,8 @@ ROUGHNESS = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Invariance:
-    """The greatest difference of a score from that of the response alone, among `responses`; infinite where a response
-    that has scores alone has one that is none.
+    """The greatest difference of a score from that of the response alone, among `responses`, those within the context;
+    infinite where one has a score that is none.
     """
 
     name: str
@@ -59,7 +59,7 @@ def check_invariance(
         return []
     alone = [_thread(conversation, index) for conversation in chosen for index in conversation.responses]
     reference = np.concatenate([_table(scorer, [thread], last=True) for thread in alone])
-    fits_R = np.isfinite(reference).all(axis=1)
+    fits_R = np.array([_fits(scorer, thread) for thread in alone])
     small = Scorer(model, settings.model_copy(update={"precision": "fp32", "pack_tokens": scorer.context}))
     checks: dict[str, Callable[[], Floats]] = {
         "packing (whole trees)": lambda: _table(scorer, chosen),
@@ -97,9 +97,12 @@ def _some(scorer: Scorer, conversations: Sequence[Conversation], most: int) -> l
 
 def _has_room(scorer: Scorer, conversation: Conversation) -> bool:
     """Whether the context has room for a response of the conversation."""
-    render = scorer.model.renderer.thread
-    threads = (_thread(conversation, index) for index in conversation.responses)
-    return any(len(render(thread, "score")) <= scorer.context for thread in threads)
+    return any(_fits(scorer, _thread(conversation, index)) for index in conversation.responses)
+
+
+def _fits(scorer: Scorer, thread: Conversation) -> bool:
+    """Whether the context has room for all of a thread, which is then read uncut."""
+    return len(scorer.model.renderer.thread(thread, "score")) <= scorer.context
 
 
 def _thread(conversation: Conversation, index: int) -> Conversation:

@@ -22,7 +22,7 @@ _CHUNK = 256
 
 
 class Perplexity(NamedTuple):
-    """exp of the mean negative log-likelihood of a response's tokens: `ended` of those of its text and its end signal,
+    """exp of the mean negative log-likelihood of a response's tokens: `ended` of those of its text and what closes it,
     `cut` of those of its text alone, which is all that an answer cut at the limit of tokens wrote; NaN of no text.
     """
 
@@ -42,7 +42,7 @@ def perplexities(base: SteerModel, conversations: Sequence[Conversation], contex
     ]
     fitted, _ = fit(trees, context)
     found: list[dict[int, Perplexity]] = [{} for _ in conversations]
-    end = len(base.renderer.end_ids)
+    closing = len(base.renderer.closing_ids)
     with (
         tree_attention(base.network, default_form(base.device), context),
         torch.autocast(base.device.type, dtype, enabled=dtype != torch.float32),
@@ -51,7 +51,7 @@ def perplexities(base: SteerModel, conversations: Sequence[Conversation], contex
             nll_N = response_nll(base, Batch.of(item, base.device, dtype), _CHUNK).double().cpu()
             for number, response in enumerate(item.responses):
                 own_T = nll_N[torch.from_numpy(item.owner_N == number)]
-                found[int(response.conversation)][response.message] = Perplexity(_of(own_T), _of(own_T[:-end]))
+                found[int(response.conversation)][response.message] = Perplexity(_of(own_T), _of(own_T[:-closing]))
     return found
 
 

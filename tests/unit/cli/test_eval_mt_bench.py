@@ -207,6 +207,8 @@ def test_scores_of_weights_that_the_policy_no_longer_has(tmp_path: Path, capsys:
         ({"m": "0123456789abcdef", "other": "fedcba9876543210"}, False),
         ({"m": "0123456789abcdef", "m@verbosity=0": "fedcba9876543210"}, True),
         ({"m": "fp_44709d6fcb"}, False),
+        ({"m": "fp_44709d6fcb", "other": "fedcba9876543210"}, False),
+        ({"m": "aaaabbbbccccdddd", "other": "fedcba9876543210"}, True),
     ],
 )
 def test_other_models_and_other_servers_beside_the_policy(

@@ -28,6 +28,13 @@ def test_invariance_is_checked_on_what_fits(judge: SteerModel) -> None:
     checks = check_invariance(judge, [long, *random_trees(10)], EXACT, 1)
     assert all(check.holds and check.responses for check in checks), checks
     assert check_invariance(judge, [long], EXACT, 4) == []
+    # Without their oldest turns the last answers fit, which transformers' batches do not leave out.
+    texts = [("user", "assistant")[k % 2] for k in range(12)]
+    turns = Conversation(
+        "turns", tuple(Message(role, "salty " * 20, k - 1 if k else None) for k, role in enumerate(texts))
+    )
+    whole = check_invariance(judge, [turns], EXACT, 20)
+    assert all(check.holds and 0 < check.responses < 6 for check in whole), whole
 
 
 def test_invariance_is_no_matter_of_rounding(judge: SteerModel) -> None:

@@ -40,13 +40,16 @@ def check_weights(rows: Iterable[tuple[str, Row]], policy: Path) -> None:
     """
     own = ModelInfo.load(policy, "policy").fingerprint
     found: dict[str, set[str]] = {}
+    names: set[str] = set()
     for name, row in rows:
+        names.add(name.partition(AT)[0])
         served = row.get(_FIELD)
         known = {item for item in served if _OURS.fullmatch(str(item))} if isinstance(served, list) else set()
         if known:
             found.setdefault(name.partition(AT)[0], set()).update(known)
     mixed = {name: served for name, served in found.items() if own in served and len(served) > 1}
-    if mixed or (found and {own} not in found.values()):
+    # A model whose server tells nothing may be it.
+    if mixed or (found and found.keys() == names and {own} not in found.values()):
         name, served = next(iter((mixed or found).items()))
         others = ", ".join(sorted(served - {own}))
         raise DataError(
