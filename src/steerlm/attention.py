@@ -17,6 +17,7 @@ from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -53,22 +54,20 @@ class TreeLayout:
     @cached_property
     def run_T(self) -> Tensor:
         """The run of each token."""
-        lengths = torch.tensor(self.run_lengths, device=self.device)
-        return torch.repeat_interleave(torch.arange(len(self.runs), device=self.device), lengths)
+        # Repeated on a GPU, it would have to wait for how many there are.
+        return torch.as_tensor(np.repeat(np.arange(len(self.runs)), self.run_lengths), device=self.device)
 
     @cached_property
     def stop_RR(self) -> Tensor:
         """Before which position the tokens of run `column` are visible from run `row`; 0 where they are not."""
-        starts = [run.start for run in self.runs]
-        stops = torch.zeros(len(self.runs), len(self.runs), dtype=torch.long)
+        starts_R, stops_R = np.array([(run.start, run.stop) for run in self.runs]).T
+        stop_RR = np.diag(stops_R)
         for row, run in enumerate(self.runs):
-            stops[row, row] = run.stop
             for start, stop in run.prefix:
                 # A range of the prefix may reach over several runs that were laid out one after the other.
-                for column in range(row):
-                    if start <= starts[column] < stop:
-                        stops[row, column] = min(stop, self.runs[column].stop)
-        return stops.to(self.device)
+                reached = slice(*np.searchsorted(starts_R, (start, stop)))
+                stop_RR[row, reached] = np.minimum(stops_R[reached], stop)
+        return torch.as_tensor(stop_RR, device=self.device)
 
     @cached_property
     def run_lengths(self) -> list[int]:
@@ -308,7 +307,9 @@ def _segments(
 
 
 def _as_computed(*states: Tensor) -> list[Tensor]:
-    """In the type that autocast would give them for each run anew."""
+    """In the type that autocast has attention computed in: PyTorch's own for each run anew, FlexAttention not at all,
+    whose queries and keys come in float32 from their rotation.
+    """
     device = states[0].device.type
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return list(states)
@@ -338,7 +339,9 @@ def _flex(
     if dropout and module.training:
         raise ModelError("FlexAttention has no dropout; set attention_dropout to 0 in the model's configuration")
     whole = tree.in_blocks
-    query, key, value = (functional.pad(states, (0, 0, 0, whole.size - tree.size)) for states in (query, key, value))
+    query, key, value = (
+        functional.pad(states, (0, 0, 0, whole.size - tree.size)) for states in _as_computed(query, key, value)
+    )
     output = _flex_attention(query.device)(
         query,
         key,

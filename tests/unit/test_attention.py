@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -172,6 +172,23 @@ def test_a_soft_cap_is_computed(form: str) -> None:
         for layer in network.model.layers:
             layer.self_attn.attn_logit_softcapping = None
         assert not torch.allclose(network(**inputs(TreeLayout(PACK))).logits, capped, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+def test_flex_computes_in_the_type_of_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled, FlexAttention takes what it is given, and rotation makes queries and keys float32."""
+    given_types = []
+
+    def watched(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: object) -> torch.Tensor:
+        given_types.append((query.dtype, key.dtype, value.dtype))
+        return flex_attention(query, key, value, **options)  # type: ignore[arg-type, return-value]
+
+    monkeypatch.setattr("steerlm.attention._flex_attention", lambda device: watched)
+    network = spread(llama(16))
+    use_tree_attention(network, "flex")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        network(**inputs(TreeLayout(PACK)))
+    assert set(given_types) == {(torch.bfloat16,) * 3}
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # within PyTorch's compiler
