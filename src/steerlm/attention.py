@@ -8,7 +8,7 @@ A `TreeLayout` says which tokens of a pack see which; it travels to the attentio
 Three forms of the same function: `dense` builds the whole mask and is the reference; `segments` runs one
 attention per run over just the tokens that it sees, for CPUs; `flex` hands FlexAttention a block mask, for GPUs.
 
-Shapes: T tokens, H heads, K key-value heads, D head size, R runs, L tokens of a run, P tokens before it.
+Shapes: T tokens, H heads, K key-value heads, D head size, L tokens of a run, P tokens before it.
 """
 
 from __future__ import annotations
@@ -52,22 +52,15 @@ class TreeLayout:
         return torch.as_tensor(self._pack.positions_T, device=self.device)
 
     @cached_property
-    def run_T(self) -> Tensor:
-        """The run of each token."""
-        # Repeated on a GPU, it would have to wait for how many there are.
-        return torch.as_tensor(np.repeat(np.arange(len(self.runs)), self.run_lengths), device=self.device)
-
-    @cached_property
-    def stop_RR(self) -> Tensor:
-        """Before which position the tokens of run `column` are visible from run `row`; 0 where they are not."""
-        starts_R, stops_R = np.array([(run.start, run.stop) for run in self.runs]).T
-        stop_RR = np.diag(stops_R)
-        for row, run in enumerate(self.runs):
-            for start, stop in run.prefix:
-                # A range of the prefix may reach over several runs that were laid out one after the other.
-                reached = slice(*np.searchsorted(starts_R, (start, stop)))
-                stop_RR[row, reached] = np.minimum(stops_R[reached], stop)
-        return torch.as_tensor(stop_RR, device=self.device)
+    def until_T(self) -> Tensor:
+        """The position before which each token is visible: all that stands between it and there comes after it on its
+        path, as packs are laid out depth first.
+        """
+        until_T = np.empty(self.size, dtype=np.int32)
+        for run in self.runs:
+            for start, stop in (*run.prefix, (run.start, run.stop)):
+                until_T[start:stop] = run.stop
+        return torch.as_tensor(until_T, device=self.device)
 
     @cached_property
     def run_lengths(self) -> list[int]:
@@ -110,8 +103,7 @@ class TreeLayout:
         """[T, T], true where the row's token sees the column's; `window` as in sliding-window attention."""
         if window not in self._dense_masks:
             index = torch.arange(self.size, device=self.device)
-            visible = index[None, :] < self.stop_RR[self.run_T][:, self.run_T]
-            visible &= index[None, :] <= index[:, None]
+            visible = (index[None, :] <= index[:, None]) & (index[:, None] < self.until_T[None, :])
             if window is not None:
                 visible &= self.positions_T[:, None] - self.positions_T[None, :] < window
             self._dense_masks[window] = visible
@@ -138,10 +130,10 @@ class TreeLayout:
     def block_mask(self, window: int | None = None) -> Any:
         """The FlexAttention block mask of the same relation."""
         if window not in self._block_masks:
-            run_T, stop_RR, positions_T = self.run_T, self.stop_RR, self.positions_T
+            until_T, positions_T = self.until_T, self.positions_T
 
             def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-                seen = (key < stop_RR[run_T[query], run_T[key]]) & (key <= query)
+                seen = (key <= query) & (query < until_T[key])
                 return seen if window is None else seen & (positions_T[query] - positions_T[key] < window)
 
             self._block_masks[window] = block_mask(self.runs, self._pack.positions_T, window, visible, self.device)
