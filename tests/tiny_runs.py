@@ -8,6 +8,8 @@ import os
 import random
 import signal
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,30 @@ def logged(out: Path) -> Steps:
     """The lines of metrics.jsonl, without times."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in MACHINE} for line in lines]
+
+
+def trajectory(steps: Steps, key: str) -> Tensor:
+    return torch.tensor([line[key] for line in steps if line["kind"] == "train"], dtype=torch.float64)
+
+
+def assert_same(found: Steps, wanted: Steps, rtol: float) -> None:
+    for key in ("loss", "gradient_norm"):
+        torch.testing.assert_close(trajectory(found, key), trajectory(wanted, key), rtol=rtol, atol=1e-6)
+
+
+@contextmanager
+def interrupted_at(number: int) -> Iterator[None]:
+    """What trains meanwhile is interrupted before the step of this number, counted from 0."""
+    taken = loop._Run._step
+
+    def step(self: Any, ready: Any, at: int, rate: float) -> Any:
+        if at == number:
+            raise KeyboardInterrupt
+        return taken(self, ready, at, rate)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Run, "_step", step)
+        yield
 
 
 def train_on_ranks(folder: Path, task: str, name: str, changes: dict[str, Any]) -> None:

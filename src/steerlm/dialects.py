@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from steerlm.attributes import Schema
 from steerlm.chat_template import Task, chat_template
 from steerlm.conversation import Conversation, Message, Role
 from steerlm.errors import ConfigError
+from steerlm.pieces import PieceEncoder
 from steerlm.tokens import Segment, Span, TokenRole, TokenTree
 
 if TYPE_CHECKING:  # it takes seconds to load, and reading or checking data needs no tokenizer
@@ -188,15 +189,19 @@ class Renderer:
         return tuple(str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special)
 
     @cached_property
+    def _pieces(self) -> PieceEncoder:
+        return PieceEncoder(self.tokenizer, self._special, self.forbidden)
+
+    @cached_property
     def end_ids(self) -> tuple[int, ...]:
         """Token ids of the end signal; one where the marker is in the vocabulary, several where it is spelled out."""
-        return tuple(self._encode([(self.dialect.response_close, self.dialect.end, "")])[0])
+        return tuple(self._pieces.encode([(self.dialect.response_close, self.dialect.end, "")])[0])
 
     @cached_property
     def closing_ids(self) -> tuple[int, ...]:
         """What follows the text of a response: the end signal, and what the dialect puts before it."""
         close, end = self.dialect.response_close, self.dialect.end
-        return (*self._encode([(".", close, end)])[0], *self.end_ids)
+        return (*self._pieces.encode([(".", close, end)])[0], *self.end_ids)
 
     @property
     def end_is_token(self) -> bool:
@@ -337,45 +342,8 @@ class Renderer:
             for k, (_, text) in enumerate(part):
                 wanted.append((before, text, next((later for _, later in part[k + 1 :] if later), following)))
                 before = text or before
-        flat = iter(self._encode(wanted))
+        flat = iter(self._pieces.encode(wanted))
         return [[next(flat) for _ in part] for part in parts]
-
-    def _encode(self, pieces: Sequence[tuple[str, str, str]]) -> list[list[int]]:
-        """Token ids of each middle text as they come between the texts `before` and `after` it.
-
-        Tokenizers of the SentencePiece family put a space before text that opens their input; giving each piece
-        the end of what precedes it as an anchor, and taking the anchor's tokens away again, keeps that out.
-        """
-        anchors = [self._anchor(before) for before, _, _ in pieces]
-        # GPT-2's splitting keeps "\n\n" whole at the end of its input and before a special token, not before text.
-        tails = [after[0] if text.endswith("\n\n") and self._is_plain(after) else "" for _, text, after in pieces]
-        texts = [anchor + text + tail for anchor, (_, text, _), tail in zip(anchors, pieces, tails, strict=True)]
-        batch = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        found: list[list[int]] = []
-        for anchor, (_, text, _), tail, ids in zip(anchors, pieces, tails, batch, strict=True):
-            head = list(self._anchor_ids(anchor))
-            if tail:
-                # The tail as it is spelled after a newline, as in `text`.
-                spelled = list(_cached_ids(self.tokenizer, "\n" + tail)[len(_cached_ids(self.tokenizer, "\n")) :])
-                ids = ids[: -len(spelled)] if ids[-len(spelled) :] == spelled else ids
-            if not text:
-                found.append([])
-            elif ids[: len(head)] == head:
-                found.append(list(ids[len(head) :]))
-            else:
-                found.append(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return found
-
-    def _is_plain(self, after: str) -> bool:
-        return bool(after) and not after.startswith(self._special)
-
-    def _anchor(self, before: str) -> str:
-        if not before:
-            return ""
-        return next((marker for marker in self.forbidden if before.endswith(marker)), before[-1])
-
-    def _anchor_ids(self, anchor: str) -> tuple[int, ...]:
-        return _cached_ids(self.tokenizer, anchor) if anchor else ()
 
     def chat_template(self, task: Task, system: str = "") -> str:
         """A Jinja chat template that yields this renderer's tokens in bare transformers and in vLLM.
@@ -399,8 +367,3 @@ def _may_make(step: Mapping[str, Any], text: str) -> bool:
         case "Replace":  # by nothing, it brings together what it stood between
             return not step["content"] or not set(text).isdisjoint(step["content"])
     return True
-
-
-@lru_cache(maxsize=4096)
-def _cached_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
