@@ -141,7 +141,7 @@ def test_a_non_finite_gradient_stops_with_the_conversations_of_its_packs_and_the
 
     monkeypatch.setattr(loop._Run, "_step", step)
     monkeypatch.setattr(learner.Learner, "_losses", poisoned)
-    says = rf"step {number + 1}: gradient norm nan.*; {last}\. Lower learning_.*: it begins anew, in another --out or"
+    says = rf"step {number + 1}: gradient norm nan.*; {last}\. Lower learning_.*: give it another --out, or"
     with pytest.raises(TrainingError, match=says) as caught:
         run("policy", "hot", pack_tokens=192, batch_tokens=900, epochs=4)
     packs = given[-1]

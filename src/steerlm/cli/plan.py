@@ -71,8 +71,8 @@ def plan_command(
     """
     given = settings.model_dump(exclude_unset=True) if settings is not None else {}
     merged = load_settings(_kind(kind, recipe, given), recipe, given)
-    card = GPUS[gpu]
-    hardware = Hardware(gpus, gpu_memory or card.memory, tflops or card.rate(merged.precision), utilisation, reserve)
+    spec = GPUS[gpu]
+    hardware = Hardware(gpus, gpu_memory or spec.memory, tflops or spec.tflops(merged.precision), utilisation, reserve)
     plan = make_plan(merged, hardware, tokens_per_conversation)
     if json_:
         print(json.dumps(plan.to_dict(), indent=2))

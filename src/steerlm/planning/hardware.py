@@ -29,25 +29,25 @@ class Hardware:
 
 
 @dataclass(frozen=True)
-class Card:
+class GpuSpec:
     """A kind of GPU, by NVIDIA's data sheet of the card on an SXM board.
 
-    memory   GiB that programs see, of 80 GB and 141 GB
-    bf16     dense matrix products in bfloat16, in 10^12 operations a second
-    fp32     the same in float32, without TF32, which PyTorch leaves off and nothing here turns on
+    memory       GiB that programs see, of 80 GB and 141 GB
+    bf16_tflops  dense matrix products in bfloat16, in 10^12 operations a second
+    fp32_tflops  the same in float32, without TF32, which PyTorch leaves off and nothing here turns on
     """
 
     memory: float
-    bf16: float
-    fp32: float
+    bf16_tflops: float
+    fp32_tflops: float
 
-    def rate(self, precision: Precision) -> float:
-        """Operations a second, in 10^12; every card here computes bfloat16 natively, which `auto` then is."""
-        return self.fp32 if precision == "fp32" else self.bf16
+    def tflops(self, precision: Precision) -> float:
+        """The rate in a training's precision; all of these compute bfloat16 natively, which `auto` then is."""
+        return self.fp32_tflops if precision == "fp32" else self.bf16_tflops
 
 
-GPUS: dict[Gpu, Card] = {
-    "a100": Card(memory=79.0, bf16=312.0, fp32=19.5),
-    "h100": Card(memory=79.0, bf16=989.0, fp32=67.0),
-    "h200": Card(memory=139.0, bf16=989.0, fp32=67.0),
+GPUS: dict[Gpu, GpuSpec] = {
+    "a100": GpuSpec(memory=79.0, bf16_tflops=312.0, fp32_tflops=19.5),
+    "h100": GpuSpec(memory=79.0, bf16_tflops=989.0, fp32_tflops=67.0),
+    "h200": GpuSpec(memory=139.0, bf16_tflops=989.0, fp32_tflops=67.0),
 }

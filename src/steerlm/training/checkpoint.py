@@ -26,10 +26,10 @@ from torch.optim import Optimizer
 
 from steerlm import __version__
 from steerlm.errors import ConfigError, TrainingError
-from steerlm.files import sync, write_json
+from steerlm.files import sync
 from steerlm.packing import Report
 from steerlm.parallel.ranks import Ranks, first_cause
-from steerlm.training.manifest import ELSE, FORMAT, MANIFEST, TORN, fault_of, listed_files, read_manifest, seal_of
+from steerlm.training.manifest import START_OVER, TORN, fault_of, listed_files, read_manifest, seal_of, write_manifest
 from steerlm.training.plan import Position
 
 _STEP, _BEST = "step", "best"
@@ -93,7 +93,7 @@ class Checkpoints:
         self._warn(damaged, path)
         return path
 
-    def foreseen(self) -> Path | None:
+    def peek(self) -> Path | None:
         """The checkpoint that `resume` would load, told by the manifests alone. No weights are read and nothing is
         swept up: a training may be at work on them. Raises what `resume` raises.
         """
@@ -148,16 +148,16 @@ class Checkpoints:
         """Raise `ConfigError` where a checkpoint is another run's."""
         if manifest["key"] == self.key:
             return
-        # Of which the key is made too; the first manifests do not name theirs.
+        # The key holds the version too; the first manifests do not name theirs.
         version = manifest.get("version", __version__)
         if version != __version__:
             raise ConfigError(
                 f"{path} belongs to a run of steerlm {version}, and this is {__version__}; go on with that version, "
-                f"{ELSE}"
+                f"choose another --out, or {START_OVER}"
             )
         raise ConfigError(
-            f"{path} belongs to a run with other settings or data; {ELSE}. If it began on another machine, where auto "
-            "means another precision, name that one"
+            f"{path} belongs to a run with other settings or data; choose another --out, or {START_OVER}. If it began "
+            "on another machine, where auto means another precision, name that one"
         )
 
     def save_best(self, network: nn.Module, progress: Progress) -> None:
@@ -264,15 +264,8 @@ class Checkpoints:
                 )
             found = sorted({*written, *(file.name for file in partial.iterdir())})
             files = {name: written.get(name) or seal_of(partial / name) for name in found}
-            manifest = {
-                "format": FORMAT,
-                "version": __version__,
-                "key": self.key,
-                "progress": asdict(progress),
-                "files": files,
-            }
             try:
-                write_json(partial / MANIFEST, manifest)
+                write_manifest(partial, self.key, asdict(progress), files)
                 replace_directory(partial, path)
             except OSError:
                 drop()
@@ -337,8 +330,7 @@ def _require_none(damaged: list[str]) -> None:
     if damaged:
         raise TrainingError(
             f"none of the checkpoints is whole: {'; '.join(damaged)}. Put back what is missing or another copy of "
-            "them, and give the same command again; or start over with --resume never (of quickstart: --fresh), which "
-            "removes them"
+            f"them, and give the same command again; or {START_OVER}, which removes them"
         )
 
 

@@ -95,9 +95,8 @@ class TrainSettings(Settings):
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest gradient norm; larger gradients are scaled down."""
     precision: Precision = "auto"
-    """fp32, bf16 (weights stay fp32), or auto: bf16 where the hardware computes it natively. One process and
-    several learn the same up to the precision's rounding: in bf16 one process keeps the states between layers in fp32
-    (autocast) and several do not, whose loss of a step tests hold to 2% of fp32's."""
+    """fp32, bf16 (weights stay fp32), or auto: bf16 where the hardware computes it natively. In bf16 one process and
+    several differ by rounding (docs/scaling.md)."""
     loss_chunk: Annotated[int, Field(ge=1)] = 512
     """Trained tokens whose logits exist at a time; memory grows with it, results do not depend on it."""
     tensor_parallel: Annotated[int, Field(ge=1)] = 1

@@ -96,7 +96,7 @@ def _require_place(settings: TrainSettings, data: TrainingData, schema: Schema, 
             return
     require_replaceable(settings.out, overwrite=resume == "never")
     if resume != "never":
-        found = Checkpoints(place, key, settings.keep_checkpoints, Ranks.alone(settings.device)).foreseen()
+        found = Checkpoints(place, key, settings.keep_checkpoints, Ranks.alone(settings.device)).peek()
         if resume == "must":
             require_begun(settings.out, found)
 

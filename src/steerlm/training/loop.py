@@ -33,6 +33,7 @@ from steerlm.training.config import TrainSettings
 from steerlm.training.corpus import TrainingData
 from steerlm.training.learner import Learner, NotFiniteError
 from steerlm.training.log import Display, MetricsLog
+from steerlm.training.manifest import START_OVER
 from steerlm.training.output import METRICS
 from steerlm.training.plan import fraction_done, learning_rate
 from steerlm.training.prefetch import Prefetch
@@ -231,9 +232,8 @@ class _Run:
         last = f"the last good checkpoint is {self.saved}" if self.saved else "there is no checkpoint yet"
         return TrainingError(
             f"step {number + 1}: {error}, with the conversations {shown}; {last}. "
-            "Lower learning_rate, use precision fp32, or look into these conversations. Each makes another run, "
-            "to which no checkpoint belongs: it begins anew, in another --out or with --resume never (of quickstart: "
-            "--fresh)"
+            "Lower learning_rate, use precision fp32, or look into these conversations. Any of these makes it another "
+            f"run, to which no checkpoint belongs: give it another --out, or {START_OVER}"
         )
 
     def _passes(self, report: Report, trees: Iterable[TokenTree], work: Callable[[Batch], T]) -> list[T]:

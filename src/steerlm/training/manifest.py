@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from steerlm import __version__
 from steerlm.errors import TrainingError
-from steerlm.files import sha256
+from steerlm.files import sha256, write_json
 
-MANIFEST = "manifest.json"
-FORMAT = 3
-ELSE = "choose another --out, or start over with --resume never (of quickstart: --fresh)"
+START_OVER = "start over with --resume never (of quickstart: --fresh)"
+_NAME = "manifest.json"
+_FORMAT = 3
 # What reading a file that is missing or torn raises; any other `OSError` is of the disk, and says nothing of the file.
 TORN = (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, KeyError, TypeError)
 
 
+def write_manifest(path: Path, key: Any, progress: dict[str, Any], files: Mapping[str, tuple[int, str]]) -> None:
+    """Seal the checkpoint in directory `path`, of the run `key`, whose files have these sizes and digests."""
+    manifest = {"format": _FORMAT, "version": __version__, "key": key, "progress": progress, "files": dict(files)}
+    write_json(path / _NAME, manifest)
+
+
 def read_manifest(path: Path) -> Any:
     """What is written of a checkpoint. Raises one of `TORN` where it is damaged, and another `OSError` where unread."""
-    return json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    return json.loads((path / _NAME).read_text(encoding="utf-8"))
 
 
 def listed_files(path: Path) -> dict[str, tuple[int, str]] | str:
@@ -28,16 +36,16 @@ def listed_files(path: Path) -> dict[str, tuple[int, str]] | str:
     """
     try:
         manifest = read_manifest(path)
-        if isinstance(manifest["format"], int) and manifest["format"] != FORMAT:
+        if isinstance(manifest["format"], int) and manifest["format"] != _FORMAT:
             raise TrainingError(
                 f"{path} was written by another version of steerlm (its format is {manifest['format']}, here it is "
-                f"{FORMAT}); go on with that version, {ELSE}"
+                f"{_FORMAT}); go on with that version, choose another --out, or {START_OVER}"
             )
         return {name: (int(size), str(digest)) for name, (size, digest) in manifest["files"].items()}
     except TORN as error:
-        return f"{MANIFEST}: {error}"
+        return f"{_NAME}: {error}"
     except OSError as error:
-        raise _unreadable(path / MANIFEST, error) from error
+        raise _unreadable(path / _NAME, error) from error
 
 
 def fault_of(file: Path, size: int, digest: str) -> str | None:

@@ -111,7 +111,7 @@ def test_those_of_another_run_are_refused(tmp_path: Path) -> None:
     assert other.resume() is None
 
 
-@pytest.mark.parametrize("call", ["save", "write_json", "replace_directory"])
+@pytest.mark.parametrize("call", ["save", "write_manifest", "replace_directory"])
 def test_what_was_not_finished_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """However far writing got, the checkpoint before it is the newest, and what was begun is swept up."""
     training = Training(tmp_path)
@@ -197,7 +197,7 @@ def test_one_of_another_version_is_refused_and_not_passed_over(tmp_path: Path) -
 def test_where_the_version_alone_may_differ_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is a part of every run's key."""
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "__version__", "0.0.9")
+        patch.setattr("steerlm.training.manifest.__version__", "0.0.9")
         path = Training(tmp_path, key="one").save(1)
     says = rf"step-00000001 belongs to a run of steerlm 0\.0\.9, and this is {__version__}; go on with that"
     with pytest.raises(ConfigError, match=says):
