@@ -195,7 +195,8 @@ class Renderer:
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
         """Token ids of the end signal; one where the marker is in the vocabulary, several where it is spelled out."""
-        return tuple(self._pieces.encode([(self.dialect.response_close, self.dialect.end, "")])[0])
+        # A text comes before it, never nothing: at the start of its input a tokenizer may spell it otherwise.
+        return tuple(self._pieces.encode([(self.dialect.response_close or "\n", self.dialect.end, "")])[0])
 
     @cached_property
     def closing_ids(self) -> tuple[int, ...]:
