@@ -22,10 +22,10 @@ from steerlm.evaluation.mt_bench.client import (
     stamp,
     work_through,
 )
-from steerlm.evaluation.mt_bench.layouts import Answer, file_name
+from steerlm.evaluation.mt_bench.layouts import AT, Answer, file_name
 from steerlm.evaluation.mt_bench.questions import Question
 from steerlm.evaluation.mt_bench.rowfile import RowFile
-from steerlm.evaluation.mt_bench.served import AT, fingerprint_fields
+from steerlm.evaluation.mt_bench.served import fingerprint_fields
 from steerlm.evaluation.mt_bench.settings import AnswerSettings
 
 ANSWERS = "model_answer"
