@@ -195,13 +195,22 @@ class Renderer:
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
         """Token ids of the end signal; one where the marker is in the vocabulary, several where it is spelled out."""
-        return tuple(self._pieces.encode([(self.dialect.response_close, self.dialect.end, "")])[0])
+        # A text comes before it, never nothing: at the start of its input a tokenizer may spell it otherwise.
+        return tuple(self._pieces.encode([(self.dialect.response_close or "\n", self.dialect.end, "")])[0])
 
     @cached_property
-    def closing_ids(self) -> tuple[int, ...]:
-        """What follows the text of a response: the end signal, and what the dialect puts before it."""
-        close, end = self.dialect.response_close, self.dialect.end
-        return (*self._pieces.encode([(".", close, end)])[0], *self.end_ids)
+    def _close_ids(self) -> tuple[int, ...]:
+        """What the dialect puts between a response's text and its leaf, where no token joins it to the text."""
+        return tuple(self._pieces.encode([("a", self.dialect.response_close, self.dialect.end)])[0])
+
+    def closing(self, segment: Segment) -> int:
+        """How many of a response's last tokens close it: its leaf, and what the dialect puts before that. Where this is
+        joined to the last token of the text, it counts as text.
+        """
+        text = segment.ids[segment.trained().start : segment.shared]
+        close = len(self._close_ids)
+        closed = close > 0 and text[-close:] == self._close_ids
+        return len(segment.ids) - segment.shared + (close if closed else 0)
 
     @property
     def end_is_token(self) -> bool:

@@ -223,30 +223,46 @@ def test_levels_of_two_digits_are_told_from_those_of_one() -> None:
     assert [piece for piece in pieces if "tone:" in piece] == ["tone:1", "undertone:11"]
 
 
-@pytest.mark.parametrize(
-    ("tokenizer", "dialect"),
-    [("gpt2", "nemo"), ("chatml", "chatml"), ("llama3", "llama3"), ("llama2", "nemo"), ("metaspace", "chatml")],
-)
-def test_what_closes_a_response(tokenizer: str, dialect: str) -> None:
-    made = renderer(tokenizer, dialect, "special")
-    for text in ("Rivers carry salt.", "Because rivers carry it into the", "1, 2, 3"):
-        segment = made.tree(chain("Why?", text), "policy").segments[-1]
-        ids = [segment.ids[place] for place in segment.trained()]
-        own, closing = ids[: -len(made.closing_ids)], ids[-len(made.closing_ids) :]
-        assert closing == list(made.closing_ids)
-        assert decoded(made, own).strip() == text
-        assert decoded(made, ids).strip() == (text + made.dialect.response_close + made.dialect.end).strip()
+ALL = [
+    pytest.param(tokenizer, dialect, markers, id=f"{tokenizer}-{dialect}-{markers}")
+    for tokenizer in TOKENIZERS
+    for dialect in DIALECTS
+    for markers in ("special", "plain")
+]
 
 
-@pytest.mark.parametrize("dialect", list(DIALECTS))
-def test_the_end_signal(dialect: str) -> None:
-    made = renderer("llama3", dialect)
-    assert made.end_is_token
+@pytest.mark.parametrize(("tokenizer", "dialect", "markers"), ALL)
+def test_what_closes_a_response(tokenizer: str, dialect: str, markers: Markers) -> None:
+    """What is left is the text to the last character, and no more, unless its last token has the newline in it too."""
+    made = renderer(tokenizer, dialect, markers)
+    for task in ("policy", "score"):
+        for text in ("Rivers carry salt.", "Because rivers carry it into the", "1, 2, 3", "1\n\n2", "x = (1)"):
+            segment = made.tree(chain("Why?", text, "And?"), task).segments[-2]  # type: ignore[arg-type]
+            ids = [segment.ids[place] for place in segment.trained()]
+            closing = made.closing(segment)
+            own, close = decoded(made, ids[:-closing]).lstrip(" "), decoded(made, ids[-closing:])
+            leaf = made.dialect.end if task == "policy" else made.dialect.score
+            assert (own + close.lstrip(" ")) == text + made.dialect.response_close + leaf
+            if own != text:
+                assert own == text + made.dialect.response_close
+                assert decoded(made, ids[: -closing - 1]).lstrip(" ") in text[:-1]
+
+
+@pytest.mark.parametrize(("tokenizer", "dialect", "markers"), ALL)
+def test_all_that_an_empty_response_trains_closes_it(tokenizer: str, dialect: str, markers: Markers) -> None:
+    made = renderer(tokenizer, dialect, markers)
+    segment = made.tree(chain("Why?", ""), "policy").segments[-1]
+    assert made.closing(segment) == len(segment.trained())
+
+
+@pytest.mark.parametrize(("tokenizer", "dialect", "markers"), ALL)
+def test_the_end_signal(tokenizer: str, dialect: str, markers: Markers) -> None:
+    """It is what a policy learns to write, whether it is one token or is spelled out."""
+    made = renderer(tokenizer, dialect, markers)
     assert decoded(made, list(made.end_ids)) == DIALECTS[dialect].end
-    spelled = renderer("llama2", "nemo", "plain")
-    assert not spelled.end_is_token
-    thread = spelled.thread(chain("one", "two"), "policy")
-    assert tuple(thread[-len(spelled.end_ids) :]) == spelled.end_ids
+    assert made.end_is_token == (DIALECTS[dialect].end in made.tokenizer.get_vocab())
+    thread = made.thread(chain("one", "two"), "policy")
+    assert tuple(thread[-len(made.end_ids) :]) == made.end_ids
 
 
 @pytest.mark.parametrize(

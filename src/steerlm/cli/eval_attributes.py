@@ -25,8 +25,6 @@ from steerlm.models.load import load_model
 from steerlm.sources import Imported, import_conversations
 from steerlm.sources.detect import detect_kind
 
-_COUNTS = ("kind", "read", "kept", "joined", "left_out")
-
 
 def eval_attributes_command(
     model: Path,
@@ -88,7 +86,8 @@ def eval_attributes_command(
         {name: read_preferences(path) for path, name in distinct_names(compared).items()},
         say,
     )
-    record |= {"data": _provenance(data, imported), "train": _provenance(train or [], imported)}
+    counts = {path: _counts(item) for path, item in imported.items()}
+    record |= {"data": data_provenance(data, counts), "train": data_provenance(train or [], counts)}
     path = write_record(out or evaluation_folder(model), "attributes", record)
     if out is None:
         refresh_card(model, say)
@@ -112,10 +111,6 @@ def _conversations(paths: Sequence[Path], imported: Mapping[Path, Imported]) -> 
     return [conversation for path in paths for conversation in imported[path].conversations]
 
 
-def _provenance(paths: Sequence[Path], imported: Mapping[Path, Imported]) -> list[dict[str, Any]]:
-    """Names and digests of data files; of rated data also what was read, kept and left out."""
-    rows: list[dict[str, Any]] = []
-    for path, row in zip(distinct_names(paths), data_provenance(paths), strict=True):
-        counts = imported[path].report.to_dict() if path in imported else {}
-        rows.append({**row, **{name: counts[name] for name in _COUNTS if name in counts}})
-    return rows
+def _counts(imported: Imported) -> dict[str, Any]:
+    """What was read, kept and left out; not `sources` and `faults`, which hold paths of this machine."""
+    return {name: value for name, value in imported.report.to_dict().items() if name not in ("sources", "faults")}

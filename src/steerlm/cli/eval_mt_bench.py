@@ -316,7 +316,8 @@ def _to_card(report: Report, singles: Sequence[SingleJudgment], policy: Path | N
         return
     if not report.scores:
         raise ConfigError("--card: there are no grades of single answers among the judgments, which a card shows")
-    check_weights(((row.model, row.row) for row in singles), policy)
+    if maybe := check_weights(((row.model, row.row) for row in singles), policy):
+        _say(f"--card {policy}: no answers are known to be of its weights; taken to be it: {' or '.join(maybe)}")
     record = {"kind": "mt-bench", "model": ModelInfo.load(policy, "policy").fingerprint, **report.to_dict()}
     path = write_record(evaluation_folder(policy), "mt_bench", record)
     refresh_card(policy, _say)

@@ -78,8 +78,8 @@ def evaluate_attributes(
 
 
 def score_rated(scorer: Scorer, conversations: Sequence[Conversation]) -> Evaluated:
-    """Score the rated responses; those too long for the context are left out and counted, as are those
-    without their oldest turns.
+    """Score the rated responses. Those too long for the context are left out and counted; those read without their
+    oldest turns are kept and counted.
     """
     responses = rated_responses(conversations, scorer.model.schema)
     scored = scorer.score(conversations)

@@ -19,7 +19,6 @@ from steerlm.models.load import SteerModel
 Floats = NDArray[np.float64]
 TOLERANCE = 1e-3
 """Most that a score may differ in float32, in points of its scale: sums in another order are rounded otherwise."""
-_POSITION = "position in the pack (reversed order)"
 ROUGHNESS = 0.25
 """Most that a score in bfloat16 may differ from it in float32: a sixteenth of the nine attributes' scale."""
 
@@ -65,11 +64,9 @@ def check_invariance(
         "packing (whole trees)": lambda: _table(scorer, chosen),
         "packing (smaller packs)": lambda: _table(small, chosen),
         "batch (threads side by side)": lambda: _table(scorer, alone, last=True),
-        _POSITION: lambda: _backwards(scorer, chosen),
+        **({"position in the pack (reversed order)": lambda: _backwards(scorer, chosen)} if len(chosen) > 1 else {}),
         "padding (transformers' own batches)": lambda: _padded(scorer, alone),
     }
-    if len(chosen) < 2:
-        del checks[_POSITION]
     if rough.dtype != torch.float32:
         checks[ROUNDED] = lambda: _table(rough, chosen)
     found = []

@@ -84,7 +84,9 @@ def _perplexity(
     at: Sequence[tuple[int, int]],
     answers: Sequence[Answer],
 ) -> Floats:
-    """An answer that ended and one of the same text that was cut differ in whether the end signal counts."""
+    """The perplexity of each answer, NaN of those too long for the context; of one that was cut without what closes it,
+    which it never wrote.
+    """
     likely = perplexities(base, trees, context)
     values = [likely[tree].get(message) for tree, message in at]
     return np.array(

@@ -42,7 +42,12 @@ def perplexities(base: SteerModel, conversations: Sequence[Conversation], contex
     ]
     fitted, _ = fit(trees, context)
     found: list[dict[int, Perplexity]] = [{} for _ in conversations]
-    closing = len(base.renderer.closing_ids)
+    closing = {
+        (tree.conversation, segment.message): base.renderer.closing(segment)
+        for tree in trees
+        for segment in tree.segments
+        if segment.is_response
+    }
     with (
         tree_attention(base.network, default_form(base.device), context),
         torch.autocast(base.device.type, dtype, enabled=dtype != torch.float32),
@@ -51,7 +56,8 @@ def perplexities(base: SteerModel, conversations: Sequence[Conversation], contex
             nll_N = response_nll(base, Batch.of(item, base.device, dtype), _CHUNK).double().cpu()
             for number, response in enumerate(item.responses):
                 own_T = nll_N[torch.from_numpy(item.owner_N == number)]
-                found[int(response.conversation)][response.message] = Perplexity(_of(own_T), _of(own_T[:-closing]))
+                text_T = own_T[: -closing[response.conversation, response.message]]
+                found[int(response.conversation)][response.message] = Perplexity(_of(own_T), _of(text_T))
     return found
 
 

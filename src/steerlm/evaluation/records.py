@@ -57,6 +57,8 @@ def distinct_names(paths: Sequence[Path]) -> dict[Path, str]:
     return names
 
 
-def data_provenance(paths: Sequence[Path]) -> list[dict[str, str]]:
-    """Names and digests of data files."""
-    return [{"name": name, "sha256": sha256(path)} for path, name in distinct_names(paths).items()]
+def data_provenance(paths: Sequence[Path], counts: Mapping[Path, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Names and digests of data files, with the counts of a file's import where there are any."""
+    return [
+        {"name": name, "sha256": sha256(path), **counts.get(path, {})} for path, name in distinct_names(paths).items()
+    ]

@@ -202,24 +202,39 @@ def test_scores_of_weights_that_the_policy_no_longer_has(tmp_path: Path, capsys:
 
 
 @pytest.mark.parametrize(
-    ("fingerprints", "refused"),
+    ("fingerprints", "refused", "taken"),
     [
-        ({"m": "0123456789abcdef", "other": "fedcba9876543210"}, False),
-        ({"m": "0123456789abcdef", "m@verbosity=0": "fedcba9876543210"}, True),
-        ({"m": "fp_44709d6fcb"}, False),
-        ({"m": "fp_44709d6fcb", "other": "fedcba9876543210"}, False),
-        ({"m": "aaaabbbbccccdddd", "other": "fedcba9876543210"}, True),
+        ({"m": "0123456789abcdef", "other": "fedcba9876543210"}, False, None),
+        ({"m": "0123456789abcdef", "other": None}, False, None),
+        ({"m": "0123456789abcdef", "m@verbosity=0": "fedcba9876543210"}, True, None),
+        ({"m": "fp_44709d6fcb"}, False, None),
+        ({"m": None}, False, None),
+        ({"m": "fp_44709d6fcb", "other": "fedcba9876543210"}, False, "m"),
+        ({"m": None, "other": "fedcba9876543210"}, False, "m"),
+        ({"m@verbosity=0": None, "m": None, "gpt-4": None, "other": "fedcba9876543210"}, False, "m or gpt-4"),
+        ({"m": "fedcba9876543210", "m@verbosity=0": None}, True, None),
+        ({"m": "aaaabbbbccccdddd", "other": "fedcba9876543210"}, True, None),
     ],
 )
 def test_other_models_and_other_servers_beside_the_policy(
-    tmp_path: Path, fingerprints: dict[str, str], refused: bool
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    fingerprints: dict[str, str | None],
+    refused: bool,
+    taken: str | None,
 ) -> None:
+    """A model whose server tells nothing may be the policy, beside one of other weights; it is then named."""
     policy = tmp_path / "policy"
     policy.mkdir()
     ModelInfo("policy", STEERLM, "chatml", fingerprint="0123456789abcdef").save(policy)
-    rows = [judgment_row(81, name, 1, 8, fingerprints=[item]) for name, item in fingerprints.items()]
+    rows = [
+        judgment_row(81, name, 1, 8, **({"fingerprints": [item]} if item else {}))
+        for name, item in fingerprints.items()
+    ]
     file = write_rows(tmp_path / "one.jsonl", rows)
     assert run(["eval", "mt-bench", "score", str(file), "--card", str(policy)]) == (2 if refused else 0)
+    says = [line for line in capsys.readouterr().err.splitlines() if "taken to be it" in line]
+    assert [line.partition("taken to be it: ")[2] for line in says] == ([taken] if taken else [])
 
 
 def test_a_card_is_refused_with_pairs_before_anything_is_asked(

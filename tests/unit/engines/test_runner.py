@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from steerlm.conversation import Conversation, Message
 from steerlm.engines import Piece, Request, Sampling, batch, complete, stream, stream_async
 from steerlm.engines.runner import Runner, Token
 from steerlm.errors import ConfigError, EngineError, SteerLMError
@@ -130,6 +131,18 @@ def test_min_tokens_needs_an_end_signal_of_one_token(core: Script) -> None:
     spelled = Runner(core, renderer("gpt2", "nemo", "plain"))
     with pytest.raises(ConfigError, match="min_tokens"):
         spelled.submit([Request((1,), Sampling(max_tokens=4, min_tokens=2))], lambda piece: None)
+
+
+@pytest.mark.parametrize(("tokenizer", "dialect"), [("gpt2", "nemo"), ("llama2", "chatml"), ("metaspace", "llama3")])
+def test_an_end_signal_that_is_spelled_out_ends_an_answer(core: Script, tokenizer: str, dialect: str) -> None:
+    """The core writes what a policy learns to write: the answer, and the tokens that spell its end."""
+    spelled = renderer(tokenizer, dialect, "plain")
+    talk = Conversation("talk", (Message("user", "one"), Message("assistant", "two", 0)))
+    segment = spelled.tree(talk, "policy").segments[-1]
+    core.vocabulary = len(spelled.tokenizer)
+    prompt = tuple(segment.ids[place] for place in segment.trained())
+    [answer] = complete(Runner(core, spelled), batch([prompt], Sampling(max_tokens=40)))
+    assert (answer.text.strip(), answer.finish) == ("two", "stop")
 
 
 def test_cancelled_before_and_while_running() -> None:

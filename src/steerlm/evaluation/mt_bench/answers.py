@@ -22,10 +22,10 @@ from steerlm.evaluation.mt_bench.client import (
     stamp,
     work_through,
 )
-from steerlm.evaluation.mt_bench.layouts import Answer, file_name
+from steerlm.evaluation.mt_bench.layouts import AT, Answer, file_name
 from steerlm.evaluation.mt_bench.questions import Question
 from steerlm.evaluation.mt_bench.rowfile import RowFile
-from steerlm.evaluation.mt_bench.served import AT, fingerprint_fields
+from steerlm.evaluation.mt_bench.served import fingerprint_fields
 from steerlm.evaluation.mt_bench.settings import AnswerSettings
 
 ANSWERS = "model_answer"
@@ -166,7 +166,7 @@ def _unanswered(
                 "settings; choose another --name or --out, or remove the file"
             )
         digest = digests.get(row["question_id"])
-        if digest is not None and row.get("question", digest) != digest:
+        if digest is not None and row.get("question_digest", digest) != digest:
             raise DataError(
                 f"{file.path}: its answer to question {row['question_id']} is to other words than the question now "
                 "has; choose another --out, or remove the file"
@@ -216,7 +216,7 @@ async def _answer(client: ChatClient, job: _Job, settings: AnswerSettings) -> di
         "tstamp": stamp(),
         "attributes": dict(job.setting.values),
         "asked": settings.signature(client.model, bool(job.setting.values)),
-        "question": job.question.digest,
+        "question_digest": job.question.digest,
         "finish": [reply.finish for reply in replies],
         **fingerprint_fields(reply.fingerprint for reply in replies),
         **sum((reply.usage for reply in replies), Usage()).fields(),

@@ -26,7 +26,7 @@ from steerlm.evaluation.mt_bench.layouts import PairJudgment, SingleJudgment, fi
 from steerlm.evaluation.mt_bench.matches import Answers, Match, compared, pair_matches, single_matches
 from steerlm.evaluation.mt_bench.questions import Benchmark
 from steerlm.evaluation.mt_bench.rowfile import RowFile
-from steerlm.evaluation.mt_bench.served import copied_fingerprints, without_fingerprints
+from steerlm.evaluation.mt_bench.served import with_fingerprints
 from steerlm.evaluation.mt_bench.settings import JudgeSettings
 from steerlm.evaluation.mt_bench.verdicts import UNRATED, rating, winner
 
@@ -130,7 +130,7 @@ def _unjudged(matches: Sequence[Match], settings: JudgeSettings, file: RowFile, 
         if match and not _answers(row, match, settings):
             stale.append(row)
             continue
-        kept.append({**without_fingerprints(row), **_fingerprints(match)} if match else row)
+        kept.append(with_fingerprints(row, match.answers) if match else row)
         if match and not (settings.retry_unrated and _unrated(row)):
             done.add(_key(row))
     if stale and not fresh:
@@ -178,7 +178,8 @@ async def _judge_all(
         async def work(match: Match) -> None:
             judge: Callable[..., Any] = _single if len(match.models) == 1 else _pair
             further = {"asked": _digest(match, settings), **_further(match)}
-            row = {**await judge(match, ask), "judge": [settings.judge, match.prompt.name], **further}
+            judged = {**await judge(match, ask), "judge": [settings.judge, match.prompt.name], **further}
+            row = with_fingerprints(judged, match.answers)
             file.append(row)
             made.append(row)
             progress(len(made), len(jobs))
@@ -188,12 +189,7 @@ async def _judge_all(
 
 def _further(match: Match) -> dict[str, Any]:
     note = {"reference": match.reference.note or "as published"} if match.reference else {}
-    return {"turn": match.turn, "tstamp": stamp(), **note, **_fingerprints(match)}
-
-
-def _fingerprints(match: Match) -> dict[str, Any]:
-    """Of a single answer: a later model that gave the same answer keeps its judgment, and has other fingerprints."""
-    return copied_fingerprints(match.answers[0].row) if len(match.answers) == 1 else {}
+    return {"turn": match.turn, "tstamp": stamp(), **note}
 
 
 async def _single(match: Match, ask: Callable[..., Any]) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from steerlm.files import read_records
 Row = Mapping[str, Any]
 R = TypeVar("R")
 TURNS = (1, 2)
+AT = "@"
+"""What stands between a model's name and the setting that it was asked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,3 +153,8 @@ def read_judgments(paths: Iterable[Path]) -> tuple[list[SingleJudgment], list[Pa
 def file_name(model: str) -> str:
     """The name of a model's file: slashes of hub ids do not make folders."""
     return model.strip("/").replace("/", "--")
+
+
+def base_model(name: str) -> str:
+    """A model's name without the setting that it was asked at."""
+    return name.partition(AT)[0]

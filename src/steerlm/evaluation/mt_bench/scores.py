@@ -14,9 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from steerlm.evaluation.bootstrap import Estimate, Floats, bootstrap
-from steerlm.evaluation.mt_bench.layouts import TURNS, SingleJudgment
+from steerlm.evaluation.mt_bench.layouts import TURNS, SingleJudgment, base_model
 from steerlm.evaluation.mt_bench.questions import CATEGORIES, WRONG_REFERENCES, standard_categories
-from steerlm.evaluation.mt_bench.served import AT
 from steerlm.evaluation.mt_bench.verdicts import UNRATED, rating
 
 Duplicates = Literal["all", "last"]
@@ -202,8 +201,8 @@ def steering_differences(found: Sequence[Score]) -> list[Difference]:
     plain = {(score.model, score.judge): score for score in found}
     differences = []
     for score in found:
-        name, at, _ = score.model.partition(AT)
-        if at and (other := plain.get((name, score.judge))):
+        name = base_model(score.model)
+        if name != score.model and (other := plain.get((name, score.judge))):
             differences.append(difference(score, other))
     return differences
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from steerlm.errors import DataError
-from steerlm.evaluation.mt_bench.layouts import Row
+from steerlm.evaluation.mt_bench.layouts import Answer, Row, base_model
 from steerlm.models.directory import ModelInfo
 
-AT = "@"
-"""What stands between a model's name and the setting that it was asked at."""
 _FIELD = "fingerprints"
 _OURS = re.compile("[0-9a-f]{16}")
 """`ModelInfo.fingerprint`, as `steerlm serve` gives it; what other servers give tells their software, not weights."""
@@ -24,35 +22,35 @@ def fingerprint_fields(found: Iterable[str | None]) -> dict[str, list[str]]:
     return {_FIELD: known} if known else {}
 
 
-def copied_fingerprints(answer: Row) -> dict[str, Any]:
-    """The same field of an answer, for its judgment."""
-    return {_FIELD: answer[_FIELD]} if _FIELD in answer else {}
+def with_fingerprints(row: Row, answers: Sequence[Answer]) -> dict[str, Any]:
+    """A judgment with the field of the answer that it grades, not its own: a later model that gave the same answer
+    keeps its judgment, and has other fingerprints. A judgment of two answers has none.
+    """
+    judged = {name: value for name, value in row.items() if name != _FIELD}
+    if len(answers) == 1 and _FIELD in answers[0].row:
+        judged[_FIELD] = answers[0].row[_FIELD]
+    return judged
 
 
-def without_fingerprints(row: Row) -> dict[str, Any]:
-    """A row without that field."""
-    return {name: value for name, value in row.items() if name != _FIELD}
-
-
-def check_weights(rows: Iterable[tuple[str, Row]], policy: Path) -> None:
+def check_weights(rows: Iterable[tuple[str, Row]], policy: Path) -> list[str]:
     """Raise `DataError` where the rows, each with the name of its model, are known to be of other weights than those in
-    `policy`. Of several models one is to be it, the others are there for comparison.
+    `policy`. Of several models one is to be it, the others are there for comparison. Where all that is told is of other
+    weights, a model of which nothing is told, as of published answers, may still be it: returns these models.
     """
     own = ModelInfo.load(policy, "policy").fingerprint
     found: dict[str, set[str]] = {}
-    names: set[str] = set()
     for name, row in rows:
-        names.add(name.partition(AT)[0])
         served = row.get(_FIELD)
         known = {item for item in served if _OURS.fullmatch(str(item))} if isinstance(served, list) else set()
-        if known:
-            found.setdefault(name.partition(AT)[0], set()).update(known)
-    mixed = {name: served for name, served in found.items() if own in served and len(served) > 1}
-    # A model whose server tells nothing may be it.
-    if mixed or (found and found.keys() == names and {own} not in found.values()):
-        name, served = next(iter((mixed or found).items()))
-        others = ", ".join(sorted(served - {own}))
+        found.setdefault(base_model(name), set()).update(known)
+    silent = [name for name, served in found.items() if not served]
+    mixed = [name for name, served in found.items() if own in served and len(served) > 1]
+    is_told = {own} in found.values()
+    if mixed or (found and not silent and not is_told):
+        name = (mixed or list(found))[0]
+        others = ", ".join(sorted(found[name] - {own}))
         raise DataError(
             f"--card {policy}: its weights are {own}, and answers of {name} are of {others}; answer anew with another "
             "--out, or name the directory that was served"
         )
+    return silent if len(silent) < len(found) and not is_told else []

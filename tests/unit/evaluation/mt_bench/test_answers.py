@@ -140,6 +140,16 @@ def test_answers_to_other_words_are_not_kept(tmp_path: Path) -> None:
         assert answer_questions(without, "m", settings(server), tmp_path).kept == 7
 
 
+def test_a_row_with_the_question_itself_is_kept(tmp_path: Path) -> None:
+    """Other programs may write the question's text beside its answer; it is not taken for the digest of its words."""
+    row = {**answer_row(81, "m", ["one", "two"]), "question": QUESTIONS[0].turns[0]}
+    write_rows(tmp_path / "model_answer" / "m.jsonl", [row])
+    with ChatServer(echo) as server:
+        assert answer_questions(QUESTIONS[:1], "m", settings(server), tmp_path).kept == 1
+        made = answer_questions(QUESTIONS[1:2], "m", settings(server), tmp_path)
+    assert [answer.row.get("question_digest") for answer in read_answers(made.files[0])] == [None, QUESTIONS[1].digest]
+
+
 def test_answers_carry_the_fingerprint_of_their_server(tmp_path: Path) -> None:
     for fingerprint, carried in (("0123456789abcdef", ["0123456789abcdef"]), (None, None)):
         with ChatServer(echo, fingerprint=fingerprint) as server:
