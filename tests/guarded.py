@@ -25,7 +25,7 @@ from steerlm.engines.base import Deliver, Engine, Piece, Request
 from steerlm.errors import EngineError
 from steerlm.models.directory import ModelInfo
 from steerlm.models.prompting import Prompting
-from steerlm.packing import Pack, Report
+from steerlm.packing import Pack, Report, lay_out
 from steerlm.server.app import create_app
 from steerlm.server.guard import Guard
 from steerlm.server.guard_settings import GuardSettings
@@ -34,6 +34,7 @@ from steerlm.server.limits import ServerLimits
 from steerlm.server.logs import RequestLog
 from steerlm.server.run import listen, make_server
 from steerlm.server.state import ServerState
+from steerlm.tokens import Segment, Span, TokenTree
 from tiny import renderer
 
 
@@ -180,15 +181,8 @@ def serve_process(ready: Path, log: Path, pause: float, settings: dict[str, Any]
         aside = ready.with_suffix(".new")
         aside.write_text(str(listener.getsockname()[1]))
         aside.rename(ready)
-        make_server(app, guard, engine, (1,)).run([listener])
+        make_server(app, guard, engine, (1,), None).run([listener])
         guard.close()
-
-
-@dataclass(frozen=True)
-class _Measurable:
-    conversation: str
-    size: int
-    lengths: dict[int, int]
 
 
 class LengthScorer:
@@ -201,28 +195,36 @@ class LengthScorer:
 
     def __init__(self) -> None:
         self.hold = threading.Event()
-        """While it is set nothing is found."""
+        """While it is set one pack after another is read."""
         self.scoring = 0
 
-    def fit(self, conversations: Sequence[Conversation], only: Collection[int] | None = None) -> Fitted:
-        trees = [
-            _Measurable(
-                str(number),
-                sum(len(message.text) for message in tree.messages),
-                {k: len(tree.messages[k].text) for k in tree.responses if only is None or k in only},
+    def fit(self, conversation: Conversation, only: Collection[int] | None = None) -> Fitted:
+        segments = [
+            Segment(
+                ids=(0,) * len(message.text),
+                spans=(Span("user" if message.role == "user" else "response", len(message.text)),),
+                parent=-1 if message.parent is None else message.parent,
+                message=number,
+                shared=len(message.text),
+                weight=float(message.role == "assistant" and (only is None or number in only)),
             )
-            for number, tree in enumerate(conversations)
+            for number, message in enumerate(conversation.messages)
         ]
-        return Fitted([tree.id for tree in conversations], cast(Any, trees), Report(), [set() for _ in trees])
+        tree = TokenTree(conversation.id, tuple(segments))
+        return Fitted(conversation.id, [tree], Report(tokens=tree.size), set())
 
-    def score_fitted(self, fitted: Fitted, watch: Callable[[Pack], None]) -> Scored:
+    def score_fitted(self, fitted: Sequence[Fitted], watch: Callable[[Pack], None]) -> Scored:
         self.scoring += 1
-        eventually(lambda: not self.hold.is_set(), "leave to score")
-        values = [
-            {number: dict.fromkeys(STEERLM.names, float(length)) for number, length in tree.lengths.items()}
-            for tree in cast("list[_Measurable]", fitted.trees)
-        ]
-        return Scored(values, fitted.report, fitted.tokens)
+
+        def is_read() -> bool:
+            watch(lay_out([]))
+            return not self.hold.is_set()
+
+        eventually(is_read, "leave to score")
+        trees = [tree for part in fitted for tree in part.trees]
+        found = [[tree.segments[index] for index in tree.active] for tree in trees]
+        values = [{item.message: dict.fromkeys(STEERLM.names, float(len(item.ids))) for item in row} for row in found]
+        return Scored(values, Report())
 
 
 @contextmanager
@@ -237,7 +239,7 @@ def guarded(
     with listen("127.0.0.1", 0) as listener:
         # Connections have the buffer of their listener: a small one fills soon.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
-        server = make_server(app, guard, engine, (1,))
+        server = make_server(app, guard, engine, (1,), judge)
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         try:

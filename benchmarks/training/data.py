@@ -178,10 +178,11 @@ def _sample(conversations: list[Conversation], count: int | None, seed: str) -> 
 def _cut(conversation: Conversation, task: Task, options: Options, report: Report) -> Conversation | None:
     """The conversation without messages beyond the context, and, where asked, without branches that train nothing."""
     tree = task.tree(conversation, 0)
+    sizes = tree.path_sizes()
     reasons = {
         segment.message: f"beyond {options.context} tokens"
         for index, segment in enumerate(tree.segments)
-        if segment.message >= 0 and len(tree.path_ids(index)) > options.context
+        if segment.message >= 0 and sizes[index] > options.context
     }
     if options.flatten == "trained":
         useful = {
@@ -197,9 +198,8 @@ def _cut(conversation: Conversation, task: Task, options: Options, report: Repor
 def _largest(conversations: list[Conversation], task: Task, batch: int) -> list[Conversation]:
     """The conversations with the longest threads, enough for a batch of them, and those with the largest trees."""
     trees = [task.tree(c, 0) for c in conversations]
-    longest = sorted(
-        ((len(tree.path_ids(end)), number) for number, tree in enumerate(trees) for end in tree.active), reverse=True
-    )
+    lengths = [[sizes[end] for end in tree.active] for tree in trees for sizes in [tree.path_sizes()]]
+    longest = sorted(((size, number) for number, sizes in enumerate(lengths) for size in sizes), reverse=True)
     largest = sorted(range(len(trees)), key=lambda number: -trees[number].size)[:_LARGEST]
     kept = {number for _, number in longest[:batch]} | set(largest)
     return [conversations[number] for number in sorted(kept)]

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from steerlm.errors import ConfigError
-from steerlm.tokens import TokenTree
+from steerlm.tokens import Segment, TokenTree
 
 Ints = NDArray[np.int64]
 _NAMED = 100
@@ -142,12 +143,13 @@ def _drop_big_foils(tree: TokenTree, context: int, budget: int, report: Report) 
 
 def _cut_long_paths(tree: TokenTree, context: int, report: Report) -> tuple[TokenTree | None, list[TokenTree]]:
     """Split off the responses whose path is too long, each as a chain of its own with its oldest turns gone."""
-    long = [index for index in tree.active if len(tree.path_ids(index)) > context]
+    long = tree.beyond(context)
     if not long:
         return tree, []
+    turns = [_Turn(segment.as_context(), segment.is_response) for segment in tree.segments]
     chains = []
     for index in long:
-        chain = _chain(tree, index, context)
+        chain = _chain(tree, turns, index, context)
         if chain is None:
             report.dropped += 1
             report.dropped_where.append(f"{tree.conversation}, message {tree.segments[index].message}")
@@ -166,32 +168,46 @@ def _foils(tree: TokenTree) -> dict[int, tuple[int, ...]]:
     return found
 
 
-def _chain(tree: TokenTree, index: int, context: int) -> TokenTree | None:
-    """The path to response `index` with as many whole exchanges cut from its head as it takes, or None."""
+class _Turn(NamedTuple):
+    """A segment as what follows it sees it, which may no longer show that it `answers`: a response may be empty."""
+
+    seen: Segment
+    answers: bool
+
+
+def _chain(tree: TokenTree, turns: Sequence[_Turn], index: int, context: int) -> TokenTree | None:
+    """The path to response `index`, which is too long, with as many whole exchanges cut from its head as it takes, or
+    None. `turns` are all segments of the tree.
+    """
     *ancestors, _ = tree.path(index)
     system = ancestors[:1] if ancestors and tree.segments[ancestors[0]].message < 0 else []
-    turns = ancestors[len(system) :]
-    opening = sum(tree.segments[member].shared for member in system)
-    starts = [k for k in range(len(turns)) if _opens_exchange(tree, turns, k)]
-    for start in starts or [len(turns)]:
-        kept = [tree.segments[member] for member in turns[start:]]
-        if kept and start > 0:
-            kept[0] = kept[0].without_glue()
-        response = tree.segments[index] if kept else tree.segments[index].without_glue()
-        if opening + sum(segment.shared for segment in kept) + len(response.ids) <= context:
-            context_segments = [tree.segments[member].as_context() for member in system]
-            context_segments += [segment.as_context() for segment in kept]
-            segments = [*context_segments, response]
-            return TokenTree(
-                tree.conversation, tuple(replace(segment, parent=k - 1) for k, segment in enumerate(segments))
-            )
-    return None
+    opening = [turns[member].seen for member in system]
+    before = [turns[member] for member in ancestors[len(system) :]]
+    response = tree.segments[index]
+    room = context - sum(segment.shared for segment in opening)
+    kept = _last_exchanges(before, room - len(response.ids))
+    if not kept:
+        # Only where nobody asked anything is a response kept without what it follows.
+        response = response.without_glue()
+        if len(response.ids) > room or not all(turn.answers for turn in before):
+            return None
+    segments = [*opening, *kept, response]
+    return TokenTree(tree.conversation, tuple(replace(segment, parent=k - 1) for k, segment in enumerate(segments)))
 
 
-def _opens_exchange(tree: TokenTree, turns: Sequence[int], k: int) -> bool:
-    """Whether a path may begin at turn `k`: a user turn after a response (or at the very start)."""
-    is_user = not tree.segments[turns[k]].is_response
-    return is_user and (k == 0 or tree.segments[turns[k - 1]].is_response)
+def _last_exchanges(turns: Sequence[_Turn], room: int) -> list[Segment]:
+    """What is left of turns that lose their oldest exchanges, at least one, until `room` holds the rest: it begins with
+    a user turn after a response, without its glue.
+    """
+    start, size = len(turns), 0
+    for k in range(len(turns) - 1, 0, -1):
+        size += turns[k].seen.shared
+        if size - turns[k].seen.glue <= room and turns[k - 1].answers and not turns[k].answers:
+            start = k
+        if size > room:
+            break
+    left = [turn.seen for turn in turns[start:]]
+    return [left[0].without_glue(), *left[1:]] if left else []
 
 
 def _subtree(tree: TokenTree, responses: Sequence[int]) -> TokenTree:

@@ -116,6 +116,21 @@ class TokenTree:
             index = self.segments[index].parent
         return found[::-1]
 
+    def path_sizes(self) -> list[int]:
+        """How many tokens each segment ends: the lengths of `path_ids`, without making these."""
+        sizes: list[int] = []
+        before = [0]  # of the children of each segment, at its index + 1
+        for segment in self.segments:
+            start = before[segment.parent + 1]
+            sizes.append(start + len(segment.ids))
+            before.append(start + segment.shared)
+        return sizes
+
+    def beyond(self, context: int) -> list[int]:
+        """Those of `active` whose path is longer than `context` tokens."""
+        sizes = self.path_sizes()
+        return [index for index in self.active if sizes[index] > context]
+
     def path_ids(self, index: int) -> list[int]:
         """The tokens that segment `index` ends: what a flattened thread to it would hold."""
         *ancestors, last = self.path(index)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from references import dense_layout, path_tokens
 from steerlm.packing import Report, first_fit, fit, lay_out, pack
-from steerlm.tokens import TokenTree
+from steerlm.tokens import Segment, TokenTree
 from strategies import examples, token_trees
 
 
@@ -81,12 +81,54 @@ def test_every_response_is_active_once_with_the_tokens_it_should_see(case: tuple
 
 
 @given(cases())
+def test_sizes_of_paths_are_those_of_flattened_threads(case: tuple[list[TokenTree], int, int]) -> None:
+    trees, context, _ = case
+    for tree in trees:
+        paths = [path_tokens(tree, k) for k in range(len(tree.segments))]
+        assert tree.path_sizes() == [len(path) for path in paths]
+        assert tree.beyond(context) == [k for k in tree.active if len(paths[k]) > context]
+
+
+def roles(segment: Segment) -> dict[int, str]:
+    """What each token of a segment is; of trees in which no token is there twice."""
+    return dict(zip(segment.ids, (role for role, length in segment.spans for _ in range(length)), strict=True))
+
+
+@examples(200)
+@given(cases())
+def test_a_path_that_is_cut_is_a_chain_of_what_its_segments_share(case: tuple[list[TokenTree], int, int]) -> None:
+    trees, context, budget = case
+    whole = {(name, message): (tree, k) for name, message, tree, k in actives(trees)}
+    for name, message, made, active in actives(fit(trees, context, budget)[0]):
+        tree, k = whole[name, message]
+        if len(path_tokens(tree, k)) <= context:
+            continue
+        *before, response = made.segments
+        assert [segment.parent for segment in made.segments] == list(range(-1, active))
+        assert made.active == (active,) == (len(before),)
+        own = {tree.segments[at].message: tree.segments[at] for at in tree.path(k)}
+        opening = sum(segment.message < 0 for segment in made.segments)
+        assert opening == sum(number < 0 for number in own)
+        assert [segment.message for segment in made.segments[opening:]] == list(own)[-len(made.segments) + opening :]
+        for place, segment in enumerate(made.segments):
+            origin = own[segment.message]
+            stop = len(origin.ids) if segment is response else origin.shared
+            glue = 0 if place == opening else origin.glue
+            ids = origin.ids[origin.glue - glue : stop]
+            assert (segment.ids, segment.glue) == (ids, glue)
+            assert segment.shared == min(origin.shared - origin.glue + glue, len(ids))
+            assert segment.weight == (origin.weight if segment is response else 0)
+            assert roles(segment) == {token: roles(origin)[token] for token in ids}
+            assert (segment.foil_of, segment.ratings) == (-1, origin.ratings)
+
+
+@given(cases())
 def test_everything_keeps_within_its_limits(case: tuple[list[TokenTree], int, int]) -> None:
     trees, context, budget = case
     fitted, _ = fit(trees, context, budget)
     for tree in fitted:
         assert tree.size <= budget
-        assert all(len(tree.path_ids(k)) <= context for k in range(len(tree.segments)))
+        assert all(size <= context for size in tree.path_sizes())
         leaves = set(range(len(tree.segments))) - {segment.parent for segment in tree.segments}
         assert all(tree.segments[leaf].weight > 0 for leaf in leaves)
     packs = pack(fitted, budget)

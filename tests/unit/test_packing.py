@@ -127,6 +127,23 @@ def test_a_long_path_loses_its_oldest_exchanges() -> None:
     assert (report.truncated, report.dropped, report.responses) == (1, 0, 3)
 
 
+def test_what_is_built_to_cut_paths_grows_with_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with all the beginnings that do not fit: of 200 turns there are up to 100 for each of 98 responses."""
+    tree = chain(*[4] * 200)
+    built = 0
+    check = Segment.__post_init__
+
+    def counted(segment: Segment) -> None:
+        nonlocal built
+        built += 1
+        check(segment)
+
+    monkeypatch.setattr(Segment, "__post_init__", counted)
+    fitted, report = fit([tree], context=20)
+    assert report.truncated == 98
+    assert built <= 4 * (len(tree.segments) + sum(len(made.segments) for made in fitted))
+
+
 def test_at_least_the_last_prompt_is_kept() -> None:
     tree = chain(4, 4, 4, 4, 4, 4, system=2)
     fitted, _ = fit([tree], context=9)
@@ -162,6 +179,17 @@ def test_two_user_turns_in_a_row_are_one_prompt() -> None:
     assert [made.path_ids(made.active[-1]) for made in fitted] == [[1, 2, 3, 4, 5, 6], [8, 9, 10, 11, 12, 13, 14]]
     _, report = fit([tree], context=6)
     assert report.dropped == 1
+
+
+def test_an_exchange_begins_after_a_response_that_says_nothing() -> None:
+    """Its shared tokens do not show that it is a response."""
+    tree = chain(4, 2, 4, 4)
+    fitted, report = fit([tree], context=7)
+    assert [made.path_ids(made.active[-1]) for made in fitted] == [
+        [*range(100, 104), *range(200, 202)],
+        [*range(301, 304), *range(400, 404)],
+    ]
+    assert report.dropped == 0
 
 
 def test_a_path_of_responses_only_begins_without_glue() -> None:

@@ -32,48 +32,27 @@ class Scored:
     """`values[i]` maps the index of each response of conversation `i` to its raw scores by attribute.
 
     A response that is too long for the context is absent; `report` counts these, and those whose oldest turns
-    were cut off. `tokens[i]` is how many tokens were read for conversation `i`.
+    were cut off.
     """
 
     values: list[dict[int, dict[str, float]]]
     report: Report
-    tokens: list[int]
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """Conversations as they are read for their scores.
+    """A conversation as it is read for its scores.
 
-    ids      of the conversations, for errors
-    trees    what fits the context; `conversation` of a tree is the number of its own
+    id       of the conversation, for errors
+    trees    what fits the context
     report   what fitting did
-    cut      the responses of each conversation that are read without their oldest turns, or not at all
+    cut      the responses that are read without their oldest turns, or not at all
     """
 
-    ids: list[str]
+    id: str
     trees: list[TokenTree]
     report: Report
-    cut: list[set[int]]
-
-    @property
-    def tokens(self) -> list[int]:
-        """How many tokens are read for each conversation."""
-        counts = [0] * len(self.ids)
-        for tree in self.trees:
-            counts[int(tree.conversation)] += tree.size
-        return counts
-
-    @classmethod
-    def joined(cls, parts: Sequence[Fitted]) -> Fitted:
-        """The conversations of all parts, numbered one after another."""
-        ids: list[str] = []
-        trees: list[TokenTree] = []
-        report = Report()
-        for part in parts:
-            trees += [replace(tree, conversation=str(len(ids) + int(tree.conversation))) for tree in part.trees]
-            ids += part.ids
-            report += part.report
-        return cls(ids, trees, report, [cut for part in parts for cut in part.cut])
+    cut: set[int]
 
 
 class Scorer:
@@ -101,27 +80,26 @@ class Scorer:
 
         Raises `ModelError` where a score is not finite.
         """
-        return self.score_fitted(self.fit(conversations), watch)
+        return self.score_fitted([self.fit(conversation) for conversation in conversations], watch)
 
-    def fit(self, conversations: Sequence[Conversation], only: Collection[int] | None = None) -> Fitted:
-        """What is read to score every assistant message, or of each conversation those numbered in `only`."""
-        trees = []
-        for number, conversation in enumerate(conversations):
-            weights = None if only is None else {k: float(k in only) for k in conversation.responses}
-            # Numbers, not ids, find the way back: a caller's ids need not be unique.
-            tree = self.model.renderer.tree(conversation, "score", weights=weights)
-            trees.append(replace(tree, conversation=str(number)))
-        fitted, report = fit(trees, self.context, self.pack_tokens)
-        cut = [
-            {tree.segments[index].message for index in tree.active if len(tree.path_ids(index)) > self.context}
-            for tree in trees
-        ]
-        return Fitted([conversation.id for conversation in conversations], fitted, report, cut)
+    def fit(self, conversation: Conversation, only: Collection[int] | None = None) -> Fitted:
+        """What is read to score every assistant message, or those numbered in `only`."""
+        weights = None if only is None else {k: float(k in only) for k in conversation.responses}
+        tree = self.model.renderer.tree(conversation, "score", weights=weights)
+        fitted, report = fit([tree], self.context, self.pack_tokens)
+        cut = {tree.segments[index].message for index in tree.beyond(self.context)}
+        return Fitted(conversation.id, fitted, report, cut)
 
     @torch.no_grad()
-    def score_fitted(self, fitted: Fitted, watch: Callable[[Pack], None] | None = None) -> Scored:
+    def score_fitted(self, fitted: Sequence[Fitted], watch: Callable[[Pack], None] | None = None) -> Scored:
         """As `score`."""
-        packs = pack(fitted.trees, self.pack_tokens)
+        report = Report()
+        trees = []
+        for number, part in enumerate(fitted):
+            report += part.report
+            # Numbers, not ids, find the way back: a caller's ids need not be unique.
+            trees += [replace(tree, conversation=str(number)) for tree in part.trees]
+        packs = pack(trees, self.pack_tokens)
         scores = []
         device = self.model.device
         with tree_attention(self.model.network, self.form, self.context), self._computing():
@@ -129,13 +107,13 @@ class Scorer:
                 scores.append(predict(self.model, Batch.of(item, device, self.dtype)))
                 if watch:
                     watch(item)
-        values: list[dict[int, dict[str, float]]] = [{} for _ in fitted.ids]
+        values: list[dict[int, dict[str, float]]] = [{} for _ in fitted]
         for item, scores_RA in zip(packs, scores, strict=True):
             for response, scores_A in zip(item.responses, scores_RA.tolist(), strict=True):
                 number = int(response.conversation)
                 if not all(map(math.isfinite, scores_A)):
                     raise ModelError(
-                        f"conversation {fitted.ids[number]}, message {response.message}: the model's scores are "
+                        f"conversation {fitted[number].id}, message {response.message}: the model's scores are "
                         "not finite; try --precision fp32, or train the model anew"
                     )
                 values[number][response.message] = dict(zip(self.model.schema.names, scores_A, strict=True))
@@ -144,7 +122,7 @@ class Scorer:
             ordered = sorted(scored.items())
             scored.clear()
             scored.update(ordered)
-        return Scored(values, fitted.report, fitted.tokens)
+        return Scored(values, report)
 
     def _computing(self) -> torch.autocast:
         return torch.autocast(self.model.device.type, self.dtype, enabled=self.dtype != torch.float32)

@@ -99,7 +99,8 @@ class Piece(NamedTuple):
     server does not tell), and, with the last piece, why it ended. `request` is the number of its request among those
     submitted with it; `cached` is how many tokens of the prompt were not computed again. With the first piece come the
     log-probabilities of the prompt's tokens from the second one on, where they were asked for. `untold` comes with the
-    last piece of a server that tells no tokens: how many more it says to have made than there were pieces.
+    last piece: the tokens that another server says to have made, less the pieces, which can be more; 0 of a server that
+    tells each token.
     """
 
     request: int

@@ -51,7 +51,7 @@ class UpstreamAnswer:
         return pieces
 
     def untold(self, made: int | None) -> int:
-        """How many tokens the server says to have made beyond the pieces; of one that tells each, these are right."""
+        """Tokens that the server says to have made, less the pieces, which can be more; 0 of one that tells each."""
         return 0 if self._tells or made is None else made - self._made
 
     def _piece(self, token: int, text: str, finish: Any) -> Piece:

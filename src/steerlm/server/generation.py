@@ -155,10 +155,10 @@ def _fitted_tokens(state: ServerState, prompt: int, context: int, wanted: Wanted
             raise ApiError(f"{name}={amount} is more than the {limits.answer_tokens} of an answer", param=name)
     least = max(1, at_least if asked is None else asked)
     if prompt + least > context:
-        halved = " with guidance" if context < state.engine.context else ""
+        guided = " with guidance" if context < state.engine.context else ""
         raise ApiError(
             f"the prompt has {prompt} tokens and the answer may have {least}, together more than the model's context "
-            f"of {context}{halved}; shorten {wanted.called.prompt} or lower {most}",
+            f"of {context}{guided}; shorten {wanted.called.prompt} or lower {most}",
             param=most if prompt < context and asked is not None else wanted.called.prompt,
             code="context_length_exceeded",
         )
@@ -188,8 +188,8 @@ async def pieces(state: ServerState, requests: Sequence[Request], ids: bool = Fa
 
 
 def _check_ids(piece: Piece, needs: list[bool], field: str) -> None:
-    """`needs` says of which answers an id must still come: servers tell all ids or none. An end may have none. Some
-    tell those of the answer, but not of the likeliest tokens at each place.
+    """`needs` says of which answers an id must still come. A server that tells ids tells them with the first piece, of
+    the likeliest tokens too where they are listed; an end may have none.
     """
     likeliest = piece.logprob.top if piece.logprob else ()
     if piece.token >= 0 and all(token >= 0 for token, _ in likeliest):

@@ -101,35 +101,39 @@ class Judge:
         for (item, _), judged in zip(batch, found, strict=True):
             item.result.set_result(judged)
 
-    def _fitted(self, item: _Waiting) -> Fitted | None:
+    def _fitted(self, item: _Waiting) -> list[Fitted] | None:
         """What is to be read, or None where that failed, which the client has been told."""
+        fitted: list[Fitted] = []
+        tokens = 0
         try:
-            fitted = self._scorer.fit(item.conversations, item.only)
-            tokens = sum(fitted.tokens)
-            if item.bound and tokens > item.bound.tokens:
-                raise ApiError(
-                    f"{item.bound.field}: {tokens} tokens would be read for these scores, and a request may have "
-                    f"{item.bound.tokens}; send fewer or shorter conversations at a time",
-                    param=item.bound.field,
-                    code="too_many_tokens",
-                )
+            for conversation in item.conversations:
+                fitted.append(self._scorer.fit(conversation, item.only))
+                tokens += fitted[-1].report.tokens
+                if item.bound and tokens > item.bound.tokens:
+                    raise ApiError(
+                        f"{item.bound.field}: more than {item.bound.tokens} tokens would be read for these scores, "
+                        "which is the most of a request; send fewer or shorter conversations at a time",
+                        param=item.bound.field,
+                        code="too_many_tokens",
+                    )
         except Exception as error:
             item.result.set_exception(error)
             return None
         return fitted
 
-    def _score(self, parts: Sequence[Fitted]) -> list[Judged]:
-        """What is found of each part, all computed together."""
+    def _score(self, parts: Sequence[list[Fitted]]) -> list[Judged]:
+        """What is found of the conversations of each part, all computed together."""
         if not parts:
             return []
         self._go_on()
-        values = self._scorer.score_fitted(Fitted.joined(parts), lambda _: self._go_on()).values
+        together = [fitted for part in parts for fitted in part]
+        values = self._scorer.score_fitted(together, lambda _: self._go_on()).values
         found = []
         for part in parts:
-            own, values = values[: len(part.ids)], values[len(part.ids) :]
+            own, values = values[: len(part)], values[len(part) :]
             scores = [{message: on_scale(self.schema, raw) for message, raw in item.items()} for item in own]
-            cut = [longer & item.keys() for longer, item in zip(part.cut, scores, strict=True)]
-            found.append(Judged(scores, cut, sum(part.tokens)))
+            cut = [fitted.cut & item.keys() for fitted, item in zip(part, scores, strict=True)]
+            found.append(Judged(scores, cut, sum(fitted.report.tokens for fitted in part)))
         return found
 
     def _go_on(self) -> None:

@@ -1,4 +1,6 @@
-"""How much one request may ask for. All of it is checked before anything is computed or allocated for it."""
+"""How much one request may ask for, checked before anything is computed or allocated for it; only `score_tokens`, which
+takes rendering to know, is checked after each conversation that is rendered, before the attribute model reads any.
+"""
 
 from __future__ import annotations
 

@@ -80,9 +80,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"--host {host} --port {port}: {error.strerror}; {todo}") from error
 
 
-def make_server(
-    app: FastAPI, guard: Guard, engine: Engine, prompt: tuple[int, ...], judge: Judge | None = None
-) -> Server:
+def make_server(app: FastAPI, guard: Guard, engine: Engine, prompt: tuple[int, ...], judge: Judge | None) -> Server:
     """A server to `run` on sockets. `prompt` is what the engine answers a first token to before the server is ready."""
     config = uvicorn.Config(
         app,

@@ -106,7 +106,9 @@ async def scored(
     what has no bound waits all the same.
     """
     entry = current()
-    ticket = await scoring.enter(entry.key or "", 1, bound is not None) if scoring else None
+    # What has no bound are answers that were generated just now: not thrown away because many wait.
+    refusable = bound is not None
+    ticket = await scoring.enter(entry.key or "", 1, bounded=refusable) if scoring else None
     try:
         return await _judged(judge.submit(conversations, only, bound), entry)
     finally:

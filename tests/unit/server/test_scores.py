@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import Any
@@ -19,7 +19,8 @@ from steerlm.conversation import Conversation, Message
 from steerlm.errors import EngineError
 from steerlm.models.load import SteerModel
 from steerlm.server.admission import Admission
-from steerlm.server.judge import Judge
+from steerlm.server.errors import ApiError
+from steerlm.server.judge import Bound, Judge
 from steerlm.server.limits import ServerLimits
 from steerlm.server.state import ServerState
 
@@ -140,11 +141,11 @@ class _Held(Scorer):
         self.begun = Event()
         self.sizes: list[int] = []
 
-    def score_fitted(self, fitted: Fitted, watch: Any = None) -> Scored:
-        self.sizes.append(len(fitted.ids))
+    def score_fitted(self, fitted: Sequence[Fitted], watch: Any = None) -> Scored:
+        self.sizes.append(len(fitted))
         self.begun.set()
         assert self.go.wait(60)
-        if "poison" in fitted.ids:
+        if any(part.id == "poison" for part in fitted):
             raise RuntimeError("poison")
         return super().score_fitted(fitted, watch)
 
@@ -222,11 +223,37 @@ def test_no_request_reads_without_end(serve: Callable[..., ServerState]) -> None
     assert send(state, "/v1/score", {"messages": talk[:20]}).status_code == 200
     answer = send(state, "/v1/score", {"messages": talk})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
-    assert "a request may have 20000" in answer.json()["error"]["message"]
+    assert "more than 20000 tokens would be read" in answer.json()["error"]["message"]
     # One answer of it is one reading.
     pooled = send(state, "/pooling", {"messages": talk})
     assert pooled.status_code == 200
     assert pooled.json()["usage"]["prompt_tokens"] <= state.judge._scorer.context  # type: ignore[union-attr]
+
+
+class _Counted(Scorer):
+    """Notes which conversations it is given to fit."""
+
+    def __init__(self, model: SteerModel) -> None:
+        super().__init__(model)
+        self.fitted: list[str] = []
+
+    def fit(self, conversation: Conversation, only: Collection[int] | None = None) -> Fitted:
+        self.fitted.append(conversation.id)
+        return super().fit(conversation, only)
+
+
+def test_nothing_more_is_rendered_of_a_request_that_is_too_large(served_judge: SteerModel) -> None:
+    scorer = _Counted(served_judge)
+    judge = Judge(scorer)
+    each = tokens_of(served_judge, "a", "a!")
+    talks = [_conversation("a")] * 5
+    exact = judge.submit(talks, bound=Bound(5 * each, "conversations"))
+    over = judge.submit(talks, bound=Bound(2 * each, "conversations"))
+    judge.close()
+    assert exact.result().tokens == 5 * each
+    with pytest.raises(ApiError, match=f"more than {2 * each} tokens would be read"):
+        over.result()
+    assert len(scorer.fitted) == 5 + 3
 
 
 def test_a_stopped_judge_computes_nothing_more(served_judge: SteerModel) -> None:

@@ -13,7 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from guarded import HELLO, Answer, Guarded, ScriptedEngine, ask, code_of, eventually, guarded, serve_process
+from guarded import (
+    HELLO,
+    Answer,
+    Guarded,
+    LengthScorer,
+    ScriptedEngine,
+    ask,
+    code_of,
+    eventually,
+    guarded,
+    serve_process,
+)
 from processes import forkserver
 from steerlm.server import health
 from steerlm.server.database import open_database
@@ -48,6 +59,21 @@ def _check_stopping(server: Guarded) -> None:
     assert (status, code_of(answer), headers["retry-after"]) == (503, "server_stopping", "30")
     assert server.ask("/readyz")[0] == 503
     assert server.ask("/healthz")[0] == 200
+
+
+def test_scores_that_take_longer_than_draining_end_with_an_error() -> None:
+    scorer = LengthScorer()
+    with guarded(ScriptedEngine(), scorer=scorer, drain_seconds=0.1) as server, ThreadPoolExecutor(1) as client:
+        scorer.hold.set()
+        talk = {"messages": [*HELLO["messages"], {"role": "assistant", "content": "Aye"}]}
+        under_way = client.submit(server.ask, "/v1/score", talk)
+        try:
+            eventually(lambda: scorer.scoring == 1)
+            server.guard.lifecycle.stop()
+            status, _, answer = under_way.result(timeout=60)
+        finally:
+            scorer.hold.clear()
+    assert (status, json.loads(answer)["error"]["message"]) == (503, "the server is stopping")
 
 
 class Process:
