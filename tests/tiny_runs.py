@@ -109,12 +109,12 @@ def train_on_ranks(folder: Path, task: str, name: str, changes: dict[str, Any]) 
 def train_on_ranks_without_room(folder: Path, task: str, name: str, changes: dict[str, Any]) -> list[str]:
     """The main process cannot write the list of a checkpoint's files; returns what each process is warned of."""
 
-    def full(path: Path, data: Any) -> None:
+    def full(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        patch.setattr(checkpoint, "write_json", full)
+        patch.setattr(checkpoint, "write_manifest", full)
         train(folder, task, name, **changes)
     return [str(warning.message) for warning in caught if "could not be saved" in str(warning.message)]
 

@@ -53,8 +53,8 @@ class TreeLayout:
 
     @cached_property
     def until_T(self) -> Tensor:
-        """The position before which each token is visible: all that stands between it and there comes after it on its
-        path, as packs are laid out depth first.
+        """The position before which each token is visible: packs are laid out depth first, so that all that stands
+        between it and there descends from it.
         """
         until_T = np.empty(self.size, dtype=np.int32)
         for run in self.runs:

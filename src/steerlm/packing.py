@@ -156,7 +156,8 @@ def _cut_long_paths(tree: TokenTree, context: int, report: Report) -> tuple[Toke
         else:
             report.truncated += 1
             chains.append(chain)
-    short = [index for index in tree.active if index not in set(long)]
+    cut = set(long)
+    short = [index for index in tree.active if index not in cut]
     return (_subtree(tree, short) if short else None), chains
 
 

@@ -94,6 +94,10 @@ def test_every_mask_is_the_dense_reference(trees: list[TokenTree], window: int |
         full = torch.zeros(length, pack.size, dtype=torch.bool)
         full[:, seen] = mask
         assert torch.equal(full, expected[run.start : run.stop])
+    index = torch.arange(pack.size)
+    for whole in (layout, layout.in_blocks):
+        pairs = whole.block_mask(window).mask_mod(None, None, index[:, None], index[None, :])
+        assert torch.equal(pairs, expected)
 
 
 @pytest.mark.parametrize("window", [None, 2])

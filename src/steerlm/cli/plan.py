@@ -155,7 +155,8 @@ def _speed(plan: Plan) -> Table:
     at = f"{hardware.utilisation:.0%} of {hardware.tflops:g} TFLOP/s, {found.busy:.0%} of the time"
     table.add_row("all GPUs", f"{found.tokens_per_second:,.0f} tokens/s", at)
     if found.hours is not None:
-        table.add_row("training", f"{found.hours:,.1f} hours", f"{found.steps:,} steps")
+        hours = f"{found.hours:,.1f}" if found.hours >= 0.1 else f"{found.hours:.2f}"
+        table.add_row("training", f"{hours} hours", f"{found.steps:,} steps")
     return table
 
 

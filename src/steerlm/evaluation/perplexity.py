@@ -23,7 +23,8 @@ _CHUNK = 256
 
 class Perplexity(NamedTuple):
     """exp of the mean negative log-likelihood of a response's tokens: `ended` of those of its text and what closes it,
-    `cut` of those of its text alone, which is all that an answer cut at the limit of tokens wrote; NaN of no text.
+    `cut` of those of its text alone, which is all that an answer cut at the limit of tokens wrote; NaN of no text. A
+    newline that closes a response and is joined to its last token counts in both.
     """
 
     ended: float

@@ -102,13 +102,11 @@ async def scored(
     """Scores of the answers of conversations, or of those numbered in `only`, once there is room for one more request
     for scores; notes what was read.
 
-    Raises `RefusedError` where there is no room even to wait, `ApiError` where more would be read than `bound` allows;
-    what has no bound waits all the same.
+    Raises `RefusedError` where there is no room even to wait, `ApiError` where more would be read than `bound` allows.
+    What has no bound waits all the same: answers that were generated just now are not thrown away because many wait.
     """
     entry = current()
-    # What has no bound are answers that were generated just now: not thrown away because many wait.
-    refusable = bound is not None
-    ticket = await scoring.enter(entry.key or "", 1, bounded=refusable) if scoring else None
+    ticket = await scoring.enter(entry.key or "", 1, bounded=bound is not None) if scoring else None
     try:
         return await _judged(judge.submit(conversations, only, bound), entry)
     finally:

@@ -57,7 +57,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         sums = dict.fromkeys(terms, 0.0)
         wrong: list[Pack] = []
-        # Read when all are on their way: a GPU computes one pack while the next is made ready.
+        # Read together, so that a GPU is not waited for after each pack.
         learnt = [self._learn(item, terms) for item in packs]
         for item, (objective, parts) in zip(packs, learnt, strict=True):
             if not math.isfinite(objective):
