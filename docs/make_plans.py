@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from steerlm.cli.main import run as run_command
+from steerlm.cli.plan import shown_hours
 
 TARGET = Path(__file__).parent / "scaling.md"
 # Each recipe on one node of 8 GPUs or less, on 4 nodes and on the 16 of the paper; 70B also on 8.
@@ -65,14 +66,13 @@ def table() -> str:
     for words in PLANS:
         plan = json.loads(run(f"steerlm plan {words} --json"))
         speed = plan["speed"]
-        hours = speed["hours"]
         verdict = "" if plan["fits"] else ", does not fit"
         figures = [
             f"`{words}`",
             f"{plan['total_gib']:.1f} GiB{verdict}",
             f"{speed['tokens_per_second']:,.0f}",
             f"{speed['busy']:.0%}",
-            f"{hours:.1f}" if hours >= 0.1 else f"{hours:.2f}",
+            shown_hours(speed["hours"]),
         ]
         lines.append(f"| {' | '.join(figures)} |")
     return "\n".join([*lines, "<!-- end of plans -->"])

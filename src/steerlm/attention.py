@@ -299,8 +299,8 @@ def _segments(
 
 
 def _as_computed(*states: Tensor) -> list[Tensor]:
-    """In the type that autocast has attention computed in: PyTorch's own for each run anew, FlexAttention not at all,
-    whose queries and keys come in float32 from their rotation.
+    """In the type of autocast. PyTorch would bring its own attention to it for each run anew, and FlexAttention never:
+    that would compute in the float32 in which rotation leaves queries and keys.
     """
     device = states[0].device.type
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):

@@ -155,9 +155,13 @@ def _speed(plan: Plan) -> Table:
     at = f"{hardware.utilisation:.0%} of {hardware.tflops:g} TFLOP/s, {found.busy:.0%} of the time"
     table.add_row("all GPUs", f"{found.tokens_per_second:,.0f} tokens/s", at)
     if found.hours is not None:
-        hours = f"{found.hours:,.1f}" if found.hours >= 0.1 else f"{found.hours:.2f}"
-        table.add_row("training", f"{hours} hours", f"{found.steps:,} steps")
+        table.add_row("training", f"{shown_hours(found.hours)} hours", f"{found.steps:,} steps")
     return table
+
+
+def shown_hours(hours: float) -> str:
+    """With a digit that says something of a short training too."""
+    return f"{hours:,.1f}" if hours >= 0.1 else f"{hours:.2f}"
 
 
 def _verdict(plan: Plan) -> list[str]:

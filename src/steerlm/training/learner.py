@@ -57,13 +57,12 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         sums = dict.fromkeys(terms, 0.0)
         wrong: list[Pack] = []
-        # Read together, so that a GPU is not waited for after each pack.
-        learnt = [self._learn(item, terms) for item in packs]
-        for item, (objective, parts) in zip(packs, learnt, strict=True):
+        for item in packs:
+            objective, parts = self._learn(item, terms)
             if not math.isfinite(objective):
                 wrong.append(item)
             for name, total in parts.items():
-                sums[name] += total.item()
+                sums[name] += total
         # All ranks learn of it together: one that left alone would keep the others waiting.
         if self.ranks.any(bool(wrong)):
             raise NotFiniteError("the loss is not finite", wrong)
@@ -90,19 +89,17 @@ class Learner:
         """Dropout is a function of the seed, the step and the rank, so that resuming needs no state of it."""
         torch.manual_seed(random_for(self.settings.seed, "step", number, self.ranks.data_rank).getrandbits(63))
 
-    def _learn(self, pack: Pack, terms: Mapping[str, Term]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Add a pack's gradients to those there; returns its part of the objective, and the sums that make it,
-        which a GPU may not have computed yet.
-        """
+    def _learn(self, pack: Pack, terms: Mapping[str, Term]) -> tuple[float, dict[str, float]]:
+        """Add a pack's gradients to those there; returns its part of the objective, and the sums that make it."""
         losses = self._losses(pack)
         parts = [
             terms[name].weight * loss.total / terms[name].count for name, loss in losses.items() if terms[name].count
         ]
         if not parts:  # nothing of this step counts, on no rank
-            return torch.zeros(()), {}
+            return 0.0, {}
         objective = torch.stack(parts).sum()
         objective.backward()
-        return objective.detach(), {name: loss.total.detach() for name, loss in losses.items()}
+        return objective.item(), {name: loss.total.item() for name, loss in losses.items()}
 
     def _at_fault(self, packs: Sequence[Pack], terms: Mapping[str, Term], number: int) -> Sequence[Pack]:
         """The packs whose gradients are not finite, computed again one by one (on many ranks together with those of
