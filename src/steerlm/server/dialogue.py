@@ -89,10 +89,9 @@ def read_messages(
             place = f"{field}.{number}"
             raise ApiError(f"{place}: an empty assistant message at the end needs labels; leave it out", param=place)
     if not rest or rest[-1][1].role != "user":
-        raise ApiError(
-            f"{field}: the conversation must end with a user message; an assistant message cannot be continued",
-            param=field,
-        )
+        ends = rest[-1][1].role if rest else None
+        why = "an assistant message cannot be continued" if ends == "assistant" else "there is none at its end"
+        raise ApiError(f"{field}: the conversation must end with a user message; {why}", param=field)
     found: list[Message] = []
     past: dict[int, list[Asked]] = {}
     for number, message in rest:

@@ -159,6 +159,19 @@ def test_what_cannot_be_is_refused_by_its_field(serve: Serve, body: dict[str, An
     assert not engine.requests
 
 
+@pytest.mark.parametrize(
+    ("messages", "why"),
+    [
+        ([*HELLO, {"role": "assistant", "content": "So"}], "an assistant message cannot be continued"),
+        ([{"role": "system", "content": "Be kind."}], "there is none at its end"),
+        ([], "there is none at its end"),
+    ],
+)
+def test_it_is_said_why_a_conversation_cannot_be_answered(serve: Serve, messages: list[Any], why: str) -> None:
+    error = send(serve(), CHAT, {"messages": messages}).json()["error"]
+    assert error["message"] == f"messages: the conversation must end with a user message; {why}"
+
+
 def test_measured_and_verified(serve: Serve) -> None:
     state = serve()
     asked = {"attributes": {"humor": 3, "verbosity": 1}, "max_tokens": 6, "seed": 3}
