@@ -6,6 +6,7 @@ Without arguments it takes the sample that comes with steerlm.
 """
 
 import sys
+from contextlib import closing
 from pathlib import Path
 
 from steerlm.annotation import AnnotateSettings, annotate
@@ -38,13 +39,13 @@ def main(rated: Path, out: Path, base: str = "smollm2", max_steps: int | None = 
         )
     )
     # 4. Steer: the same prompt, one attribute at each of its levels.
-    engine = TorchEngine(policy)
     levels = policy.schema["verbosity"].levels
     prompts = [
         prompt_ids(policy, "How does a bicycle stay upright?", asked_values(policy.schema, {"verbosity": level}))
         for level in levels
     ]
-    answers = complete(engine, batch(prompts, Sampling(max_tokens=200)))
+    with closing(TorchEngine(policy)) as engine:
+        answers = complete(engine, batch(prompts, Sampling(max_tokens=200)))
     return {level: answer.text for level, answer in zip(levels, answers, strict=True)}
 
 

@@ -5,12 +5,14 @@ A `Core` makes tokens; the runner decides when an answer has ended. The thread l
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
+from weakref import WeakSet
 
 from steerlm.dialects import Renderer
 from steerlm.engines.base import Deliver, Finish, Piece, Request, TokenLogprob, check_room
@@ -119,6 +121,7 @@ class Runner:
         self._cancelled: set[int] = set()
         self._next_key = 0
         self._closed = False
+        _open.add(self)
 
     def submit(self, requests: Sequence[Request], deliver: Deliver) -> Callable[[], None]:
         for request in requests:
@@ -224,3 +227,13 @@ class Runner:
             elif item.made >= item.request.sampling.max_tokens:
                 text, finish = text + item.text.finish(), "length"
         return Piece(item.number, made.token, text, finish, made.logprob, made.cached, made.prompt)
+
+
+_open: WeakSet[Runner] = WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """A thread that comes back from native code to an interpreter that has ended would abort the process."""
+    for runner in list(_open):
+        runner.close()
