@@ -114,8 +114,8 @@ class Piece(NamedTuple):
 
 
 Deliver = Callable[[Piece | SteerLMError], None]
-"""Takes the pieces of a submission in order, from a thread of the engine: it must be quick and must not raise. An
-error is the last thing that it is given."""
+"""Takes the pieces of a submission in order, from a thread of the engine: it must be quick, wait for no other thread
+and not raise. An error is the last thing that it is given."""
 
 
 class Engine(Protocol):

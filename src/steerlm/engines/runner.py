@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -117,6 +119,8 @@ class Runner:
         self._renderer = renderer
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        # A join that Ctrl-C interrupts takes the thread for ended from then on, so that it is not joined.
+        self._idle = threading.Event()
         self._arrived: list[dict[int, _Live]] = []
         self._cancelled: set[int] = set()
         self._next_key = 0
@@ -133,11 +137,13 @@ class Runner:
             keys = range(self._next_key, self._next_key + len(requests))
             self._next_key += len(requests)
             if keys:
+                if self._thread is None:
+                    thread = threading.Thread(target=self._work, name="steerlm-engine", daemon=True)
+                    thread.start()  # it waits for the lock
+                    self._thread = thread
+                    self._idle.clear()
                 begun = (self._begin(number, request, submission) for number, request in enumerate(requests))
                 self._arrived.append(dict(zip(keys, begun, strict=True)))
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._work, name="steerlm-engine", daemon=True)
-                    self._thread.start()
 
         def cancel() -> None:
             submission.end()
@@ -155,7 +161,7 @@ class Runner:
             if not was_closed:
                 self._core.close()
         elif thread is not threading.current_thread():
-            thread.join()
+            self._idle.wait()
 
     def _check(self, request: Request) -> None:
         check_room(request, self.context)
@@ -182,17 +188,21 @@ class Runner:
                 cancelled, self._cancelled = self._cancelled, set()
                 for group in arrived:
                     live |= group
-                is_last = self._closed
-                if is_last or not live:
-                    self._thread = None
+                if self._closed:
                     break
+                if not live:
+                    self._thread = None
+                    self._idle.set()
+                    return
             try:
                 self._round(live, arrived, cancelled)
             except Exception as error:  # whatever it was, those who wait must be told
                 self._fail(live, error if isinstance(error, SteerLMError) else _fault(error))
-        if is_last:
+        try:
             self._fail(live, EngineError("the engine was closed"))
             self._core.close()
+        finally:
+            self._idle.set()
 
     def _round(self, live: dict[int, _Live], arrived: Sequence[dict[int, _Live]], cancelled: set[int]) -> None:
         for key in cancelled & live.keys():
@@ -236,4 +246,11 @@ _open: WeakSet[Runner] = WeakSet()
 def _close_all() -> None:
     """A thread that comes back from native code to an interpreter that has ended would abort the process."""
     for runner in list(_open):
-        runner.close()
+        try:
+            runner.close()
+        except KeyboardInterrupt:  # nobody waits any longer
+            with suppress(Exception):
+                sys.stdout.flush()
+            os._exit(130)
+        except Exception:  # the others are closed all the same
+            log.exception("an engine could not be closed")

@@ -1,9 +1,11 @@
-"""A process that ends while its engine is at work ends as if it were not."""
+"""A process that ends while its engine is at work."""
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,8 +21,23 @@ from steerlm.models.prompting import load_prompting
 directory, name = Path(sys.argv[1]), sys.argv[2]
 engine = make_engine(directory, load_prompting(directory), name, "cpu")
 pieces = SimpleQueue()
-engine.submit([Request((1, 2, 3, seed), Sampling(max_tokens=100)) for seed in range(8)], pieces.put)
+engine.submit([Request((1, 2, 3, last), Sampling(max_tokens=100)) for last in range(8)], pieces.put)
 assert not pieces.get().finish
+print("left")
+"""
+
+
+_LEAVES_A_LONG_STEP = """
+import atexit, sys, time
+
+from steerlm.engines import Request, Sampling, TorchEngine
+from steerlm.engines.torch import TorchCore
+from steerlm.models.load import load_model
+
+TorchCore.step = lambda core: time.sleep(600) or []
+engine = TorchEngine(load_model(sys.argv[1], "policy"))
+engine.submit([Request((1, 2, 3), Sampling(max_tokens=100))], lambda piece: None)
+atexit.register(lambda: print("leaving", file=sys.stderr, flush=True))  # called before what was registered earlier
 print("left")
 """
 
@@ -29,3 +46,17 @@ print("left")
 def test_the_interpreter_ends_amid_an_answer(directory: Path, name: str) -> None:
     left = subprocess.run([sys.executable, "-c", _LEAVES, str(directory), name], capture_output=True, text=True)
     assert (left.returncode, left.stdout) == (0, "left\n"), left.stderr
+
+
+def test_ctrl_c_ends_a_process_that_waits_for_its_engine(directory: Path) -> None:
+    command = [sys.executable, "-c", _LEAVES_A_LONG_STEP, str(directory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        while process.stderr.readline() != "leaving\n":
+            assert process.poll() is None
+        while process.poll() is None:  # more than one, as the first may come before it waits
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+        assert process.stdout.read() == "left\n"
+    assert process.returncode == 130

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -250,3 +252,30 @@ def test_closed_by_a_receiver(core: Script) -> None:
 
     engine.submit(batch([ids("one ")], Sampling(max_tokens=30)), close)
     assert over.wait(TIMEOUT)
+
+
+def test_a_close_that_was_interrupted_is_waited_for_again() -> None:
+    core = Script(waits=True)
+    engine, heard = Runner(core, RENDERER), Heard()
+    engine.submit(batch([ids("one ")], Sampling(max_tokens=30)), heard)
+    assert core.stepped.acquire(timeout=TIMEOUT)
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        engine.close()
+    assert not core.closed
+    threading.Timer(0.2, core.go.release, (1 << 20,)).start()
+    engine.close()
+    assert core.closed
+    assert [str(error) for error in heard.errors] == ["the engine was closed"]
+
+
+def test_a_thread_that_cannot_start(engine: Runner, core: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError, match="new thread"):
+            engine.submit(batch([ids("one ")], Sampling(max_tokens=2)), Heard())
+    assert complete(engine, batch([ids("two ")], Sampling(max_tokens=2)))[0].finish == "length"
+    assert core.added == [1]
