@@ -28,12 +28,13 @@ print("left")
 
 
 _LEAVES_A_LONG_STEP = """
-import atexit, sys, time
+import atexit, signal, sys, time
 
 from steerlm.engines import Request, Sampling, TorchEngine
 from steerlm.engines.torch import TorchCore
 from steerlm.models.load import load_model
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background lacks
 TorchCore.step = lambda core: time.sleep(600) or []
 engine = TorchEngine(load_model(sys.argv[1], "policy"))
 engine.submit([Request((1, 2, 3), Sampling(max_tokens=100))], lambda piece: None)

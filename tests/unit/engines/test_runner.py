@@ -254,6 +254,15 @@ def test_closed_by_a_receiver(core: Script) -> None:
     assert over.wait(TIMEOUT)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C raises `KeyboardInterrupt`, also where the tests were started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_close_that_was_interrupted_is_waited_for_again() -> None:
     core = Script(waits=True)
     engine, heard = Runner(core, RENDERER), Heard()
