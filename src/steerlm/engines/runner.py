@@ -65,7 +65,7 @@ class Core(Protocol):
         """Free the model. Nothing is called after it."""
 
 
-def _fault(error: Exception) -> EngineError:
+def _fault(error: BaseException) -> EngineError:
     """What is no error of ours. Its words are about the machine and the model, and so for the operator."""
     log.debug("generation failed", exc_info=error)
     return EngineError(f"generation failed: {type(error).__name__}: {error}", "generation failed; try again later")
@@ -88,7 +88,7 @@ class _Submission:
             self._over = isinstance(piece, SteerLMError)
             try:
                 self._deliver(piece)
-            except Exception:  # it breaks its promise; those who wait for other answers have no part in it
+            except BaseException:  # it breaks its promise; those who wait for other answers have no part in it
                 log.exception("the receiver of an answer failed; the answer is cancelled")
                 self._over = True
             return not self._over
@@ -138,10 +138,10 @@ class Runner:
             self._next_key += len(requests)
             if keys:
                 if self._thread is None:
+                    self._idle.clear()
                     thread = threading.Thread(target=self._work, name="steerlm-engine", daemon=True)
                     thread.start()  # it waits for the lock
                     self._thread = thread
-                    self._idle.clear()
                 begun = (self._begin(number, request, submission) for number, request in enumerate(requests))
                 self._arrived.append(dict(zip(keys, begun, strict=True)))
 
@@ -184,6 +184,8 @@ class Runner:
         live: dict[int, _Live] = {}
         while True:
             with self._lock:
+                if self._thread is not threading.current_thread():
+                    return  # Ctrl-C came between its start and the note of it
                 arrived, self._arrived = self._arrived, []
                 cancelled, self._cancelled = self._cancelled, set()
                 for group in arrived:
@@ -196,7 +198,7 @@ class Runner:
                     return
             try:
                 self._round(live, arrived, cancelled)
-            except Exception as error:  # whatever it was, those who wait must be told
+            except BaseException as error:  # whatever it was, those who wait must be told
                 self._fail(live, error if isinstance(error, SteerLMError) else _fault(error))
         try:
             self._fail(live, EngineError("the engine was closed"))
@@ -240,17 +242,21 @@ class Runner:
 
 
 _open: WeakSet[Runner] = WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_open.clear)  # their threads stay behind
 
 
 @atexit.register
 def _close_all() -> None:
     """A thread that comes back from native code to an interpreter that has ended would abort the process."""
-    for runner in list(_open):
+    try:
+        for runner in list(_open):
+            try:
+                runner.close()
+            except Exception:  # the others are closed all the same
+                log.exception("an engine could not be closed")
+    except KeyboardInterrupt:  # nobody waits any longer
         try:
-            runner.close()
-        except KeyboardInterrupt:  # nobody waits any longer
-            with suppress(Exception):
-                sys.stdout.flush()
+            sys.stdout.flush()
+        finally:
             os._exit(130)
-        except Exception:  # the others are closed all the same
-            log.exception("an engine could not be closed")

@@ -27,19 +27,28 @@ print("left")
 """
 
 
-_LEAVES_A_LONG_STEP = """
-import atexit, signal, sys, time
+_LONG_STEP = """
+import atexit, os, signal, sys, threading, time
 
 from steerlm.engines import Request, Sampling, TorchEngine
 from steerlm.engines.torch import TorchCore
 from steerlm.models.load import load_model
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background lacks
-TorchCore.step = lambda core: time.sleep(600) or []
+begun = threading.Event()
+TorchCore.step = lambda core: begun.set() or time.sleep(600) or []
 engine = TorchEngine(load_model(sys.argv[1], "policy"))
 engine.submit([Request((1, 2, 3), Sampling(max_tokens=100))], lambda piece: None)
+begun.wait()
+"""
+_LEAVES_IT = """
 atexit.register(lambda: print("leaving", file=sys.stderr, flush=True))  # called before what was registered earlier
 print("left")
+"""
+_LEAVES_ITS_CHILD = """
+if child := os.fork():
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+signal.alarm(60)
 """
 
 
@@ -50,7 +59,7 @@ def test_the_interpreter_ends_amid_an_answer(directory: Path, name: str) -> None
 
 
 def test_ctrl_c_ends_a_process_that_waits_for_its_engine(directory: Path) -> None:
-    command = [sys.executable, "-c", _LEAVES_A_LONG_STEP, str(directory)]
+    command = [sys.executable, "-c", _LONG_STEP + _LEAVES_IT, str(directory)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stderr
@@ -61,3 +70,9 @@ def test_ctrl_c_ends_a_process_that_waits_for_its_engine(directory: Path) -> Non
             time.sleep(0.2)
         assert process.stdout.read() == "left\n"
     assert process.returncode == 130
+
+
+def test_a_child_does_not_wait_for_the_engine_of_its_parent(directory: Path) -> None:
+    """Its thread is not there."""
+    child = subprocess.run([sys.executable, "-c", _LONG_STEP + _LEAVES_ITS_CHILD, str(directory)], check=False)
+    assert child.returncode == 0

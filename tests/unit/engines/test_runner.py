@@ -36,7 +36,7 @@ class Script:
         self.dropped: list[int] = []
         self.kept: list[int] = []
         self.added: list[int] = []
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self.closed = False
         self.stepped = threading.Semaphore(0)
         self.go = threading.Semaphore(0 if waits else 1 << 20)
@@ -268,14 +268,24 @@ def test_a_close_that_was_interrupted_is_waited_for_again() -> None:
     engine, heard = Runner(core, RENDERER), Heard()
     engine.submit(batch([ids("one ")], Sampling(max_tokens=30)), heard)
     assert core.stepped.acquire(timeout=TIMEOUT)
-    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012, a late timer must not interrupt the tests
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
         engine.close()
     assert not core.closed
     threading.Timer(0.2, core.go.release, (1 << 20,)).start()
     engine.close()
     assert core.closed
     assert [str(error) for error in heard.errors] == ["the engine was closed"]
+
+
+@pytest.mark.parametrize("failure", [asyncio.CancelledError(), KeyboardInterrupt()])
+def test_what_is_no_exception_ends_the_answers_only(engine: Runner, core: Script, failure: BaseException) -> None:
+    """Such as a panic in Rust."""
+    core.failure = failure
+    with pytest.raises(EngineError, match="generation failed"):
+        complete(engine, batch([ids("one ")], Sampling()))
+    core.failure = None
+    assert complete(engine, batch([ids("one ")], Sampling(max_tokens=2)))[0].finish == "length"
 
 
 def test_a_thread_that_cannot_start(engine: Runner, core: Script, monkeypatch: pytest.MonkeyPatch) -> None:
