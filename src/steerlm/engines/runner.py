@@ -119,7 +119,7 @@ class Runner:
         self._renderer = renderer
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        # A join that Ctrl-C interrupts takes the thread for ended from then on, so that it is not joined.
+        # Set when the thread has ended its work. It is not joined: a join that Ctrl-C interrupts takes it for ended.
         self._idle = threading.Event()
         self._arrived: list[dict[int, _Live]] = []
         self._cancelled: set[int] = set()
