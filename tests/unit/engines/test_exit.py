@@ -54,7 +54,8 @@ signal.alarm(60)
 
 @pytest.mark.parametrize("name", ["torch", "openvino"])
 def test_the_interpreter_ends_amid_an_answer(directory: Path, name: str) -> None:
-    left = subprocess.run([sys.executable, "-c", _LEAVES, str(directory), name], capture_output=True, text=True)
+    command = [sys.executable, "-c", _LEAVES, str(directory), name]
+    left = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (left.returncode, left.stdout) == (0, "left\n"), left.stderr
 
 
@@ -74,5 +75,6 @@ def test_ctrl_c_ends_a_process_that_waits_for_its_engine(directory: Path) -> Non
 
 def test_a_child_does_not_wait_for_the_engine_of_its_parent(directory: Path) -> None:
     """Its thread is not there."""
-    child = subprocess.run([sys.executable, "-c", _LONG_STEP + _LEAVES_ITS_CHILD, str(directory)], check=False)
+    command = [sys.executable, "-c", _LONG_STEP + _LEAVES_ITS_CHILD, str(directory)]
+    child = subprocess.run(command, timeout=120, check=False)
     assert child.returncode == 0
