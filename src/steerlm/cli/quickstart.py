@@ -24,7 +24,7 @@ def quickstart_command(
 ) -> None:
     """Rated conversations in, a steerable model out: import, attribute model, annotation, policy, steering table.
 
-    Without options it trains the bundled sample on a 135M model in some ten minutes on two cores. It can
+    Without options it trains the bundled sample on a 135M model in ten to thirty minutes on two cores. It can
     be stopped and run again: finished stages are kept.
 
     Parameters
