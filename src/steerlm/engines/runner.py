@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -68,7 +69,8 @@ class Core(Protocol):
 def _fault(error: BaseException) -> EngineError:
     """What is no error of ours. Its words are about the machine and the model, and so for the operator."""
     log.debug("generation failed", exc_info=error)
-    return EngineError(f"generation failed: {type(error).__name__}: {error}", "generation failed; try again later")
+    what = "".join(traceback.format_exception_only(error)).strip()
+    return EngineError(f"generation failed: {what}", "generation failed; try again later")
 
 
 class _Submission:
@@ -119,13 +121,12 @@ class Runner:
         self._renderer = renderer
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        # Set when the thread has ended its work. It is not joined: a join that Ctrl-C interrupts takes it for ended.
-        self._idle = threading.Event()
+        # Set once a thread has closed the core. It is not joined: a join that Ctrl-C interrupts takes it for ended.
+        self._ended = threading.Event()
         self._arrived: list[dict[int, _Live]] = []
         self._cancelled: set[int] = set()
         self._next_key = 0
         self._closed = False
-        _open.add(self)
 
     def submit(self, requests: Sequence[Request], deliver: Deliver) -> Callable[[], None]:
         for request in requests:
@@ -138,7 +139,7 @@ class Runner:
             self._next_key += len(requests)
             if keys:
                 if self._thread is None:
-                    self._idle.clear()
+                    _used.add(self)
                     thread = threading.Thread(target=self._work, name="steerlm-engine", daemon=True)
                     thread.start()  # it waits for the lock
                     self._thread = thread
@@ -161,7 +162,7 @@ class Runner:
             if not was_closed:
                 self._core.close()
         elif thread is not threading.current_thread():
-            self._idle.wait()
+            self._ended.wait()
 
     def _check(self, request: Request) -> None:
         check_room(request, self.context)
@@ -194,7 +195,6 @@ class Runner:
                     break
                 if not live:
                     self._thread = None
-                    self._idle.set()
                     return
             try:
                 self._round(live, arrived, cancelled)
@@ -204,7 +204,7 @@ class Runner:
             self._fail(live, EngineError("the engine was closed"))
             self._core.close()
         finally:
-            self._idle.set()
+            self._ended.set()
 
     def _round(self, live: dict[int, _Live], arrived: Sequence[dict[int, _Live]], cancelled: set[int]) -> None:
         for key in cancelled & live.keys():
@@ -223,7 +223,7 @@ class Runner:
     def _fail(self, live: dict[int, _Live], error: SteerLMError) -> None:
         for key, item in live.items():
             item.submission.tell(error)
-            with suppress(Exception):  # a core that failed may fail at this too
+            with suppress(BaseException):  # a core that failed may fail at this too
                 self._core.drop(key, keep=False)
         live.clear()
 
@@ -241,22 +241,36 @@ class Runner:
         return Piece(item.number, made.token, text, finish, made.logprob, made.cached, made.prompt)
 
 
-_open: WeakSet[Runner] = WeakSet()
+_used: WeakSet[Runner] = WeakSet()
+
+
+def _forget_threads() -> None:
+    """In a forked child, which has none of its parent's threads. What was at work can be used no more, as the state
+    of its core is unknown.
+    """
+    for runner in list(_used):
+        runner._lock = threading.Lock()
+        if runner._thread is not None:
+            runner._thread, runner._closed = None, True
+    _used.clear()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_open.clear)  # their threads stay behind
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 @atexit.register
-def _close_all() -> None:
+def _close_used() -> None:
     """A thread that comes back from native code to an interpreter that has ended would abort the process."""
     try:
-        for runner in list(_open):
+        for runner in list(_used):
             try:
                 runner.close()
             except Exception:  # the others are closed all the same
                 log.exception("an engine could not be closed")
-    except KeyboardInterrupt:  # nobody waits any longer
+    except (KeyboardInterrupt, SystemExit) as leave:  # raised by the handler of a signal: nobody waits any longer
+        code = 130 if isinstance(leave, KeyboardInterrupt) else leave.code or 0
         try:
             sys.stdout.flush()
         finally:
-            os._exit(130)
+            os._exit(code if isinstance(code, int) else 1)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.parametrize("directory", ["llama"], indirect=True)
+
 _LEAVES = """
 import sys
 from pathlib import Path
@@ -32,6 +34,7 @@ import atexit, os, signal, sys, threading, time
 
 from steerlm.engines import Request, Sampling, TorchEngine
 from steerlm.engines.torch import TorchCore
+from steerlm.errors import EngineError
 from steerlm.models.load import load_model
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background lacks
@@ -45,10 +48,36 @@ _LEAVES_IT = """
 atexit.register(lambda: print("leaving", file=sys.stderr, flush=True))  # called before what was registered earlier
 print("left")
 """
+_TERMINATED = """
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+atexit.register(lambda: threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start())
+print("left")
+"""
 _LEAVES_ITS_CHILD = """
 if child := os.fork():
     os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 signal.alarm(60)
+"""
+_CLOSES_IN_ITS_CHILD = """
+engine.close()
+try:
+    engine.submit([Request((1, 2, 3), Sampling())], print)
+except EngineError as error:
+    sys.exit("closed" not in str(error))
+sys.exit(1)
+"""
+_FORKS_IDLE = """
+import os, sys, time
+
+from steerlm.engines import Request, Sampling, TorchEngine
+from steerlm.engines.torch import TorchCore
+from steerlm.models.load import load_model
+
+engine = TorchEngine(load_model(sys.argv[1], "policy"))
+if child := os.fork():
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+TorchCore.step, TorchCore.close = lambda core: time.sleep(0.1) or [], lambda core: print("closed")
+engine.submit([Request((1, 2, 3), Sampling(max_tokens=100))], lambda piece: None)
 """
 
 
@@ -73,8 +102,20 @@ def test_ctrl_c_ends_a_process_that_waits_for_its_engine(directory: Path) -> Non
     assert process.returncode == 130
 
 
-def test_a_child_does_not_wait_for_the_engine_of_its_parent(directory: Path) -> None:
+def test_a_signal_handler_that_exits_ends_a_process_that_waits_for_its_engine(directory: Path) -> None:
+    command = [sys.executable, "-c", _LONG_STEP + _TERMINATED, str(directory)]
+    left = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (left.returncode, left.stdout) == (143, "left\n"), left.stderr
+
+
+@pytest.mark.parametrize("does", ["", _CLOSES_IN_ITS_CHILD])
+def test_a_child_does_not_wait_for_the_engine_of_its_parent(directory: Path, does: str) -> None:
     """Its thread is not there."""
-    command = [sys.executable, "-c", _LONG_STEP + _LEAVES_ITS_CHILD, str(directory)]
+    command = [sys.executable, "-c", _LONG_STEP + _LEAVES_ITS_CHILD + does, str(directory)]
     child = subprocess.run(command, timeout=120, check=False)
     assert child.returncode == 0
+
+
+def test_a_child_closes_the_engine_that_it_used_first(directory: Path) -> None:
+    child = subprocess.run([sys.executable, "-c", _FORKS_IDLE, str(directory)], capture_output=True, timeout=120)
+    assert (child.returncode, child.stdout) == (0, b"closed\n"), child.stderr

@@ -200,6 +200,28 @@ def test_a_core_that_fails(engine: Runner, core: Script) -> None:
     assert complete(engine, batch([ids("one ")], Sampling(max_tokens=2)))[0].finish == "length"
 
 
+class Unprintable(BaseException):
+    def __str__(self) -> str:
+        raise self
+
+
+def test_a_core_that_fails_at_dropping_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drop(key: int, keep: bool = True) -> None:
+        raise Unprintable
+
+    core = Script(waits=True)
+    core.failure = Unprintable()
+    monkeypatch.setattr(core, "drop", drop)
+    engine, heard = Runner(core, RENDERER), [Heard(), Heard()]
+    for each in heard:
+        engine.submit(batch([ids("one ")], Sampling()), each)
+    core.go.release(1 << 20)
+    for each in heard:
+        assert each.over.wait(TIMEOUT)
+    engine.close()
+    assert [len(each.errors) for each in heard] == [1, 1]
+
+
 def test_one_error_a_submission(core: Script) -> None:
     core.failure = ValueError("out of paper")
     heard = Heard()
@@ -298,3 +320,28 @@ def test_a_thread_that_cannot_start(engine: Runner, core: Script, monkeypatch: p
             engine.submit(batch([ids("one ")], Sampling(max_tokens=2)), Heard())
     assert complete(engine, batch([ids("two ")], Sampling(max_tokens=2)))[0].finish == "length"
     assert core.added == [1]
+
+
+def test_ctrl_c_between_the_start_of_the_thread_and_the_note_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    core, starts, late = Script(waits=True), threading.Thread.start, []
+
+    def start(thread: threading.Thread) -> None:
+        late.append(thread)
+        raise KeyboardInterrupt
+
+    engine, heard = Runner(core, RENDERER), [Heard(), Heard()]
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        with pytest.raises(KeyboardInterrupt):
+            engine.submit(batch([ids("one ")], Sampling()), Heard())
+    engine.submit(batch([ids("two ")], Sampling(max_tokens=2)), heard[0])
+    assert core.stepped.acquire(timeout=TIMEOUT)
+    starts(late[0])
+    late[0].join(TIMEOUT)
+    engine.submit(batch([ids("three ")], Sampling(max_tokens=2)), heard[1])
+    assert [thread.name for thread in threading.enumerate()].count("steerlm-engine") == 1
+    core.go.release(1 << 20)
+    for each in heard:
+        assert each.over.wait(TIMEOUT)
+    engine.close()
+    assert core.added == [1, 2]
