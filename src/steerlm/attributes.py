@@ -10,9 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
-
 from steerlm.errors import SchemaError
+from steerlm.yaml_files import YAML_ERRORS, read_yaml
 
 Desirable = Literal["high", "low", "choice"]
 Value = TypeVar("Value")
@@ -196,8 +195,8 @@ class Schema:
     def from_yaml(cls, path: str | Path) -> Schema:
         """Read `attributes: [{name, low, high, default, description, desirable}, ...]`."""
         try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+            data = read_yaml(path)
+        except YAML_ERRORS as error:
             raise SchemaError(f"{path}: cannot read the schema: {error}") from error
         if not isinstance(data, dict) or set(data) != {"attributes"}:
             raise SchemaError(f"{path}: expected one key, 'attributes', with a list")

@@ -125,7 +125,7 @@ def _check_settings(name: EngineName, precision: Precision, cache_bytes: int | N
 
 def _tell_unused(precision: Precision, say: Say) -> None:
     if precision != "f32":
-        say(f"precision {precision} is for engine openvino; torch computes in that of the weights")
+        say(f"precision {precision} is for engine openvino; torch computes in float32")
 
 
 def _is_for_openvino(name: EngineName, device: torch.device, precision: Precision) -> bool:

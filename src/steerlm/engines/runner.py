@@ -66,9 +66,15 @@ class Core(Protocol):
         """Free the model. Nothing is called after it."""
 
 
+def _note(level: int, what: str, error: BaseException) -> None:
+    """Log an error. Logging itself fails where the stream it writes to is closed, which must not end the thread."""
+    with suppress(BaseException):
+        log.log(level, what, exc_info=error)
+
+
 def _fault(error: BaseException) -> EngineError:
     """What is no error of ours. Its words are about the machine and the model, and so for the operator."""
-    log.debug("generation failed", exc_info=error)
+    _note(logging.DEBUG, "generation failed", error)
     what = "".join(traceback.format_exception_only(error)).strip()
     return EngineError(f"generation failed: {what}", "generation failed; try again later")
 
@@ -90,8 +96,8 @@ class _Submission:
             self._over = isinstance(piece, SteerLMError)
             try:
                 self._deliver(piece)
-            except BaseException:  # it breaks its promise; those who wait for other answers have no part in it
-                log.exception("the receiver of an answer failed; the answer is cancelled")
+            except BaseException as error:  # it breaks its promise; those who wait for other answers have no part in it
+                _note(logging.ERROR, "the receiver of an answer failed; the answer is cancelled", error)
                 self._over = True
             return not self._over
 
@@ -119,7 +125,8 @@ class Runner:
         self.guided_context = core.guided_context
         self._core = core
         self._renderer = renderer
-        self._lock = threading.Lock()
+        # Taken again by the thread that has it, where memory is collected meanwhile and an abandoned stream cancels.
+        self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         # Set once a thread has closed the core. It is not joined: a join that Ctrl-C interrupts takes it for ended.
         self._ended = threading.Event()
@@ -134,7 +141,7 @@ class Runner:
         submission = _Submission(deliver)
         with self._lock:
             if self._closed:
-                raise EngineError("the engine has been closed")
+                raise EngineError("the engine has been closed, or was at work when this process was forked")
             keys = range(self._next_key, self._next_key + len(requests))
             self._next_key += len(requests)
             if keys:
@@ -147,10 +154,13 @@ class Runner:
                 self._arrived.append(dict(zip(keys, begun, strict=True)))
 
         def cancel() -> None:
-            submission.end()
             with self._lock:
-                if self._thread is not None:
-                    self._cancelled.update(keys)
+                if (
+                    self._thread is None
+                ):  # nothing is under way, and a forked child finds the submission locked for ever
+                    return
+                self._cancelled.update(keys)
+            submission.end()
 
         return cancel
 
@@ -163,6 +173,11 @@ class Runner:
                 self._core.close()
         elif thread is not threading.current_thread():
             self._ended.wait()
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether its thread computes, or closes the core."""
+        return self._thread is not None and not self._ended.is_set()
 
     def _check(self, request: Request) -> None:
         check_room(request, self.context)
@@ -249,7 +264,7 @@ def _forget_threads() -> None:
     of its core is unknown.
     """
     for runner in list(_used):
-        runner._lock = threading.Lock()
+        runner._lock = threading.RLock()
         if runner._thread is not None:
             runner._thread, runner._closed = None, True
     _used.clear()
@@ -262,15 +277,27 @@ if hasattr(os, "register_at_fork"):
 @atexit.register
 def _close_used() -> None:
     """A thread that comes back from native code to an interpreter that has ended would abort the process."""
-    try:
-        for runner in list(_used):
-            try:
-                runner.close()
-            except Exception:  # the others are closed all the same
-                log.exception("an engine could not be closed")
-    except (KeyboardInterrupt, SystemExit) as leave:  # raised by the handler of a signal: nobody waits any longer
-        code = 130 if isinstance(leave, KeyboardInterrupt) else leave.code or 0
+    for runner in list(_used):
         try:
-            sys.stdout.flush()
-        finally:
-            os._exit(code if isinstance(code, int) else 1)
+            runner.close()
+        except BaseException as error:
+            # Raised by the handler of a signal: nobody waits any longer.
+            if runner.is_at_work or isinstance(error, KeyboardInterrupt | SystemExit):
+                _leave(error)
+            _note(logging.ERROR, "an engine could not be closed", error)  # the others are closed all the same
+
+
+def _leave(error: BaseException) -> None:
+    """End the process at once, with the exit code that the error stands for."""
+    code: object = 130 if isinstance(error, KeyboardInterrupt) else 1
+    if isinstance(error, SystemExit):
+        code = error.code or 0
+    try:
+        if not isinstance(code, int):
+            sys.stderr.write(f"{code}\n")
+        elif not isinstance(error, KeyboardInterrupt | SystemExit):
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code if isinstance(code, int) else 1)

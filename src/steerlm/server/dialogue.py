@@ -29,6 +29,8 @@ class ChatMessage(ApiModel):
     function_call: Annotated[Any, Only()] = None
     audio: Annotated[Any, Only()] = None
     annotations: Annotated[Any, Only([])] = None
+    parsed: Annotated[Any, Only()] = None
+    """What OpenAI's client adds to a message of a stream, when it is sent back."""
 
     @property
     def is_labelled(self) -> bool:

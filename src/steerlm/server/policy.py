@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import yaml
 from pydantic import Field, StrictInt, ValidationError, model_validator
 
 from steerlm.errors import ConfigError
 from steerlm.settings import Settings
+from steerlm.yaml_files import YAML_ERRORS, read_yaml
 
 Values = dict[str, int | None]
 _PRESET = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")
@@ -93,13 +93,13 @@ class OperatorPolicy(Settings):
     def load(cls, path: str | Path) -> OperatorPolicy:
         """Read a YAML file. Raises `ConfigError` with every fault of it."""
         try:
-            record = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            record = read_yaml(path)
             if not record:  # cut off or the wrong file: whoever names one wants rules
                 raise ConfigError(f"{path}: has no rules; write some, or leave --policy out")
             return cls.model_validate(record)
         except FileNotFoundError:
             raise ConfigError(f"{path}: no such file; check --policy") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except YAML_ERRORS as error:
             raise ConfigError(f"{path}: not readable as YAML: {error}") from error
         except ValidationError as error:
             faults = (".".join(map(str, item["loc"])) + ": " + item["msg"] for item in error.errors())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from steerlm.attributes import STEERLM, Schema
@@ -15,6 +14,7 @@ from steerlm.models.directory import Kind
 from steerlm.recipes import find_recipe
 from steerlm.settings import Settings
 from steerlm.training.wording import faults
+from steerlm.yaml_files import YAML_ERRORS, read_yaml
 
 Precision = Literal["auto", "fp32", "bf16"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
@@ -317,8 +317,8 @@ def load_settings(kind: type[S], recipe: str | Path | None, overrides: dict[str,
 def read_recipe(recipe: str | Path) -> dict[str, Any]:
     """The settings in a YAML recipe, not yet judged. Raises `ConfigError` where it cannot be read."""
     try:
-        values = yaml.safe_load(find_recipe(recipe).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        values = read_yaml(find_recipe(recipe)) or {}
+    except YAML_ERRORS as error:
         raise ConfigError(f"{recipe}: cannot read the recipe: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ConfigError(f"{recipe}: expected a mapping of settings")

@@ -50,7 +50,15 @@ print("left")
 """
 _TERMINATED = """
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-atexit.register(lambda: threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start())
+atexit.register(lambda: signal.setitimer(signal.ITIMER_REAL, 0.5))
+signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+print("left")
+"""
+_FAILS_AT_ITS_END = """
+def handler(*_):
+    raise TimeoutError("too long")
+signal.signal(signal.SIGALRM, handler)
+atexit.register(lambda: signal.setitimer(signal.ITIMER_REAL, 0.5))
 print("left")
 """
 _LEAVES_ITS_CHILD = """
@@ -66,8 +74,42 @@ except EngineError as error:
     sys.exit("closed" not in str(error))
 sys.exit(1)
 """
+_CANCELS_IN_ITS_CHILD = """
+import os, signal, sys, threading
+
+from steerlm.engines import Request, Sampling, TorchEngine
+from steerlm.models.load import load_model
+
+engine = TorchEngine(load_model(sys.argv[1], "policy"))
+telling = threading.Event()
+cancel = engine.submit([Request((1, 2, 3), Sampling(max_tokens=9))], lambda piece: telling.set() or signal.pause())
+telling.wait()
+if child := os.fork():
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+signal.alarm(60)
+cancel()
+"""
+_CORES_FAIL_AT_CLOSING = """
+import sys
+
+from steerlm.engines import Request, Sampling, TorchEngine, complete
+from steerlm.engines.torch import TorchCore
+from steerlm.models.load import load_model
+
+class Panic(BaseException): pass
+
+def close(core):
+    print("closed", flush=True)
+    raise Panic("out of paper")
+
+TorchCore.close = close
+model = load_model(sys.argv[1], "policy")
+engines = [TorchEngine(model) for _ in range(3)]
+for engine in engines:
+    complete(engine, [Request((1, 2, 3), Sampling(max_tokens=1))])
+"""
 _FORKS_IDLE = """
-import os, sys, time
+import os, signal, sys, time
 
 from steerlm.engines import Request, Sampling, TorchEngine
 from steerlm.engines.torch import TorchCore
@@ -76,6 +118,7 @@ from steerlm.models.load import load_model
 engine = TorchEngine(load_model(sys.argv[1], "policy"))
 if child := os.fork():
     os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+signal.alarm(60)
 TorchCore.step, TorchCore.close = lambda core: time.sleep(0.1) or [], lambda core: print("closed")
 engine.submit([Request((1, 2, 3), Sampling(max_tokens=100))], lambda piece: None)
 """
@@ -108,11 +151,30 @@ def test_a_signal_handler_that_exits_ends_a_process_that_waits_for_its_engine(di
     assert (left.returncode, left.stdout) == (143, "left\n"), left.stderr
 
 
+def test_a_signal_handler_that_fails_ends_a_process_that_waits_for_its_engine(directory: Path) -> None:
+    command = [sys.executable, "-c", _LONG_STEP + _FAILS_AT_ITS_END, str(directory)]
+    left = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (left.returncode, left.stdout) == (1, "left\n"), left.stderr
+    assert "TimeoutError: too long" in left.stderr
+
+
+def test_an_engine_that_cannot_be_closed_does_not_keep_others_open(directory: Path) -> None:
+    command = [sys.executable, "-c", _CORES_FAIL_AT_CLOSING, str(directory)]
+    left = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert left.stdout == "closed\n" * 3, left.stderr
+    assert left.stderr.count("an engine could not be closed") == 3
+
+
 @pytest.mark.parametrize("does", ["", _CLOSES_IN_ITS_CHILD])
 def test_a_child_does_not_wait_for_the_engine_of_its_parent(directory: Path, does: str) -> None:
     """Its thread is not there."""
     command = [sys.executable, "-c", _LONG_STEP + _LEAVES_ITS_CHILD + does, str(directory)]
     child = subprocess.run(command, timeout=120, check=False)
+    assert child.returncode == 0
+
+
+def test_a_child_cancels_what_its_parent_is_being_told(directory: Path) -> None:
+    child = subprocess.run([sys.executable, "-c", _CANCELS_IN_ITS_CHILD, str(directory)], timeout=120, check=False)
     assert child.returncode == 0
 
 

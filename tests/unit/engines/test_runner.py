@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import threading
@@ -246,6 +247,39 @@ def test_a_receiver_that_fails_harms_nobody_else(core: Script, caplog: pytest.Lo
     assert sorted(core.dropped) == [0, 1, 2]
 
 
+def test_a_receiver_that_fails_where_nothing_can_be_logged(core: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the stream of the log is closed."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("I/O operation on closed file")
+
+    monkeypatch.setattr(logging.Logger, "log", fail)
+    monkeypatch.setattr(logging.Logger, "exception", fail)
+    core.go = threading.Semaphore(0)
+    engine, heard = Runner(core, RENDERER), Heard()
+    engine.submit(batch([ids("one ")], Sampling(max_tokens=30)), fail)
+    engine.submit(batch([ids("two ")], Sampling(max_tokens=30)), heard)
+    core.go.release(1 << 20)
+    assert heard.over.wait(TIMEOUT)
+    engine.close()
+    assert len(heard.pieces) == 30
+
+
+def test_an_abandoned_stream_is_collected_amid_a_submission(core: Script) -> None:
+    """The collector runs its `finally` in any thread that allocates, so also in one that holds the engine's lock."""
+    engine, heard = Runner(core, RENDERER), Heard()
+    cancel = engine.submit(batch([ids("one ")], Sampling(max_tokens=1)), Heard())
+
+    class Collected(list[Request]):
+        def __iter__(self) -> Iterator[Request]:
+            cancel()
+            return super().__iter__()
+
+    requests = Collected(batch([ids("two ")], Sampling(max_tokens=2)))
+    threading.Thread(target=engine.submit, args=(requests, heard), daemon=True).start()
+    assert heard.over.wait(TIMEOUT)
+
+
 def test_closed(core: Script) -> None:
     core.go = threading.Semaphore(0)
     engine, heard = Runner(core, RENDERER), Heard()
@@ -336,10 +370,11 @@ def test_ctrl_c_between_the_start_of_the_thread_and_the_note_of_it(monkeypatch: 
             engine.submit(batch([ids("one ")], Sampling()), Heard())
     engine.submit(batch([ids("two ")], Sampling(max_tokens=2)), heard[0])
     assert core.stepped.acquire(timeout=TIMEOUT)
+    before = [thread.name for thread in threading.enumerate()].count("steerlm-engine")
     starts(late[0])
     late[0].join(TIMEOUT)
     engine.submit(batch([ids("three ")], Sampling(max_tokens=2)), heard[1])
-    assert [thread.name for thread in threading.enumerate()].count("steerlm-engine") == 1
+    assert [thread.name for thread in threading.enumerate()].count("steerlm-engine") == before
     core.go.release(1 << 20)
     for each in heard:
         assert each.over.wait(TIMEOUT)

@@ -255,7 +255,7 @@ def test_browsers_of_other_pages_are_let_in_only_where_told(tmp_path: Path, new_
     preflight = {
         "origin": "https://chat.example",
         "access-control-request-method": "POST",
-        "access-control-request-headers": "authorization",
+        "access-control-request-headers": "authorization, content-type, x-stainless-lang",
     }
     allowed = "access-control-allow-origin"
     keys = tmp_path / "keys.sqlite"

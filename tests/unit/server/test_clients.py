@@ -83,6 +83,12 @@ def test_openai_streams(client: openai.OpenAI, text: str) -> None:
     # A message put together from a stream says under which values it was given, like one that came whole.
     whole = client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=1, verbosity="low")
     assert message.model_extra["attributes"] == whole.choices[0].message.model_extra["attributes"]
+    parsed = client.chat.completions.parse(
+        model="tiny", messages=HELLO, max_tokens=12, temperature=0, verbosity="low", stop=stop
+    )
+    for past in (message, parsed.choices[0].message):
+        history = [*HELLO, past.model_dump(), {"role": "user", "content": "Go on."}]
+        assert client.chat.completions.create(model="tiny", messages=history, max_tokens=1).choices
 
 
 def test_openai_async(address: str, text: str) -> None:

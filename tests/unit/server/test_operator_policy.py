@@ -165,6 +165,9 @@ def test_defaults_are_moved_into_the_range(serve: Serve) -> None:
         ("system: {fixed: true}", "system.text"),
         ("- a", "dictionary"),
         ("a: [", "not readable as YAML"),
+        ("[" * 3000, "not readable as YAML"),
+        ("attributes: {toxicity: {locked: 0}}\nattributes: {verbosity: {low: 1}}", "'attributes' is given twice"),
+        ("attributes: {toxicity: {locked: 0}, 'toxicity': {}}", "'toxicity' is given twice"),
     ],
 )
 def test_a_policy_that_does_not_fit_is_refused(serve: Serve, tmp_path: Path, record: str, complaint: str) -> None:

@@ -107,7 +107,9 @@ def test_a_recipe_is_a_mapping(recipe: Any, text: str) -> None:
         load_settings(PolicySettings, recipe(text), {})
 
 
-@pytest.mark.parametrize("text", ["epochs: [", "a: b: c", "[" * 3000, "\x00", "x: !!python/object:os.system {}"])
+@pytest.mark.parametrize(
+    "text", ["epochs: [", "a: b: c", "[" * 3000, "\x00", "x: !!python/object:os.system {}", "epochs: 1\nepochs: 2"]
+)
 def test_a_recipe_that_is_no_yaml(recipe: Any, text: str) -> None:
     with pytest.raises(ConfigError, match="cannot read the recipe"):
         load_settings(PolicySettings, recipe(text), {})
