@@ -12,11 +12,11 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from steerlm.dialects import DIALECTS, Dialect
 from steerlm.errors import ConfigError, ModelError
-from steerlm.evaluation.records import FIGURES, REPORT, ROUNDED, evaluation_folder, read_record
+from steerlm.evaluation.records import FIGURES, RADAR, REPORT, ROUNDED, evaluation_folder, read_record
 from steerlm.evaluation.steering_words import are_held_out, prompts_title
 from steerlm.files import write_text
 from steerlm.models.directory import ModelInfo
-from steerlm.pages import page
+from steerlm.pages import is_number, page
 from steerlm.sources.hub import PREFIX
 
 FILE = "README.md"
@@ -27,6 +27,21 @@ _MARK_LINE = re.compile(
 )
 _OLD_MARK = f"{MARK}. -->"
 """The whole mark of earlier versions."""
+_HUB_LICENSES = frozenset(
+    re.findall(
+        r"\S+",
+        "afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0 "
+        "bigscience-openrail-m bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 "
+        "cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 "
+        "cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 "
+        "cdla-permissive-2.0 cdla-sharing-1.0 creativeml-openrail-m deepfloyd-if-license ecl-2.0 epl-1.0 epl-2.0 "
+        "etalab-2.0 eupl-1.1 eupl-1.2 fair-noncommercial-research-license gemma gfdl gpl gpl-2.0 gpl-3.0 "
+        "grok2-community h-research intel-research isc lgpl lgpl-2.1 lgpl-3.0 lgpl-lr llama2 llama3 llama3.1 llama3.2 "
+        "llama3.3 llama4 lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl odc-by ofl-1.1 openmdw-1.0 openrail openrail++ osl-3.0 "
+        "other pddl postgresql unknown unlicense wtfpl zlib",
+    )
+)
+"""The only values that the hub takes in a card's field `license`."""
 _HUB_SOURCE = re.compile(PREFIX + r"([\w-][\w.-]*/[\w-][\w.-]*)")
 _HUB_NAMES = {"smollm2": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
 
@@ -102,9 +117,11 @@ def card_text(model: str | Path, license_: str | None = None) -> str:
     names = steering["settings"]["attributes"] if steering and policy else []
     figures = [f"{name}.png" for name in names if (folder / FIGURES / f"{name}.png").is_file()]
     known, known_license = _HUB_NAMES.get(str(info.provenance.get("base")), (info.hub_base, None))
+    hub_license, license_name = _license(license_ or known_license)
     data = ModelCardData(
         base_model=known,
-        license=license_ or known_license,
+        license=hub_license,
+        license_name=license_name,
         datasets=[found[1] for name in info.provenance.get("sources", ()) if (found := _HUB_SOURCE.fullmatch(name))]
         or None,
         library_name="peft" if info.base else "transformers",
@@ -131,6 +148,8 @@ def card_text(model: str | Path, license_: str | None = None) -> str:
         attributes_record=attributes,
         rounded=ROUNDED,
         mt_bench=mt_bench,
+        mt_bench_categories=_categories(mt_bench),
+        radar=f"{folder.name}/{RADAR}" if (folder / RADAR).is_file() else None,
         # A name before @ is that of a model, whatever its settings.
         judged={score["model"].partition("@")[0] for score in mt_bench["scores"]} if mt_bench else {},
         validation=_plain(info.metrics),
@@ -195,6 +214,20 @@ def _results(steering: Mapping[str, Any] | None, attributes: Mapping[str, Any] |
                 )
             )
     return found
+
+
+def _categories(mt_bench: Mapping[str, Any] | None) -> list[str]:
+    """Those that some model has a score in, in their order."""
+    scores = mt_bench["scores"] if mt_bench else ()
+    figures = (item for score in scores for item in score["categories"].items())
+    return list(dict.fromkeys(name for name, figure in figures if is_number(figure["value"])))
+
+
+def _license(name: str | None) -> tuple[str | None, str | None]:
+    """The hub's `license` and `license_name`: of a licence that it does not know, `other` and the name as an id."""
+    if name is None or name.lower() in _HUB_LICENSES:
+        return name and name.lower(), None
+    return "other", "-".join(re.findall(r"[\w.+]+", name.lower()))
 
 
 def _plain(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -142,6 +142,21 @@ def test_a_licence_that_was_given_stays_when_the_card_is_made_anew(model: Path) 
     assert ModelCard(write_card(model, license_="llama2").read_text()).data.license == "llama2"
 
 
+@pytest.mark.parametrize(
+    ("given", "fields"),
+    [
+        ("Apache-2.0", {"license": "apache-2.0"}),
+        ("Llama 2 Community License", {"license": "other", "license_name": "llama-2-community-license"}),
+        ("mine-1.0", {"license": "other", "license_name": "mine-1.0"}),
+    ],
+)
+def test_the_hub_takes_other_licences_by_a_name_of_their_own(model: Path, given: str, fields: dict[str, str]) -> None:
+    text = write_card(model, license_=given).read_text()
+    found = ModelCard(text).data.to_dict()
+    assert {name: value for name, value in found.items() if name.startswith("license")} == fields
+    assert f"\n{given}. The terms" in text
+
+
 @pytest.mark.parametrize("dialect", sorted(DIALECTS))
 @pytest.mark.parametrize("turns", [1, 2])
 def test_the_prompt_is_that_of_the_chat_template(dialect: str, turns: int) -> None:

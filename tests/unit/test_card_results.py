@@ -50,7 +50,7 @@ def rated() -> dict[str, Any]:
         "conversations": 30,
         "baselines_fitted_on": "the training data",
         "attributes": {"humor": row},
-        "swapped_outputs": {"found": False, "order": {}, "gain": None},
+        "swapped_outputs": {"found": False, "order": {}, "gain": None, "unchecked": None},
     }
 
 
@@ -139,6 +139,9 @@ def test_an_attribute_model(tmp_path: Path) -> None:
     text = write_card(tmp_path).read_text()
     assert "up to 0.2750, **which is more than the 0.25 that rounding may make**.\n" in text
     assert "mixed up" not in text
+    record["swapped_outputs"] |= {"unchecked": "too few conversations"}
+    write_record(evaluation_folder(tmp_path), "attributes", record)
+    assert "\nWhether outputs are mixed up is not checked: too few conversations.\n" in write_card(tmp_path).read_text()
 
 
 def test_an_attribute_model_with_faults(tmp_path: Path) -> None:
@@ -181,15 +184,22 @@ def test_scores_of_mt_bench(tmp_path: Path) -> None:
         "total": {"value": 6.5, "low": 6.0, "high": 7.0},
         "turns": {"1": {"value": 7.0, "low": 6.0, "high": 8.0}, "2": {"value": None, "low": None, "high": None}},
         "counts": {"rated": 9, "missing": 151, "questions": 5},
+        "categories": {"writing": estimate(8.25), "math": estimate(math.nan), "stem": estimate(3.5)},
     }
     write_record(evaluation_folder(tmp_path), "mt_bench", {"model": INFO.fingerprint, "scores": [score]})
     text = write_card(tmp_path).read_text()
     assert "| m@humor=4 | j | 6.50 [6.00, 7.00] | 7.00 [6.00, 8.00] | – | 5 | 9 | 151 |" in text
+    assert "\n| model | judge | writing | stem |\n|---|---|---|---|\n| m@humor=4 | j | 8.25 | 3.50 |\n" in text
     assert "80 questions" not in text
+    assert "mt_bench.png" not in text
     assert cited(text) == ["2310.05344", "2311.09528", "2306.05685"]
     assert "for comparison" not in text
-    others = [score, {**score, "model": "m"}, {**score, "model": "gpt-4"}]
+    (evaluation_folder(tmp_path) / "mt_bench.png").write_bytes(b"")
+    others = [score, {**score, "model": "m"}, {**score, "model": "gpt-4", "categories": {"math": estimate(9.0)}}]
     write_record(evaluation_folder(tmp_path), "mt_bench", {"model": INFO.fingerprint, "scores": others})
-    assert "Other models are there for comparison." in " ".join(write_card(tmp_path).read_text().split())
+    text = write_card(tmp_path).read_text()
+    assert "Other models are there for comparison." in " ".join(text.split())
+    assert "![MT-Bench by category](evaluation/mt_bench.png)" in text
+    assert "| m | j | 8.25 | 3.50 | – |\n| gpt-4 | j | – | – | 9.00 |\n" in text
     write_record(evaluation_folder(tmp_path), "mt_bench", {"model": "another", "scores": [score]})
     assert "MT-Bench" not in write_card(tmp_path).read_text()

@@ -16,6 +16,7 @@ from steerlm.card import refresh_card
 from steerlm.cli.data_views import stdout
 from steerlm.conversation import Conversation
 from steerlm.devices import pick_device
+from steerlm.errors import DataError
 from steerlm.evaluation.attribute_model import evaluate_attributes
 from steerlm.evaluation.attribute_settings import AttributeEvaluationSettings
 from steerlm.evaluation.attribute_tables import evaluation_view
@@ -24,6 +25,7 @@ from steerlm.evaluation.records import data_provenance, distinct_names, evaluati
 from steerlm.models.load import load_model
 from steerlm.sources import Imported, import_conversations
 from steerlm.sources.detect import detect_kind
+from steerlm.sources.hub import PREFIX
 
 
 def eval_attributes_command(
@@ -74,6 +76,9 @@ def eval_attributes_command(
     def say(text: str) -> None:
         errors.print(text, highlight=False, markup=False)
 
+    for path in (*data, *(train or [])):
+        if str(path).startswith(PREFIX):
+            raise DataError(f"{path}: only files are evaluated on; fetch it with: steerlm data import")
     compared = [path for path in data if is_preference_file(path)]
     rated = [path for path in data if path not in compared]
     known = data_schema(judge.schema, declared)

@@ -16,7 +16,7 @@ from steerlm.cli.data_views import stdout
 from steerlm.errors import ConfigError, DataError
 from steerlm.evaluation.figures import has_matplotlib
 from steerlm.evaluation.mt_bench import answers as answering
-from steerlm.evaluation.mt_bench.client import Usage
+from steerlm.evaluation.mt_bench.client import Failure, Usage
 from steerlm.evaluation.mt_bench.judge import JudgeReport, check_judging, judge_answers
 from steerlm.evaluation.mt_bench.layouts import PairJudgment, Row, SingleJudgment, read_judgments
 from steerlm.evaluation.mt_bench.matches import Answers, load_answers
@@ -26,7 +26,7 @@ from steerlm.evaluation.mt_bench.report import Report, radar
 from steerlm.evaluation.mt_bench.scores import Duplicates, scores, steering_differences
 from steerlm.evaluation.mt_bench.served import check_weights
 from steerlm.evaluation.mt_bench.settings import AnswerSettings, BenchSettings, JudgeSettings
-from steerlm.evaluation.records import evaluation_folder, write_record
+from steerlm.evaluation.records import RADAR, evaluation_folder, write_record
 from steerlm.files import json_text, write_json
 from steerlm.models.directory import ModelInfo
 
@@ -227,6 +227,7 @@ def _answer(
         )
     usage = _tokens(report.usage)
     _say(f"{report.made} questions answered ({report.cut} cut at the limit; {usage}), {report.kept} were there")
+    _say_refused(report.refused, "turns", "the server")
 
 
 def _steering(settings: list[str] | None) -> list[answering.Setting]:
@@ -241,6 +242,7 @@ def _judge(bench: Benchmark, out: Path, models: list[str], settings: JudgeSettin
     with _progress("judgments") as progress:
         report = judge_answers(bench, load_answers(out, names), chosen, out, fresh, progress)
     _say(_judged(report, priced=bool(chosen.price_prompt or chosen.price_completion)))
+    _say_refused(report.refused, "judgments", "the judge")
     return report.file
 
 
@@ -251,6 +253,11 @@ def _judged(report: JudgeReport, priced: bool) -> str:
         f"{report.file}: {report.made} judgments made ({report.unrated} without a rating; {_tokens(report.usage)}"
         f"{cost}), {report.kept} were there; all together {_tokens(report.whole_usage)}{whole}"
     )
+
+
+def _say_refused(refused: Sequence[Failure], what: str, by: str) -> None:
+    if refused:
+        _say(f"refused by {by} and missing in the scores: {len(refused)} {what}, the first {refused[0]}")
 
 
 def _tokens(usage: Usage) -> str:
@@ -275,9 +282,7 @@ def _report(
 def _show(report: Report, out: Path | None, as_json: bool) -> None:
     if out is not None:
         write_json(out / "mt_bench.json", report.to_dict())
-        if report.scores and has_matplotlib():
-            radar(report.scores, out / "mt_bench.png")
-        elif report.scores:
+        if report.scores and not _draw(report, out):
             _say("no radar plot: matplotlib is not installed (pip install 'steerlm[report]')")
         _say(f"scores in {out / 'mt_bench.json'}")
     if as_json:
@@ -288,6 +293,15 @@ def _show(report: Report, out: Path | None, as_json: bool) -> None:
         console.print(table)
     for note in report.notes():
         console.print(note, highlight=False, markup=False)
+
+
+def _draw(report: Report, folder: Path) -> bool:
+    """Whether there is a radar plot of these scores in the folder; one of others is removed."""
+    path = folder / RADAR
+    path.unlink(missing_ok=True)
+    if drawn := bool(report.scores) and has_matplotlib():
+        radar(report.scores, path)
+    return drawn
 
 
 def _say(text: str) -> None:
@@ -319,6 +333,8 @@ def _to_card(report: Report, singles: Sequence[SingleJudgment], policy: Path | N
     if maybe := check_weights(((row.model, row.row) for row in singles), policy):
         _say(f"--card {policy}: no answers are known to be of its weights; taken to be it: {' or '.join(maybe)}")
     record = {"kind": "mt-bench", "model": ModelInfo.load(policy, "policy").fingerprint, **report.to_dict()}
-    path = write_record(evaluation_folder(policy), "mt_bench", record)
+    folder = evaluation_folder(policy)
+    path = write_record(folder, "mt_bench", record)
+    _draw(report, folder)
     refresh_card(policy, _say)
     _say(f"scores for the card in {path}")

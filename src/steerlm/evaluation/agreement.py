@@ -223,22 +223,28 @@ def swapped_outputs(evaluated: Evaluated, settings: AttributeEvaluationSettings)
     `order[a]` is the output that fits attribute a best when each is used once, where that is not its own; `found` says
     that over these attributes the mean correlation with the ratings is above that of the model's own order by at least
     0.05, with the 95% interval above 0. The order is chosen on some of the conversations and compared on the others: of
-    so many orders the best one always looks better where it was chosen. Nothing is found, and `gain` is None, where
-    there are fewer than `MIN_CLUSTERS` independent ones to compare on.
+    so many orders the best one always looks better where it was chosen. Where fewer than two attributes are rated, or
+    fewer than `MIN_CLUSTERS` independent conversations are left to compare on, nothing is looked for, and `unchecked`
+    says why. `gain` is None then, and where the model's own order is the best.
     """
     responses, names = evaluated.responses, evaluated.responses.schema.names
     rated_RA, predicted_RA = responses.rated_RA, evaluated.predicted_RA
     rated = [a for a in range(len(names)) if (~np.isnan(rated_RA[:, a])).sum() >= 3 and np.nanstd(rated_RA[:, a]) > 0]
-    if len(rated) < 2:
-        return {"found": False, "order": {}, "gain": None}
     choosing_R = folds(responses.group_R) % 2 == 0
+    comparing = np.flatnonzero(~choosing_R)
+    independent = len(np.unique(responses.group_R[comparing]))
+    nothing: dict[str, Any] = {"found": False, "order": {}, "gain": None, "unchecked": None}
+    if len(rated) < 2:
+        return nothing | {"unchecked": "fewer than two attributes have ratings that differ"}
+    if independent < MIN_CLUSTERS:
+        few = f"too few conversations ({independent} independent ones to compare on, of at least {MIN_CLUSTERS})"
+        return nothing | {"unchecked": few}
     own_RA, fit_RA = predicted_RA[choosing_R], rated_RA[choosing_R]
     fit_AA = np.array([[_correlation(own_RA[:, b], fit_RA[:, a]) for b in range(len(names))] for a in rated])
     rows, best = linear_sum_assignment(-np.nan_to_num(fit_AA, nan=-1.0))
     moved = [(rated[row], column) for row, column in zip(rows, best, strict=True) if rated[row] != column]
-    comparing = np.flatnonzero(~choosing_R)
-    if not moved or len(np.unique(responses.group_R[comparing])) < MIN_CLUSTERS:
-        return {"found": False, "order": {}, "gain": None}
+    if not moved:
+        return nothing
 
     def gain(entries: NDArray[np.int64]) -> Floats:
         chosen = comparing[entries]
@@ -250,7 +256,7 @@ def swapped_outputs(evaluated: Evaluated, settings: AttributeEvaluationSettings)
         return np.array([np.nanmean(total) if not np.all(np.isnan(total)) else np.nan])
 
     estimate = bootstrap_figures(gain, responses.group_R[comparing], settings.resamples, settings.seed)[0]
-    return {
+    return nothing | {
         "found": estimate.low > 0 and estimate.value >= _SWAP_MARGIN,
         "order": {names[attribute]: names[output] for attribute, output in moved},
         "gain": estimate._asdict(),

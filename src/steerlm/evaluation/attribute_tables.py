@@ -104,6 +104,8 @@ def _swapped(found: Mapping[str, Any]) -> Iterator[Text]:
             f"higher by {figure(found['gain'])}",
             style="bold red",
         )
+    elif why := found["unchecked"]:
+        yield Text(f"whether outputs are mixed up is not checked: {why}", style="yellow")
 
 
 def _ranking(figures: Mapping[str, Any]) -> Table:
@@ -151,9 +153,11 @@ def _confusion(figures: Mapping[str, Any]) -> Table:
 
 def _preferences(name: str, figures: Mapping[str, Any]) -> Table:
     weighed = " ".join(f"{weight:+g} {attribute}" for attribute, weight in figures["weights"].items())
-    notes = f"{figures['pairs']} pairs, {figures['ties']} ties left out, {figures['unscored']} too long; {weighed}"
+    notes = f"{figures['pairs']} pairs, {figures['ties']} ties left out, {figures['unscored']} too long; "
+    if figures["truncated"]:
+        notes += f"{figures['truncated']} responses scored without their oldest turns; "
     title = Text(f"{name}: the preferred response scores higher", style="table.title")
-    table = Table(title=title, title_justify="left", caption=notes)
+    table = Table(title=title, title_justify="left", caption=notes + weighed)
     table.add_column("subset")
     table.add_column("by", no_wrap=True)
     table.add_column("accuracy", justify="right")

@@ -32,10 +32,10 @@ def preference_figures(
     length; and whether the weighted sum beats these.
     """
     schema = scorer.model.schema
-    values = scorer.score([pair.conversation for pair in preferences.pairs]).values
+    scored = scorer.score([pair.conversation for pair in preferences.pairs])
     kept = [
         (pair, scores)
-        for pair, scores in zip(preferences.pairs, values, strict=True)
+        for pair, scores in zip(preferences.pairs, scored.values, strict=True)
         if all(index in scores for index in pair.pair)
     ]
     if not kept:
@@ -59,6 +59,7 @@ def preference_figures(
         "pairs": len(kept),
         "ties": preferences.ties,
         "unscored": len(preferences.pairs) - len(kept),
+        "truncated": scored.report.truncated,
         "weights": dict(weights),
         "accuracy": {name: mean_estimate(wins, prompts, settings)._asdict() for name, wins in figures.items()},
         **ranking_gains(compared, "weighted sum", prompts, settings),

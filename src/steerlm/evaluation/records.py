@@ -11,8 +11,9 @@ from typing import Any
 from steerlm.errors import DataError
 from steerlm.files import sha256, write_json
 
-FOLDER, REPORT, FIGURES = "evaluation", "steering.html", "figures"
-"""The folder within a model's directory; within it the report on steering, and the folder of figures."""
+FOLDER, REPORT, FIGURES, RADAR = "evaluation", "steering.html", "figures", "mt_bench.png"
+"""The folder within a model's directory; within it the report on steering, the folder of its figures, and the plot of
+MT-Bench's categories."""
 ROUNDED = "rounding (bfloat16)"
 """The name of the check of an attribute model's invariance that tells what bfloat16 adds."""
 

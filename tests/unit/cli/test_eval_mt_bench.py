@@ -273,7 +273,34 @@ def test_a_failing_server_ends_with_what_to_do(tmp_path: Path, capsys: pytest.Ca
     with ChatServer(lambda body: Refusal(400, "no")) as served:
         command = ["eval", "mt-bench", "answer", "m", "--out", str(tmp_path), "--bench", str(bench)]
         assert run([*command, "--url", served.url]) == 2
-    assert "8 of 8 answers failed" in capsys.readouterr().err
+    assert f"all 8 answers are refused, the first for question 81 of m: {served.url}: 400 no" in capsys.readouterr().err
+
+
+def test_what_is_refused_does_not_keep_the_rest_from_being_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second turn is too long for the model's context, and the judge's filter keeps an answer out."""
+
+    def short(body: dict[str, Any]) -> Any:
+        return Refusal(400, "2100 tokens") if body["messages"][-1]["content"] == "81.2?" else model(body)
+
+    def filtered(body: dict[str, Any]) -> Any:
+        return Refusal(400, "content filter") if "91.1?" in body["messages"][-1]["content"] else judge(body)
+
+    out, bench = tmp_path / "out", write_bench(tmp_path / "data")
+    with ChatServer(short) as served, ChatServer(filtered) as judging:
+        command = ["eval", "mt-bench", "run", "m", "--out", str(out), "--bench", str(bench)]
+        command += ["--url", served.url, "--judge", "j", "--judge-url", judging.url]
+        for asked in (15, 0):  # 16 turns, of which the refused one is tried and not tried again
+            served.requests.clear()
+            assert run(command) == 0
+            assert len(served.requests) == asked + (asked > 0)
+            said = capsys.readouterr().err
+            assert "missing in the scores: 1 turns, the first question 81 of m, turn 2: " in said
+            assert "2100 tokens" in said
+            assert "missing in the scores: 2 judgments, the first question 91, turn 1, m: " in said
+    [score] = json.loads((out / "mt_bench.json").read_text())["scores"]
+    assert score["counts"]["rated"] == 13
 
 
 def test_it_does_without_pytorch() -> None:

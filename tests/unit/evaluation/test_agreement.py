@@ -108,6 +108,7 @@ def test_few_conversations_do_not_show_a_mix_up(count: int, found: bool) -> None
     swapped = swapped_outputs(correlated(0, 1.0, exchanged, count), SETTINGS)
     assert swapped["found"] == found
     assert (swapped["gain"] is not None) == found
+    assert (swapped["unchecked"] is None) == found
 
 
 def test_one_conversation_has_no_interval() -> None:
@@ -131,11 +132,13 @@ def test_levels_of_scales_that_begin_elsewhere() -> None:
     assert rows["stars"]["levels"] == [1, 2, 3, 4, 5]
     assert rows["mood"]["levels"] == [-1, 0, 1]
     assert rows["mood"]["confusion"] == [[1, 0, 0], [2, 0, 0], [0, 0, 0]]
-    record = {"attributes": rows, "swapped_outputs": {"found": False}, "unscored": 0}
+    record = {"attributes": rows, "swapped_outputs": swapped_outputs(found, SETTINGS), "unscored": 0}
     record |= {"responses": 3, "conversations": 3, "baselines_fitted_on": "these"}
     shown = Console(record=True, width=120, file=io.StringIO())
     shown.print(evaluation_view(record))
-    table = shown.export_text().partition("Rounded levels")[2].splitlines()
+    text = shown.export_text()
+    assert "whether outputs are mixed up is not checked: too few conversations (1 independent" in text
+    table = text.partition("Rounded levels")[2].splitlines()
     cells = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in table if "│" in line or "┃" in line]
     assert cells[0][2:] == ["-1", "0", "1", "2", "3", "4", "5"]
     assert cells[1] == ["stars", "1", "", "", "1", "0", "0", "0", "0"]

@@ -245,3 +245,8 @@ def test_a_model_of_some_attributes(judge: SteerModel) -> None:
     model = replace(judge, info=replace(judge.info, schema=few), renderer=replace(judge.renderer, schema=few))
     rated = [with_ratings(c, lambda _: {"humor": 1.0, "quality": 3.0}) for c in unrated(5)]
     assert list(evaluate_attributes(model, rated, SETTINGS)["attributes"]) == ["humor"]
+
+
+def test_data_of_the_hub_are_imported_first(judge_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["eval", "attributes", str(judge_directory), "hub:OpenAssistant/oasst1"]) == 2
+    assert "hub:OpenAssistant/oasst1: only files are evaluated on" in capsys.readouterr().err

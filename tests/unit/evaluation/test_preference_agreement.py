@@ -125,3 +125,24 @@ def test_a_weight_of_an_unknown_attribute_is_refused(judge: SteerModel) -> None:
     misspelt = AttributeEvaluationSettings(context=512, weights={"helpfullness": 1.0, "coherence": 0.5})
     with pytest.raises(ConfigError, match="does not know helpfullness; give weights of attributes that it knows"):
         evaluate_attributes(model, [], misspelt, preferences=pairs)
+
+
+def test_pairs_that_are_read_without_their_oldest_turns_are_counted(judge: SteerModel) -> None:
+    """Of two prompts one begins with more words than the context holds; both its answers are scored without these."""
+    pairs = preferring([("a", "yes yes", "no"), ("a", "yes yes", "no")])
+    first, second = pairs.pairs
+    old = (Message("user", " ".join(WORDS * 20)), Message("assistant", "Yes.", 0))
+    moved = tuple(
+        replace(message, parent=None if message.parent is None else message.parent + 2)
+        for message in second.conversation.messages
+    )
+    long = replace(
+        second, conversation=replace(second.conversation, messages=(*old, replace(moved[0], parent=1), *moved[1:]))
+    )
+    settings = SETTINGS.model_copy(update={"context": 64})
+    record = evaluate_attributes(judge, [], settings, preferences={"p": Preferences((first, long), ties=0)})
+    figures = record["preferences"]["p"]
+    assert (figures["pairs"], figures["unscored"], figures["truncated"]) == (2, 0, 2)
+    shown = Console(record=True, width=120, file=io.StringIO())
+    shown.print(evaluation_view(record))
+    assert "2 responses scored without their oldest turns" in " ".join(shown.export_text().split())

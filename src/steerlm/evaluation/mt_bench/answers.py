@@ -17,8 +17,10 @@ from steerlm.evaluation.mt_bench.client import (
     ChatClient,
     Endpoint,
     Failure,
+    RefusedError,
+    Reply,
     Usage,
-    raise_failures,
+    refusals,
     stamp,
     work_through,
 )
@@ -78,7 +80,9 @@ def parse_setting(text: str) -> Setting:
 
 @dataclass(frozen=True, slots=True)
 class AnswerReport:
-    """What was answered: `made` now, `kept` from before, `cut` at the limit of tokens, over all settings."""
+    """What was answered: `made` now, `kept` from before, `cut` at the limit of tokens, over all settings; `refused` are
+    the turns that the server refuses, of all that were asked for now or before.
+    """
 
     models: tuple[str, ...]
     files: tuple[Path, ...]
@@ -86,6 +90,7 @@ class AnswerReport:
     kept: int
     cut: int
     usage: Usage
+    refused: tuple[Failure, ...]
 
 
 def temperature(category: str, greedy: bool) -> float:
@@ -104,8 +109,9 @@ def answer_questions(
 ) -> AnswerReport:
     """Answer all questions at every setting, into `out`/model_answer/NAME[@SETTING].jsonl.
 
-    `model` is what the server calls it, `name` what files and tables do. Answers that are there are kept. Raises
-    `EngineError` where some failed, `DataError` where a file holds answers made otherwise.
+    `model` is what the server calls it, `name` what files and tables do. Answers that are there are kept. A turn that
+    the server refuses is missing, with those after it. Raises `EngineError` where some failed otherwise or all are
+    refused, `DataError` where a file holds answers made otherwise.
     """
     endpoint = Endpoint(
         settings.url,
@@ -132,14 +138,17 @@ def answer_questions(
         failures = asyncio.run(_answer_all(jobs, endpoint, settings, made, progress))
         for file in files:
             file.sort(lambda row: row["question_id"])
-    raise_failures(failures, len(jobs), "answers")
+    kept = len(questions) * len(names) - len(jobs)
+    refused = refusals(failures, len(jobs), "answers", kept)
+    refused += [_refused(row) for file in files for row in file.rows if "refused" in row]
     return AnswerReport(
         tuple(names),
         tuple(file.path for file in files),
         len(made),
-        len(questions) * len(names) - len(jobs),
+        kept,
         sum("length" in row["finish"] for row in made),
         Usage.of_rows(made),
+        tuple(refused),
     )
 
 
@@ -151,7 +160,16 @@ class _Job:
     file: RowFile
 
     def __str__(self) -> str:
-        return f"question {self.question.id} of {self.model}"
+        return _title(self.question.id, self.model)
+
+
+def _title(question: int, model: str) -> str:
+    return f"question {question} of {model}"
+
+
+def _refused(row: Mapping[str, Any]) -> Failure:
+    """Of a row whose first turn alone was answered."""
+    return Failure(f"{_title(row['question_id'], row['model_id'])}, turn 2", row["refused"], refused=True)
 
 
 def _unanswered(
@@ -194,18 +212,28 @@ async def _answer_all(
 
 
 async def _answer(client: ChatClient, job: _Job, settings: AnswerSettings) -> dict[str, Any]:
-    """The row of a question: each turn sees those before it, with what the model itself answered."""
+    """The row of a question: each turn sees those before it, with what the model itself answered.
+
+    Raises `RefusedError` where the server refuses the first; a later one that it refuses is left out.
+    """
     messages: list[dict[str, str]] = []
-    replies = []
+    replies: list[Reply] = []
+    refused = {}
     fields = _nested(settings.attributes_field, dict(job.setting.values)) if job.setting.values else {}
     for turn in job.question.turns:
         messages.append({"role": "user", "content": turn})
-        reply = await client.complete(
-            messages,
-            temperature=temperature(job.question.category, settings.greedy),
-            max_tokens=settings.max_tokens,
-            **fields,
-        )
+        try:
+            reply = await client.complete(
+                messages,
+                temperature=temperature(job.question.category, settings.greedy),
+                max_tokens=settings.max_tokens,
+                **fields,
+            )
+        except RefusedError as error:
+            if not replies:
+                raise
+            refused = {"refused": str(error)}
+            break
         messages.append({"role": "assistant", "content": reply.text})
         replies.append(reply)
     return {
@@ -218,6 +246,7 @@ async def _answer(client: ChatClient, job: _Job, settings: AnswerSettings) -> di
         "asked": settings.signature(client.model, bool(job.setting.values)),
         "question_digest": job.question.digest,
         "finish": [reply.finish for reply in replies],
+        **refused,
         **fingerprint_fields(reply.fingerprint for reply in replies),
         **sum((reply.usage for reply in replies), Usage()).fields(),
     }

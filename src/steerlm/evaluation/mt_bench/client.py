@@ -19,13 +19,18 @@ from steerlm.errors import ConfigError, EngineError
 T = TypeVar("T")
 Messages = Sequence[Mapping[str, str]]
 _BUSY = {408, 409, 425, 429}
-_HOPELESS = {401, 403, 404}
+_HOPELESS = {401, 402, 403, 404, 405}
+_REFUSED = {400, 413, 414, 422}
 _LONGEST_PAUSE = 60.0
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class HopelessError(EngineError):
     """No request to this server can succeed: a wrong key, address or model."""
+
+
+class RefusedError(EngineError):
+    """The request is refused whenever it is made: too long for the model's context, or kept out by a filter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +130,8 @@ class ChatClient:
         await self._http.__aexit__(kind, error, trace)
 
     async def complete(self, messages: Messages, **fields: Any) -> Reply:
-        """A reply to a chat. Raises `HopelessError` where no request can succeed, `EngineError` where this one fails,
-        after all tries where it could have been the server's state.
+        """A reply to a chat. Raises `HopelessError` where no request can succeed, `RefusedError` where this one cannot,
+        `EngineError` where it fails, after all tries where it could have been the server's state.
         """
         body = _with({"model": self.model, "messages": list(messages), **fields}, self._endpoint.body)
         for attempt in range(self._endpoint.retries + 1):
@@ -141,6 +146,8 @@ class ChatClient:
                 fault = f"{response.status_code} {_said(response)}"
                 if response.status_code in _HOPELESS:
                     raise HopelessError(f"{self._endpoint.url}, model {self._endpoint.model}: {fault}")
+                if response.status_code in _REFUSED:
+                    raise RefusedError(f"{self._endpoint.url}: {fault}")
                 if response.status_code not in _BUSY and response.status_code < 500:
                     raise EngineError(f"{self._endpoint.url}: {fault}")
                 asked_pause = _asked_pause(response)
@@ -199,10 +206,14 @@ def _asked_pause(response: httpx2.Response) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A piece of work that failed, and why."""
+    """A piece of work that failed, and why; `refused` whenever it is tried."""
 
     what: str
     why: str
+    refused: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.why}"
 
 
 async def work_through(
@@ -228,7 +239,7 @@ async def work_through(
             except HopelessError as error:
                 hopeless.append(error)
             except EngineError as error:
-                failures.append(Failure(name(item), str(error)))
+                failures.append(Failure(name(item), str(error), isinstance(error, RefusedError)))
 
     await asyncio.gather(*(worker() for _ in range(concurrency)))
     if hopeless:
@@ -236,14 +247,21 @@ async def work_through(
     return failures
 
 
-def raise_failures(failures: Sequence[Failure], asked: int, what: str) -> None:
-    """Raise an `EngineError` that tells how many of the requests failed, and how the first did."""
-    if failures:
-        first = failures[0]
+def refusals(failures: Sequence[Failure], asked: int, what: str, kept: int) -> list[Failure]:
+    """The failures that are refusals, with which the others are gone on with.
+
+    Raises an `EngineError` that tells how many of the requests failed, and how the first did, where some may succeed
+    when they are made again, or where every request was refused and none from before is `kept`.
+    """
+    refused = [failure for failure in failures if failure.refused]
+    if lost := [failure for failure in failures if not failure.refused]:
         raise EngineError(
-            f"{len(failures)} of {asked} {what} failed, the first for {first.what}: {first.why}; the others are saved, "
+            f"{len(lost)} of {asked} {what} failed, the first for {lost[0]}; the others are saved, "
             "run the same command again to try only these"
         )
+    if refused and len(refused) == asked and not kept:
+        raise EngineError(f"all {asked} {what} are refused, the first for {refused[0]}")
+    return refused
 
 
 def stamp() -> float:

@@ -18,7 +18,7 @@ from steerlm.evaluation.mt_bench.client import (
     Failure,
     Reply,
     Usage,
-    raise_failures,
+    refusals,
     stamp,
     work_through,
 )
@@ -36,7 +36,7 @@ JUDGMENTS = "model_judgment"
 @dataclass(frozen=True, slots=True)
 class JudgeReport:
     """What was judged: `made` now, `kept` from before, `unrated` of those made; tokens and cost of those made, and of
-    all that this judge has in the file.
+    all that this judge has in the file; `refused` are the requests that the judge refuses.
     """
 
     file: Path
@@ -47,6 +47,7 @@ class JudgeReport:
     cost: float
     whole_usage: Usage
     whole_cost: float
+    refused: tuple[Failure, ...]
 
 
 def judge_answers(
@@ -60,7 +61,8 @@ def judge_answers(
     """Judge all answers, into `out`/model_judgment/JUDGE_single.jsonl or JUDGE_pair.jsonl.
 
     A judgment that is there is kept where the judge would be asked the same again. Where it would not, it stops the
-    run with a `DataError`, or with `fresh` is thrown away. Raises `EngineError` where some requests failed.
+    run with a `DataError`, or with `fresh` is thrown away. A judgment that the judge refuses is missing. Raises
+    `EngineError` where some requests failed otherwise, or all are refused.
     """
     pairs = settings.mode != "single"
     check_judging(settings, list(answers))
@@ -72,7 +74,7 @@ def judge_answers(
         failures = asyncio.run(_judge_all(jobs, _endpoint(settings), settings, file, made, progress))
         file.sort(_order)
         whole = Usage.of_rows(row for row in file.rows if row["judge"][0] == settings.judge)
-    raise_failures(failures, len(jobs), "judgments")
+    refused = refusals(failures, len(jobs), "judgments", len(matches) - len(jobs))
     usage, prices = Usage.of_rows(made), (settings.price_prompt, settings.price_completion)
     return JudgeReport(
         path,
@@ -83,6 +85,7 @@ def judge_answers(
         usage.cost(*prices),
         whole,
         whole.cost(*prices),
+        tuple(refused),
     )
 
 

@@ -140,9 +140,9 @@ def load_benchmark(settings: BenchSettings, judging: bool = True) -> Benchmark:
     questions = tuple(parse_row(path, line, row, Question.from_row) for line, row in read_records(path))
     if not judging:
         return Benchmark(questions, {}, {}, digests)
-    prompts_path = _find(roots, _PROMPTS)
+    prompts_path = settings.judge_prompts or _find(roots, _PROMPTS)
     if prompts_path is None:
-        raise DataError(f"{where}: questions, but no judge_prompts.jsonl; {_HOW}")
+        raise DataError(f"{where}: questions, but no judge_prompts.jsonl; name one with --judge-prompts, or {_HOW}")
     digests[prompts_path.name] = sha256(prompts_path)
     prompts = (parse_row(prompts_path, line, row, JudgePrompt.from_row) for line, row in read_records(prompts_path))
     references = _references(roots, settings, digests)

@@ -16,6 +16,7 @@ from steerlm.evaluation.mt_bench.layouts import TURNS
 from steerlm.evaluation.mt_bench.pairs import PositionBias, WinRate
 from steerlm.evaluation.mt_bench.questions import CATEGORIES
 from steerlm.evaluation.mt_bench.scores import Difference, Score
+from steerlm.evaluation.records import distinct_names
 from steerlm.files import replacing, sha256
 from steerlm.provenance import environment
 
@@ -41,7 +42,7 @@ class Report:
             "win_rates": [rate.to_dict() for rate in self.win_rates],
             "position_bias": [bias.to_dict() for bias in self.biases],
             "provenance": {
-                "files": {str(path): sha256(path) for path in self.files},
+                "files": {name: sha256(path) for path, name in distinct_names(self.files).items()},
                 "rules": self.rules,
                 **environment(),
             },

@@ -118,6 +118,8 @@ class BenchSettings(Settings):
     """Reference answers for math, reasoning and coding: the name of a set in the benchmark, or a file."""
     replace_wrong: str | None = None
     """Set or file whose answers replace the 13 of gpt-4 that are known to be wrong; without one they are flagged."""
+    judge_prompts: Path | None = None
+    """File of the judge's prompts; without one, judge_prompts.jsonl of the benchmark."""
 
 
 def file_or_name(value: str) -> Path | None:

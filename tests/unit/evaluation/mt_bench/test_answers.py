@@ -159,16 +159,32 @@ def test_answers_carry_the_fingerprint_of_their_server(tmp_path: Path) -> None:
 
 
 def test_failures_leave_the_rest(tmp_path: Path) -> None:
-    """A prompt too long for the model is refused once and not tried again; all else is saved."""
+    """An answer that may come another time ends the run, when all else is saved."""
 
     def script(body: dict[str, Any]) -> str | Refusal:
-        return Refusal(400, "too long") if body["messages"][0]["content"] == "101.1?" else echo(body)
+        return Refusal(500, "busy") if body["messages"][0]["content"] == "101.1?" else echo(body)
 
     with ChatServer(script) as server:
-        with pytest.raises(EngineError, match=r"1 of 8 answers failed.*question 101 of m: .*400 too long"):
-            answer_questions(QUESTIONS, "m", settings(server), tmp_path)
-        assert len(server.requests) == 15
+        with pytest.raises(EngineError, match=r"1 of 8 answers failed.*question 101 of m: .*500 busy"):
+            answer_questions(QUESTIONS, "m", settings(server, retries=1), tmp_path)
+        assert len(server.requests) == 16
     assert len(read_answers(tmp_path / "model_answer" / "m.jsonl")) == 7
+
+
+def test_a_refused_second_turn_leaves_the_first(tmp_path: Path) -> None:
+    def answer(body: dict[str, Any]) -> Any:
+        return Refusal(413, "too long") if body["messages"][-1]["content"] in ("81.2?", "91.1?") else "Yes."
+
+    with ChatServer(answer) as server:
+        report = answer_questions(QUESTIONS, "m", settings(server), tmp_path)
+        turns = {item.question_id: item.turns for item in read_answers(report.files[0])}
+        whole = {question.id: ("Yes.", "Yes.") for question in QUESTIONS if question.id != 91}
+        assert turns == whole | {81: ("Yes.",)}
+        assert [failure.what for failure in report.refused] == ["question 91 of m", "question 81 of m, turn 2"]
+        server.requests.clear()
+        again = answer_questions(QUESTIONS, "m", settings(server), tmp_path)
+    assert again.refused == report.refused
+    assert [body["messages"][-1]["content"] for body in server.requests] == ["91.1?"]
 
 
 def test_cut_and_empty_answers_are_told(tmp_path: Path) -> None:

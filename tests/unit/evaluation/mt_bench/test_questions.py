@@ -65,8 +65,12 @@ def test_a_package_with_questions_and_no_prompts(tmp_path: Path, monkeypatch: py
     write_rows(folder / "mt-en-ref-gpt4.jsonl", reference_rows())
     monkeypatch.syspath_prepend(tmp_path)
     assert len(load_benchmark(BenchSettings(bench="flexeval"), judging=False).questions) == 8
-    with pytest.raises(DataError, match=r"no judge_prompts\.jsonl"):
+    with pytest.raises(DataError, match=r"no judge_prompts\.jsonl; name one with --judge-prompts"):
         load("flexeval")
+    prompts = write_bench(tmp_path / "data") / "judge_prompts.jsonl"
+    bench = load_benchmark(BenchSettings(bench="flexeval", judge_prompts=prompts))
+    assert bench.prompts == load(str(tmp_path / "data")).prompts
+    assert bench.digests["judge_prompts.jsonl"]
 
 
 def test_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
