@@ -151,5 +151,8 @@ class LogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        told = {"message": record.getMessage()} if error is None else {"error": place_of(error)}
+        try:
+            told = {"message": record.getMessage()} if error is None else {"error": place_of(error)}
+        except Exception as unfit:  # whoever logs values that do not fit their message must not fail for it
+            told = {"error": f"{type(unfit).__name__} at {record.pathname}:{record.lineno}"}
         self._log.event("log", level=record.levelname.lower(), logger=record.name, **told)
