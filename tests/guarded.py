@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any, TextIO, cast
 
 from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
 
 from steerlm.annotation.scorer import Fitted, Scored, Scorer
 from steerlm.attributes import STEERLM
@@ -114,6 +115,15 @@ def ask(
         connection.close()
 
 
+def samples(text: bytes) -> dict[tuple[str, ...], float]:
+    """What /metrics tells, by name and label values, as Prometheus's own parser reads it."""
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
 @dataclass
 class Guarded:
     """A server that runs; `lines` are those of its log."""
@@ -137,6 +147,9 @@ class Guarded:
         self, path: str, body: Any = None, headers: dict[str, str] | None = None, method: str | None = None
     ) -> Answer:
         return ask(self.port, path, body, headers, method)
+
+    def metrics(self) -> dict[tuple[str, ...], float]:
+        return samples(self.ask("/metrics")[2])
 
     def is_free(self) -> bool:
         """Whether nothing runs and nothing waits."""

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from guarded import HELLO, Guarded, LengthScorer, ScriptedEngine, code_of, eventually, guarded
 from steerlm.server import protocol
@@ -31,16 +30,6 @@ def read_all(connection: socket.socket) -> bytes:
     while chunk := connection.recv(65536):
         found += chunk
     return found
-
-
-def metrics(server: Guarded) -> dict[tuple[str, ...], float]:
-    """Samples by name and label values, as Prometheus's own parser reads them."""
-    text = server.ask("/metrics")[2].decode()
-    return {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -117,7 +106,7 @@ def test_ten_times_the_queue_gives_429_only_and_leaves_nothing() -> None:
         eventually(server.is_free)
         assert server.ask(CHAT, body)[0] == 200
         eventually(lambda: len(server.requests()) == 161)
-        told = metrics(server)
+        told = server.metrics()
         assert told["steerlm_requests_total", "POST", CHAT, "200"] == counted[200] + 1
         assert told["steerlm_requests_total", "POST", CHAT, "429"] == counted[429]
         assert told["steerlm_errors_total", "server_busy"] == counted[429]
@@ -132,11 +121,11 @@ def test_the_queue_for_scores_is_seen() -> None:
         scorer.hold.set()
         asked = [clients.submit(server.ask, "/v1/score", talk) for _ in range(5)]
         eventually(lambda: server.guard.scoring.waiting == 3)
-        told = metrics(server)
+        told = server.metrics()
         assert (told["steerlm_scoring_running",], told["steerlm_scoring_waiting",]) == (2, 3)
         scorer.hold.clear()
         assert [answer.result()[0] for answer in asked] == [200] * 5
-        told = metrics(server)
+        told = server.metrics()
         assert told["steerlm_scoring_running",] == told["steerlm_scoring_waiting",] == 0
 
 
@@ -152,7 +141,7 @@ def test_a_request_counts_by_its_answers() -> None:
         eventually(lambda: len(server.requests()) == 2)
         line = server.requests()[-1]
         assert (line["sequences"], line["completion_tokens"], len(line["attributes"])) == (6, 12, 6)
-        told = metrics(server)
+        told = server.metrics()
         # What was refused is not counted.
         assert [told["steerlm_steering_values_total", "verbosity", level] for level in "012"] == [2, 2, 2]
 
@@ -379,6 +368,6 @@ def test_names_that_clients_make_up_do_not_grow_the_metrics() -> None:
         for i in range(10):
             server.ask(f"/v1/made-up-{i}", None, None, f"VERB{i}")
             server.ask(f"/v1/models/{i}")
-            samples.append(metrics(server).keys())
+            samples.append(server.metrics().keys())
         assert samples[2] == samples[-1]
         assert not any("made-up" in part or "VERB" in part for sample in samples[-1] for part in sample)
