@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from served import HELLO, LOCKED, Recorder, send
+from served import HELLO, LOCKED, Recorder, Scripted, send
 from steerlm.engines import TorchEngine
-from steerlm.errors import ConfigError
+from steerlm.errors import ConfigError, EngineError
 from steerlm.models.load import SteerModel
 from steerlm.server.policy import OperatorPolicy
 from steerlm.server.state import ServerState
@@ -138,6 +138,67 @@ def test_without_restrictions_prompts_are_continued(serve: Serve) -> None:
     answer = send(serve(policy=only_presets), TEXT, {"prompt": [5, 6, 7], "max_tokens": 1})
     assert answer.status_code == 200
     assert answer.json()["steering"] is None
+
+
+TOXICITY_LOCKED = {"toxicity": {"locked": 0}}
+
+
+@pytest.mark.parametrize(
+    ("record", "path", "body", "rule"),
+    [
+        ({"verified": False}, CHAT, {"messages": HELLO, "verified": 2}, "verified"),
+        ({"verified": False}, RESPONSES, {"input": "Hi", "verified": 2}, "verified"),
+        ({"guidance": False}, CHAT, {"messages": HELLO, "guidance": 2}, "guidance"),
+        ({"attributes": TOXICITY_LOCKED}, RESPONSES, {"input": "Hi", "guidance": 2}, "guidance"),
+        ({"attributes": TOXICITY_LOCKED}, SWEEP, {"messages": HELLO, "settings": [{}], "guidance": 2}, "guidance"),
+        ({"attributes": TOXICITY_LOCKED}, TEXT, {"prompt": "Hi", "guidance": 2}, "guidance"),
+    ],
+)
+def test_what_the_operator_has_switched_off(
+    serve: Serve, record: dict[str, Any], path: str, body: dict[str, Any], rule: str
+) -> None:
+    engine = Scripted(EngineError("nothing was to be generated"))
+    state = serve(policy=OperatorPolicy.model_validate(record), engine=engine)
+    answer = send(state, path, body)
+    assert answer.status_code == 403, answer.text
+    error = answer.json()["error"]
+    assert (error["code"], error["param"], error["type"]) == ("operator_policy", rule, "permission_error")
+    assert error["message"].endswith(f"(the operator's rule {rule})")
+    assert send(state, "/v1/attributes").json()[rule] is False
+    assert not engine.requests
+
+
+def test_several_answers_may_be_measured_where_none_is_chosen(serve: Serve) -> None:
+    state = serve(policy=OperatorPolicy(verified=False))
+    answer = send(state, CHAT, {"messages": HELLO, "max_tokens": 2, "n": 2, "measure": True})
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()["steering"]["measured"]) == 2
+
+
+def test_a_locked_attribute_leaves_the_choice_of_the_best(serve: Serve) -> None:
+    state = serve(policy=OperatorPolicy.model_validate({"attributes": TOXICITY_LOCKED}))
+    answer = send(state, CHAT, {"messages": HELLO, "max_tokens": 2, "verified": 2})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["steering"]["verified"]["drawn"] == 2
+
+
+def test_guidance_where_the_operator_allows_it_beside_a_locked_attribute(
+    serve: Serve, served_policy: SteerModel
+) -> None:
+    """Both prompts between which it pushes have the locked value."""
+    engine = Recorder(TorchEngine(served_policy))
+    rules = OperatorPolicy.model_validate({"attributes": TOXICITY_LOCKED, "guidance": True})
+    state = serve(policy=rules, engine=engine)
+    assert send(state, "/v1/attributes").json()["guidance"] is True
+    body = {"messages": HELLO, "max_tokens": 1, "attributes": {"verbosity": 0}, "guidance": 2}
+    answer = send(state, CHAT, body)
+    assert answer.status_code == 200, answer.text
+    [request] = engine.requests
+    assert request.guidance is not None
+    assert request.guidance.factor == 2
+    label = served_policy.renderer.tokenizer.convert_tokens_to_ids("toxicity:0")
+    assert (request.prompt.count(label), request.guidance.prompt.count(label)) == (1, 1)
+    assert send(state, CHAT, {**body, "attributes": TOXIC}).status_code == 403
 
 
 def test_defaults_are_moved_into_the_range(serve: Serve) -> None:
