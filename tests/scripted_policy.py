@@ -22,12 +22,14 @@ class Scripted:
     def __init__(self, model: SteerModel, believes: Callable[[int], int]) -> None:
         self.model, self.believes = model, believes
         self.answered = 0
+        self.requests: list[Request] = []
         self.seeds: dict[tuple[int, ...], int] = {}
 
     def submit(self, requests: Sequence[Request], deliver: Deliver) -> Callable[[], None]:
         for number, request in enumerate(requests):
             deliver(Piece(number, 5, self.text(request), "stop"))
             self.answered += 1
+            self.requests.append(request)
             self.seeds[request.prompt] = request.sampling.seed
         return lambda: None
 
