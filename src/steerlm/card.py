@@ -225,9 +225,10 @@ def _categories(mt_bench: Mapping[str, Any] | None) -> list[str]:
 
 def _license(name: str | None) -> tuple[str | None, str | None]:
     """The hub's `license` and `license_name`: of a licence that it does not know, `other` and the name as an id."""
-    if name is None or name.lower() in _HUB_LICENSES:
-        return name and name.lower(), None
-    return "other", "-".join(re.findall(r"[\w.+]+", name.lower()))
+    if name is None:
+        return None, None
+    short = "-".join(re.findall(r"[\w.+]+", name.lower()))
+    return (short, None) if short in _HUB_LICENSES else ("other", short or None)
 
 
 def _plain(metrics: Mapping[str, Any]) -> dict[str, float]:

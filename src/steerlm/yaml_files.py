@@ -13,7 +13,11 @@ YAML_ERRORS = (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError)
 
 def read_yaml(path: str | Path) -> Any:
     """The plain data in a YAML file. Raises one of `YAML_ERRORS` where there is none, or a key is given twice."""
-    return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        return yaml.load(text, _Loader)
+    except (ValueError, IndexError) as error:  # such as a thirteenth month
+        raise yaml.YAMLError(f"a value is none of its kind: {error}") from error
 
 
 class _Loader(yaml.SafeLoader):

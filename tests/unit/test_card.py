@@ -145,7 +145,8 @@ def test_a_licence_that_was_given_stays_when_the_card_is_made_anew(model: Path) 
 @pytest.mark.parametrize(
     ("given", "fields"),
     [
-        ("Apache-2.0", {"license": "apache-2.0"}),
+        ("Apache 2.0", {"license": "apache-2.0"}),
+        ("©", {"license": "other"}),
         ("Llama 2 Community License", {"license": "other", "license_name": "llama-2-community-license"}),
         ("mine-1.0", {"license": "other", "license_name": "mine-1.0"}),
     ],

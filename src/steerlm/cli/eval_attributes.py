@@ -69,6 +69,9 @@ def eval_attributes_command(
     json_
         Print JSON instead of tables.
     """
+    for path in (*data, *(train or [])):
+        if str(path).startswith(PREFIX):
+            raise DataError(f"{path}: only files are evaluated on; make one of it with: steerlm data import")
     declared = Schema.from_yaml(schema) if schema else None
     judge = load_model(model, "attribute-model", pick_device(device))
     errors = Console(stderr=True, soft_wrap=True)
@@ -76,9 +79,6 @@ def eval_attributes_command(
     def say(text: str) -> None:
         errors.print(text, highlight=False, markup=False)
 
-    for path in (*data, *(train or [])):
-        if str(path).startswith(PREFIX):
-            raise DataError(f"{path}: only files are evaluated on; fetch it with: steerlm data import")
     compared = [path for path in data if is_preference_file(path)]
     rated = [path for path in data if path not in compared]
     known = data_schema(judge.schema, declared)

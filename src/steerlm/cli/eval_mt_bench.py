@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 from rich.console import Console
@@ -227,7 +227,7 @@ def _answer(
         )
     usage = _tokens(report.usage)
     _say(f"{report.made} questions answered ({report.cut} cut at the limit; {usage}), {report.kept} were there")
-    _say_refused(report.refused, "turns", "the server")
+    _say_refused(report.refused, "answers", "the server")
 
 
 def _steering(settings: list[str] | None) -> list[answering.Setting]:
@@ -255,9 +255,9 @@ def _judged(report: JudgeReport, priced: bool) -> str:
     )
 
 
-def _say_refused(refused: Sequence[Failure], what: str, by: str) -> None:
+def _say_refused(refused: Sequence[Failure[Any]], what: str, by: str) -> None:
     if refused:
-        _say(f"refused by {by} and missing in the scores: {len(refused)} {what}, the first {refused[0]}")
+        _say(f"refused by {by} and missing in the scores: {len(refused)} {what}, the first for {refused[0]}")
 
 
 def _tokens(usage: Usage) -> str:
@@ -282,7 +282,7 @@ def _report(
 def _show(report: Report, out: Path | None, as_json: bool) -> None:
     if out is not None:
         write_json(out / "mt_bench.json", report.to_dict())
-        if report.scores and not _draw(report, out):
+        if not _draw(report, out) and report.scores:
             _say("no radar plot: matplotlib is not installed (pip install 'steerlm[report]')")
         _say(f"scores in {out / 'mt_bench.json'}")
     if as_json:

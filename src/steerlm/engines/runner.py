@@ -68,7 +68,7 @@ class Core(Protocol):
 
 def _note(level: int, what: str, error: BaseException) -> None:
     """Log an error. Logging itself fails where the stream it writes to is closed, which must not end the thread."""
-    with suppress(BaseException):
+    with suppress(Exception):
         log.log(level, what, exc_info=error)
 
 
@@ -155,9 +155,8 @@ class Runner:
 
         def cancel() -> None:
             with self._lock:
-                if (
-                    self._thread is None
-                ):  # nothing is under way, and a forked child finds the submission locked for ever
+                # Nothing is under way; and in a forked child the submission may be locked for ever.
+                if self._thread is None:
                     return
                 self._cancelled.update(keys)
             submission.end()

@@ -273,7 +273,8 @@ def test_a_failing_server_ends_with_what_to_do(tmp_path: Path, capsys: pytest.Ca
     with ChatServer(lambda body: Refusal(400, "no")) as served:
         command = ["eval", "mt-bench", "answer", "m", "--out", str(tmp_path), "--bench", str(bench)]
         assert run([*command, "--url", served.url]) == 2
-    assert f"all 8 answers are refused, the first for question 81 of m: {served.url}: 400 no" in capsys.readouterr().err
+    said = "8 answers, all of one model, are refused, the first for question 81 of m: turn 1: 400 no"
+    assert said in capsys.readouterr().err
 
 
 def test_what_is_refused_does_not_keep_the_rest_from_being_scored(
@@ -291,16 +292,50 @@ def test_what_is_refused_does_not_keep_the_rest_from_being_scored(
     with ChatServer(short) as served, ChatServer(filtered) as judging:
         command = ["eval", "mt-bench", "run", "m", "--out", str(out), "--bench", str(bench)]
         command += ["--url", served.url, "--judge", "j", "--judge-url", judging.url]
-        for asked in (15, 0):  # 16 turns, of which the refused one is tried and not tried again
+        for asked in (16, 1):
             served.requests.clear()
             assert run(command) == 0
-            assert len(served.requests) == asked + (asked > 0)
+            assert len(served.requests) == asked
             said = capsys.readouterr().err
-            assert "missing in the scores: 1 turns, the first question 81 of m, turn 2: " in said
-            assert "2100 tokens" in said
-            assert "missing in the scores: 2 judgments, the first question 91, turn 1, m: " in said
+            refused = "1 answers, the first for question 81 of m: turn 2: 400 2100 tokens"
+            assert f"refused by the server and missing in the scores: {refused}" in said
+            assert (
+                "missing in the scores: 2 judgments, the first for question 91, turn 1, m: 400 content filter" in said
+            )
     [score] = json.loads((out / "mt_bench.json").read_text())["scores"]
     assert score["counts"]["rated"] == 13
+
+
+def test_a_judge_that_refuses_a_whole_model_fails_beside_others_that_it_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refuses = False
+    out, bench = tmp_path / "out", write_bench(tmp_path / "data")
+    with (
+        ChatServer(model) as served,
+        ChatServer(lambda body: Refusal(400, "no") if refuses else judge(body)) as judging,
+    ):
+        command = ["eval", "mt-bench", "run", "m", "--out", str(out), "--bench", str(bench)]
+        command += ["--url", served.url, "--judge", "j", "--judge-url", judging.url, "--setting", "default"]
+        assert run(command) == 0
+        refuses = True
+        assert run([*command, "--setting", "verbosity=4"]) == 2
+    assert "16 judgments, all of one model, are refused" in capsys.readouterr().err
+
+
+def test_a_radar_of_other_scores_is_removed(tmp_path: Path) -> None:
+    out, bench, policy = tmp_path / "out", write_bench(tmp_path / "data"), tmp_path / "policy"
+    policy.mkdir()
+    ModelInfo("policy", STEERLM, "chatml", fingerprint="0123456789abcdef").save(policy)
+    with ChatServer(model) as served, ChatServer(judge) as judging:
+        command = ["eval", "mt-bench", "run", "m", "--out", str(out), "--bench", str(bench)]
+        command += ["--url", served.url, "--judge", "j", "--judge-url", judging.url, "--setting", "default"]
+        assert run([*command, "--card", str(policy)]) == 0
+        assert (out / "mt_bench.png").is_file()
+        assert (policy / "evaluation" / "mt_bench.png").is_file()
+        assert "](evaluation/mt_bench.png)" in (policy / "README.md").read_text()
+        assert run([*command, "--setting", "verbosity=4", "--mode", "pair-all"]) == 0
+    assert not (out / "mt_bench.png").exists()
 
 
 def test_it_does_without_pytorch() -> None:

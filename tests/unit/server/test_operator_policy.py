@@ -227,6 +227,7 @@ def test_defaults_are_moved_into_the_range(serve: Serve) -> None:
         ("- a", "dictionary"),
         ("a: [", "not readable as YAML"),
         ("[" * 3000, "not readable as YAML"),
+        ("labels_scale: [2024-99-99, 1]", "not readable as YAML"),
         ("attributes: {toxicity: {locked: 0}}\nattributes: {verbosity: {low: 1}}", "'attributes' is given twice"),
         ("attributes: {toxicity: {locked: 0}, 'toxicity': {}}", "'toxicity' is given twice"),
     ],

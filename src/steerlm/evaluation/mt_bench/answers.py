@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from steerlm.evaluation.mt_bench.client import (
 from steerlm.evaluation.mt_bench.layouts import AT, Answer, file_name
 from steerlm.evaluation.mt_bench.questions import Question
 from steerlm.evaluation.mt_bench.rowfile import RowFile
-from steerlm.evaluation.mt_bench.served import fingerprint_fields
+from steerlm.evaluation.mt_bench.served import fingerprint_fields, fingerprints
 from steerlm.evaluation.mt_bench.settings import AnswerSettings
 
 ANSWERS = "model_answer"
@@ -80,8 +80,8 @@ def parse_setting(text: str) -> Setting:
 
 @dataclass(frozen=True, slots=True)
 class AnswerReport:
-    """What was answered: `made` now, `kept` from before, `cut` at the limit of tokens, over all settings; `refused` are
-    the turns that the server refuses, of all that were asked for now or before.
+    """What was answered: `made` now, `kept` from before, `cut` at the limit of tokens, over all settings; `refused` by
+    the server.
     """
 
     models: tuple[str, ...]
@@ -90,7 +90,7 @@ class AnswerReport:
     kept: int
     cut: int
     usage: Usage
-    refused: tuple[Failure, ...]
+    refused: tuple[Failure[Any], ...]
 
 
 def temperature(category: str, greedy: bool) -> float:
@@ -110,8 +110,8 @@ def answer_questions(
     """Answer all questions at every setting, into `out`/model_answer/NAME[@SETTING].jsonl.
 
     `model` is what the server calls it, `name` what files and tables do. Answers that are there are kept. A turn that
-    the server refuses is missing, with those after it. Raises `EngineError` where some failed otherwise or all are
-    refused, `DataError` where a file holds answers made otherwise.
+    the server refuses is missing, with those after it, until it is asked for again. Raises `EngineError` where some
+    failed otherwise or all at a setting are refused, `DataError` where a file holds answers made otherwise.
     """
     endpoint = Endpoint(
         settings.url,
@@ -130,22 +130,20 @@ def answer_questions(
             stack.enter_context(RowFile(out / ANSWERS / f"{file_name(item)}.jsonl", Answer.from_row)) for item in names
         ]
         jobs = [
-            _Job(question, setting, item, file)
+            _Job(question, setting, item, file, begun)
             for setting, item, file in zip(steering, names, files, strict=True)
-            for question in _unanswered(questions, settings.signature(model, bool(setting.values)), item, file)
+            for question, begun in _unanswered(questions, settings.signature(model, bool(setting.values)), item, file)
         ]
         made: list[dict[str, Any]] = []
         failures = asyncio.run(_answer_all(jobs, endpoint, settings, made, progress))
         for file in files:
-            file.sort(lambda row: row["question_id"])
-    kept = len(questions) * len(names) - len(jobs)
-    refused = refusals(failures, len(jobs), "answers", kept)
-    refused += [_refused(row) for file in files for row in file.rows if "refused" in row]
+            file.replace(_latest(file.rows))
+    refused = refusals(failures, len(jobs), "answers", lambda job: bool(job.file.rows))
     return AnswerReport(
         tuple(names),
         tuple(file.path for file in files),
         len(made),
-        kept,
+        len(questions) * len(names) - len(jobs),
         sum("length" in row["finish"] for row in made),
         Usage.of_rows(made),
         tuple(refused),
@@ -158,24 +156,20 @@ class _Job:
     setting: Setting
     model: str
     file: RowFile
+    begun: tuple[Reply, ...]
+    """Turns that were answered before; the one after them was refused."""
 
     def __str__(self) -> str:
-        return _title(self.question.id, self.model)
-
-
-def _title(question: int, model: str) -> str:
-    return f"question {question} of {model}"
-
-
-def _refused(row: Mapping[str, Any]) -> Failure:
-    """Of a row whose first turn alone was answered."""
-    return Failure(f"{_title(row['question_id'], row['model_id'])}, turn 2", row["refused"], refused=True)
+        return f"question {self.question.id} of {self.model}"
 
 
 def _unanswered(
     questions: Sequence[Question], signature: Mapping[str, Any], model: str, file: RowFile
-) -> list[Question]:
-    """Questions that the file has no answer to; it must not hold answers made with other settings or to other words."""
+) -> Iterator[tuple[Question, tuple[Reply, ...]]]:
+    """Questions that the file has no whole answer to, each with the turns that it has.
+
+    Raises `DataError` where it holds answers made with other settings or to other words.
+    """
     digests = {question.id: question.digest for question in questions}
     for row in file.rows:
         if row.get("model_id") != model or row.get("asked", signature) != signature:
@@ -189,8 +183,28 @@ def _unanswered(
                 f"{file.path}: its answer to question {row['question_id']} is to other words than the question now "
                 "has; choose another --out, or remove the file"
             )
-    answered = {row["question_id"] for row in file.rows}
-    return [question for question in questions if question.id not in answered]
+    answered = {row["question_id"]: row for row in file.rows}
+    for question in questions:
+        if question.id not in answered:
+            yield question, ()
+        elif "asked" in (last := answered[question.id]) and len(last["finish"]) < len(question.turns):
+            yield question, _replies(last)
+
+
+def _replies(row: Mapping[str, Any]) -> tuple[Reply, ...]:
+    """What a row of ours was made of; the tokens and the fingerprint of all its turns stand at its first."""
+    usage, fingerprint = Usage.from_dict(row.get("usage")), next(iter(fingerprints(row)), None)
+    first, *others = zip(row["choices"][0]["turns"], row["finish"], strict=True)
+    return Reply(*first, usage, fingerprint), *(Reply(*other, Usage()) for other in others)
+
+
+def _latest(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """In order of the questions; of ours to one question the last, which goes on from those before it."""
+    last = {row["question_id"]: row for row in rows}
+    return sorted(
+        (row for row in rows if "asked" not in row or row is last[row["question_id"]]),
+        key=lambda row: row["question_id"],
+    )
 
 
 async def _answer_all(
@@ -199,43 +213,48 @@ async def _answer_all(
     settings: AnswerSettings,
     made: list[dict[str, Any]],
     progress: Progress,
-) -> list[Failure]:
+) -> list[Failure[_Job]]:
     async with ChatClient(endpoint) as client:
 
         async def work(job: _Job) -> None:
-            row = await _answer(client, job, settings)
-            job.file.append(row)
-            made.append(row)
-            progress(len(made), len(jobs))
+            replies = list(job.begun)
+            refusal = await _answer(client, job, settings, replies)
+            if len(replies) > len(job.begun):
+                row = _row(client.model, job, settings, replies)
+                job.file.append(row)
+                made.append(row)
+                progress(len(made), len(jobs))
+            if refusal is not None:
+                raise RefusedError(f"turn {len(replies) + 1}: {refusal}")
 
-        return await work_through(jobs, work, str, settings.concurrency)
+        return await work_through(jobs, work, settings.concurrency)
 
 
-async def _answer(client: ChatClient, job: _Job, settings: AnswerSettings) -> dict[str, Any]:
-    """The row of a question: each turn sees those before it, with what the model itself answered.
-
-    Raises `RefusedError` where the server refuses the first; a later one that it refuses is left out.
+async def _answer(client: ChatClient, job: _Job, settings: AnswerSettings, replies: list[Reply]) -> RefusedError | None:
+    """Add the replies to the turns that have none: each turn sees those before it, with what the model itself answered.
+    Returns the refusal of the next, where there is one.
     """
     messages: list[dict[str, str]] = []
-    replies: list[Reply] = []
-    refused = {}
     fields = _nested(settings.attributes_field, dict(job.setting.values)) if job.setting.values else {}
-    for turn in job.question.turns:
+    for number, turn in enumerate(job.question.turns):
         messages.append({"role": "user", "content": turn})
-        try:
-            reply = await client.complete(
-                messages,
-                temperature=temperature(job.question.category, settings.greedy),
-                max_tokens=settings.max_tokens,
-                **fields,
-            )
-        except RefusedError as error:
-            if not replies:
-                raise
-            refused = {"refused": str(error)}
-            break
-        messages.append({"role": "assistant", "content": reply.text})
-        replies.append(reply)
+        if number == len(replies):
+            try:
+                reply = await client.complete(
+                    messages,
+                    temperature=temperature(job.question.category, settings.greedy),
+                    max_tokens=settings.max_tokens,
+                    **fields,
+                )
+            except RefusedError as error:
+                return error
+            replies.append(reply)
+        messages.append({"role": "assistant", "content": replies[number].text})
+    return None
+
+
+def _row(model: str, job: _Job, settings: AnswerSettings, replies: Sequence[Reply]) -> dict[str, Any]:
+    """The row of a question, of as many turns as there are replies."""
     return {
         "question_id": job.question.id,
         "answer_id": uuid.uuid4().hex,
@@ -243,10 +262,9 @@ async def _answer(client: ChatClient, job: _Job, settings: AnswerSettings) -> di
         "choices": [{"index": 0, "turns": [reply.text for reply in replies]}],
         "tstamp": stamp(),
         "attributes": dict(job.setting.values),
-        "asked": settings.signature(client.model, bool(job.setting.values)),
+        "asked": settings.signature(model, bool(job.setting.values)),
         "question_digest": job.question.digest,
         "finish": [reply.finish for reply in replies],
-        **refused,
         **fingerprint_fields(reply.fingerprint for reply in replies),
         **sum((reply.usage for reply in replies), Usage()).fields(),
     }

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import httpx2
 
@@ -30,7 +30,7 @@ class HopelessError(EngineError):
 
 
 class RefusedError(EngineError):
-    """The request is refused whenever it is made: too long for the model's context, or kept out by a filter."""
+    """The request is refused, and would be again: too long for the model's context, or kept out by a filter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ class ChatClient:
                 if response.status_code in _HOPELESS:
                     raise HopelessError(f"{self._endpoint.url}, model {self._endpoint.model}: {fault}")
                 if response.status_code in _REFUSED:
-                    raise RefusedError(f"{self._endpoint.url}: {fault}")
+                    raise RefusedError(fault)
                 if response.status_code not in _BUSY and response.status_code < 500:
                     raise EngineError(f"{self._endpoint.url}: {fault}")
                 asked_pause = _asked_pause(response)
@@ -205,33 +205,31 @@ def _asked_pause(response: httpx2.Response) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """A piece of work that failed, and why; `refused` whenever it is tried."""
+class Failure(Generic[T]):
+    """A piece of work that failed, and why: `refused` or otherwise."""
 
-    what: str
+    what: T
     why: str
-    refused: bool = False
+    refused: bool
 
     def __str__(self) -> str:
         return f"{self.what}: {self.why}"
 
 
-async def work_through(
-    items: Iterable[T], work: Callable[[T], Awaitable[None]], name: Callable[[T], str], concurrency: int
-) -> list[Failure]:
-    """Do `work` on every item, some at a time, and return what failed.
+async def work_through(items: Iterable[T], work: Callable[[T], Awaitable[None]], concurrency: int) -> list[Failure[T]]:
+    """Do `work` on every item, some at a time, and return what failed, in the order of the items.
 
     After a `HopelessError` no new work is begun; what is under way is finished, so that nothing paid for is lost, and
     then it is raised.
     """
-    waiting = iter(items)
-    failures: list[Failure] = []
+    waiting = enumerate(items)
+    failures: dict[int, Failure[T]] = {}
     hopeless: list[HopelessError] = []
 
     async def worker() -> None:
         while not hopeless:
             try:
-                item = next(waiting)
+                number, item = next(waiting)
             except StopIteration:
                 return
             try:
@@ -239,19 +237,20 @@ async def work_through(
             except HopelessError as error:
                 hopeless.append(error)
             except EngineError as error:
-                failures.append(Failure(name(item), str(error), isinstance(error, RefusedError)))
+                failures[number] = Failure(item, str(error), isinstance(error, RefusedError))
 
     await asyncio.gather(*(worker() for _ in range(concurrency)))
     if hopeless:
         raise hopeless[0]
-    return failures
+    return [failure for _, failure in sorted(failures.items())]
 
 
-def refusals(failures: Sequence[Failure], asked: int, what: str, kept: int) -> list[Failure]:
-    """The failures that are refusals, with which the others are gone on with.
+def refusals(failures: Sequence[Failure[T]], asked: int, what: str, has_any: Callable[[T], bool]) -> list[Failure[T]]:
+    """The failures that are refusals, which the others are gone on without.
 
     Raises an `EngineError` that tells how many of the requests failed, and how the first did, where some may succeed
-    when they are made again, or where every request was refused and none from before is `kept`.
+    another time, or where all of one model are refused: `has_any` says whether there is any result of the model that a
+    request is of.
     """
     refused = [failure for failure in failures if failure.refused]
     if lost := [failure for failure in failures if not failure.refused]:
@@ -259,8 +258,8 @@ def refusals(failures: Sequence[Failure], asked: int, what: str, kept: int) -> l
             f"{len(lost)} of {asked} {what} failed, the first for {lost[0]}; the others are saved, "
             "run the same command again to try only these"
         )
-    if refused and len(refused) == asked and not kept:
-        raise EngineError(f"all {asked} {what} are refused, the first for {refused[0]}")
+    if wholly := [failure for failure in refused if not has_any(failure.what)]:
+        raise EngineError(f"{len(wholly)} {what}, all of one model, are refused, the first for {wholly[0]}")
     return refused
 
 

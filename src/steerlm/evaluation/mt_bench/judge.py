@@ -47,7 +47,7 @@ class JudgeReport:
     cost: float
     whole_usage: Usage
     whole_cost: float
-    refused: tuple[Failure, ...]
+    refused: tuple[Failure[Match], ...]
 
 
 def judge_answers(
@@ -72,9 +72,11 @@ def judge_answers(
         jobs = _unjudged(matches, settings, file, fresh)
         made: list[dict[str, Any]] = []
         failures = asyncio.run(_judge_all(jobs, _endpoint(settings), settings, file, made, progress))
-        file.sort(_order)
+        file.replace(sorted(file.rows, key=_order))
         whole = Usage.of_rows(row for row in file.rows if row["judge"][0] == settings.judge)
-    refused = refusals(failures, len(jobs), "judgments", len(matches) - len(jobs))
+    failed = {str(failure.what) for failure in failures}
+    judged = {match.models for match in matches if str(match) not in failed}
+    refused = refusals(failures, len(jobs), "judgments", lambda match: match.models in judged)
     usage, prices = Usage.of_rows(made), (settings.price_prompt, settings.price_completion)
     return JudgeReport(
         path,
@@ -142,8 +144,7 @@ def _unjudged(matches: Sequence[Match], settings: JudgeSettings, file: RowFile, 
             "answers, references, prompts or settings of the judge than these; pass --fresh to judge anew, or choose "
             "another --out"
         )
-    if kept != file.rows:
-        file.replace(kept)
+    file.replace(kept)
     return [match for key, match in wanted.items() if key not in done]
 
 
@@ -168,7 +169,7 @@ async def _judge_all(
     file: RowFile,
     made: list[dict[str, Any]],
     progress: Progress,
-) -> list[Failure]:
+) -> list[Failure[Match]]:
     async with ChatClient(endpoint) as client:
 
         async def ask(match: Match, swapped: bool = False) -> Reply:
@@ -187,7 +188,7 @@ async def _judge_all(
             made.append(row)
             progress(len(made), len(jobs))
 
-        return await work_through(jobs, work, str, settings.judge_concurrency)
+        return await work_through(jobs, work, settings.judge_concurrency)
 
 
 def _further(match: Match) -> dict[str, Any]:

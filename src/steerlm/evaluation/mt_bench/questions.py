@@ -143,8 +143,8 @@ def load_benchmark(settings: BenchSettings, judging: bool = True) -> Benchmark:
     prompts_path = settings.judge_prompts or _find(roots, _PROMPTS)
     if prompts_path is None:
         raise DataError(f"{where}: questions, but no judge_prompts.jsonl; name one with --judge-prompts, or {_HOW}")
+    prompts = [parse_row(prompts_path, line, row, JudgePrompt.from_row) for line, row in read_records(prompts_path)]
     digests[prompts_path.name] = sha256(prompts_path)
-    prompts = (parse_row(prompts_path, line, row, JudgePrompt.from_row) for line, row in read_records(prompts_path))
     references = _references(roots, settings, digests)
     whole = {number for number, reference in references.items() if len(reference.turns) == len(TURNS)}
     missing = [item.id for item in questions if item.category in REFERENCED and item.id not in whole]
@@ -175,8 +175,9 @@ def _answers(roots: list[Path], name: str, digests: dict[str, str]) -> list[Answ
     )
     if path is None:
         raise DataError(f"reference answers {name!r} are not in the benchmark; name a set that it has, or a file")
+    answers = read_answers(path)
     digests[path.name] = sha256(path)
-    return read_answers(path)
+    return answers
 
 
 def _find(roots: list[Path], names: tuple[str, ...] | list[str]) -> Path | None:

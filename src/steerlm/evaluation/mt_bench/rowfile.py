@@ -57,16 +57,14 @@ class RowFile:
         self.rows.append(dict(row))
 
     def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Put other rows in place of all, whole or not at all."""
-        self.rows = [dict(row) for row in rows]
+        """Put other rows in place of all, whole or not at all; those that are the same are left as they are."""
+        replaced = [dict(row) for row in rows]
+        if replaced == self.rows:
+            return
+        self.rows = replaced
         self._stream.close()
         write_jsonl(self.path, self.rows)
         self._stream = self.path.open("ab")
-
-    def sort(self, key: Callable[[dict[str, Any]], Any]) -> None:
-        """Bring the rows into order; equal ones stay as they were."""
-        if (ordered := sorted(self.rows, key=key)) != self.rows:
-            self.replace(ordered)
 
     def _mend(self) -> None:
         if not self.path.exists():

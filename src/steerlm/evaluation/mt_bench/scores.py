@@ -55,7 +55,8 @@ class Score:
     categories: Mapping[str, Estimate]
     sound: Estimate
     counts: Counts
-    rows: tuple[tuple[int, float], ...]
+    rows: tuple[tuple[int, int, float], ...]
+    """Question, turn and score of each row that counts."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -138,7 +139,7 @@ def _score(
             differing=differing,
             doubtful=sum(row.doubtful for row in rated),
         ),
-        tuple((row.question, row.score) for row in rated),
+        tuple((row.question, row.turn, row.score) for row in rated),
     )
 
 
@@ -177,7 +178,7 @@ def ratio(sums: Floats, counts: Floats) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How much higher a model scores than another, on the questions that both have, in points."""
+    """How much higher a model scores than another, on the turns that both have, in points."""
 
     model: str
     against: str
@@ -208,7 +209,13 @@ def steering_differences(found: Sequence[Score]) -> list[Difference]:
 
 
 def difference(score: Score, other: Score) -> Difference:
-    """The total of `score` minus that of `other` on the questions that both have."""
-    (sums, counts), (other_sums, other_counts) = by_question(score.rows), by_question(other.rows)
+    """The total of `score` minus that of `other` on the turns that both have; of a question that one has more turns of,
+    such as where its server refused the second, only the same turns are compared.
+    """
+    both = {row[:2] for row in score.rows} & {row[:2] for row in other.rows}
+    (sums, counts), (other_sums, other_counts) = (
+        by_question((question, value) for question, turn, value in each.rows if (question, turn) in both)
+        for each in (score, other)
+    )
     points = over_questions(lambda a, b, c, d: ratio(a, b) - ratio(c, d), sums, counts, other_sums, other_counts)
-    return Difference(score.model, other.model, score.judge, points, len(sums.keys() & other_sums.keys()))
+    return Difference(score.model, other.model, score.judge, points, len(sums))

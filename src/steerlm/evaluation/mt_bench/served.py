@@ -22,6 +22,12 @@ def fingerprint_fields(found: Iterable[str | None]) -> dict[str, list[str]]:
     return {_FIELD: known} if known else {}
 
 
+def fingerprints(row: Row) -> list[str]:
+    """Those that a row carries."""
+    served = row.get(_FIELD)
+    return [str(item) for item in served] if isinstance(served, list) else []
+
+
 def with_fingerprints(row: Row, answers: Sequence[Answer]) -> dict[str, Any]:
     """A judgment with the field of the answer that it grades, not its own: a later model that gave the same answer
     keeps its judgment, and has other fingerprints. A judgment of two answers has none.
@@ -40,8 +46,7 @@ def check_weights(rows: Iterable[tuple[str, Row]], policy: Path) -> list[str]:
     own = ModelInfo.load(policy, "policy").fingerprint
     found: dict[str, set[str]] = {}
     for name, row in rows:
-        served = row.get(_FIELD)
-        known = {item for item in served if _OURS.fullmatch(str(item))} if isinstance(served, list) else set()
+        known = {item for item in fingerprints(row) if _OURS.fullmatch(item)}
         found.setdefault(base_model(name), set()).update(known)
     silent = [name for name, served in found.items() if not served]
     mixed = [name for name, served in found.items() if own in served and len(served) > 1]

@@ -171,20 +171,58 @@ def test_failures_leave_the_rest(tmp_path: Path) -> None:
     assert len(read_answers(tmp_path / "model_answer" / "m.jsonl")) == 7
 
 
-def test_a_refused_second_turn_leaves_the_first(tmp_path: Path) -> None:
+def test_a_refused_turn_leaves_those_before_it_and_is_asked_for_again(tmp_path: Path) -> None:
+    """A server whose context is too small for a first and a second turn, and later is not."""
+    small = True
+
     def answer(body: dict[str, Any]) -> Any:
-        return Refusal(413, "too long") if body["messages"][-1]["content"] in ("81.2?", "91.1?") else "Yes."
+        if small and body["messages"][-1]["content"] in ("81.2?", "91.1?"):
+            return Refusal(413, "too long")
+        return echo(body)
 
     with ChatServer(answer) as server:
-        report = answer_questions(QUESTIONS, "m", settings(server), tmp_path)
-        turns = {item.question_id: item.turns for item in read_answers(report.files[0])}
-        whole = {question.id: ("Yes.", "Yes.") for question in QUESTIONS if question.id != 91}
-        assert turns == whole | {81: ("Yes.",)}
-        assert [failure.what for failure in report.refused] == ["question 91 of m", "question 81 of m, turn 2"]
+        chosen = settings(server)
+        report = answer_questions(QUESTIONS, "m", chosen, tmp_path)
+        [file] = report.files
+        found = {item.question_id: item for item in read_answers(file)}
+        assert sorted(found) == [question.id for question in QUESTIONS if question.id != 91]
+        assert [len(item.turns) for item in found.values()] == [1, 2, 2, 2, 2, 2, 2]
+        refused = ["question 81 of m: turn 2: 413 too long", "question 91 of m: turn 1: 413 too long"]
+        assert [str(failure) for failure in report.refused] == refused
+        assert (report.made, report.kept) == (7, 0)
+        before = file.read_bytes()
         server.requests.clear()
-        again = answer_questions(QUESTIONS, "m", settings(server), tmp_path)
-    assert again.refused == report.refused
-    assert [body["messages"][-1]["content"] for body in server.requests] == ["91.1?"]
+        again = answer_questions(QUESTIONS, "m", chosen, tmp_path)
+        assert sorted(body["messages"][-1]["content"] for body in server.requests) == ["81.2?", "91.1?"]
+        assert [str(failure) for failure in again.refused] == refused
+        assert (again.made, again.kept, file.read_bytes()) == (0, 6, before)
+        small = False
+        server.requests.clear()
+        last = answer_questions(QUESTIONS, "m", chosen, tmp_path)
+        assert (last.made, last.kept, last.refused) == (2, 6, ())
+        asked = {body["messages"][-1]["content"]: body["messages"] for body in server.requests}
+    assert sorted(asked) == ["81.2?", "91.1?", "91.2?"]
+    assert [message["content"] for message in asked["81.2?"]] == ["81.1?", found[81].turns[0], "81.2?"]
+    whole = read_answers(file)
+    assert [(item.question_id, len(item.turns)) for item in whole] == [(question.id, 2) for question in QUESTIONS]
+    assert whole[0].turns[0] == found[81].turns[0]
+    # One word in the first request, 1 + 4 + 1 in the second, and four in each answer, as if it had been made at once.
+    assert whole[0].row["usage"] == {"prompt_tokens": 7, "completion_tokens": 8}
+    assert len(file.read_text().splitlines()) == 8
+
+
+def test_a_setting_that_is_refused_altogether_is_a_fault(tmp_path: Path) -> None:
+    def answer(body: dict[str, Any]) -> Any:
+        return Refusal(400, "unknown field attributes") if "attributes" in body else "Yes."
+
+    steering = [parse_setting(text) for text in ("default", "verbosity=0")]
+    with ChatServer(answer) as server:
+        for _ in range(2):
+            with pytest.raises(
+                EngineError, match=r"8 answers, all of one model, are refused.*verbosity=0: turn 1: 400 unk"
+            ):
+                answer_questions(QUESTIONS, "m", settings(server), tmp_path, steering)
+    assert len(read_answers(tmp_path / "model_answer" / "m.jsonl")) == 8
 
 
 def test_cut_and_empty_answers_are_told(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def test_rows_come_back(tmp_path: Path) -> None:
         assert path.read_bytes().count(b"\n") == 3
     with RowFile(path, Answer.from_row) as file:
         assert file.rows == ROWS
-        file.sort(lambda row: row["question_id"])
+        file.replace(sorted(ROWS, key=lambda row: row["question_id"]))
         file.append(answer_row(84, "m", []))
     numbers = [json.loads(line)["question_id"] for line in path.read_text().splitlines()]
     assert numbers == [81, 82, 83, 84]

@@ -191,3 +191,14 @@ def test_a_few_questions_have_no_interval(questions: int, has_interval: bool) ->
     for estimate in (one.total, one.turns[1], difference(one, two).points):
         assert math.isfinite(estimate.value)
         assert math.isfinite(estimate.low) == math.isfinite(estimate.high) == has_interval
+
+
+def test_a_turn_that_one_setting_lacks_is_compared_for_neither() -> None:
+    """Both settings get 8 for first turns and 4 for second ones; one lacks half of the latter."""
+    rows = [judgment_row(number, "m", turn, {1: 8, 2: 4}[turn]) for number in range(81, 87) for turn in (1, 2)]
+    rows += [judgment_row(number, "m@verbosity=4", 1, 8) for number in range(81, 87)]
+    rows += [judgment_row(number, "m@verbosity=4", 2, 4) for number in range(81, 84)]
+    found = scores([SingleJudgment.from_row(row) for row in rows])
+    assert {score.model: round(score.total.value, 2) for score in found} == {"m": 6.0, "m@verbosity=4": 6.67}
+    [change] = steering_differences(found)
+    assert (change.points.value, change.questions) == (0, 6)
