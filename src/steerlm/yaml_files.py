@@ -16,7 +16,7 @@ def read_yaml(path: str | Path) -> Any:
     text = Path(path).read_text(encoding="utf-8")
     try:
         return yaml.load(text, _Loader)
-    except (ValueError, IndexError) as error:  # such as a thirteenth month
+    except (ValueError, LookupError, AttributeError, ArithmeticError) as error:  # such as of a thirteenth month
         raise yaml.YAMLError(f"a value is none of its kind: {error}") from error
 
 

@@ -257,7 +257,9 @@ def _judged(report: JudgeReport, priced: bool) -> str:
 
 def _say_refused(refused: Sequence[Failure[Any]], what: str, by: str) -> None:
     if refused:
-        _say(f"refused by {by} and missing in the scores: {len(refused)} {what}, the first for {refused[0]}")
+        _say(
+            f"{len(refused)} {what} refused by {by}, in whole or in part, and missing in the scores: first {refused[0]}"
+        )
 
 
 def _tokens(usage: Usage) -> str:

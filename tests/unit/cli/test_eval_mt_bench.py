@@ -273,7 +273,7 @@ def test_a_failing_server_ends_with_what_to_do(tmp_path: Path, capsys: pytest.Ca
     with ChatServer(lambda body: Refusal(400, "no")) as served:
         command = ["eval", "mt-bench", "answer", "m", "--out", str(tmp_path), "--bench", str(bench)]
         assert run([*command, "--url", served.url]) == 2
-    said = "8 answers, all of one model, are refused, the first for question 81 of m: turn 1: 400 no"
+    said = "8 answers, all of their models, are refused, the first for question 81 of m: turn 1: 400 no"
     assert said in capsys.readouterr().err
 
 
@@ -297,11 +297,9 @@ def test_what_is_refused_does_not_keep_the_rest_from_being_scored(
             assert run(command) == 0
             assert len(served.requests) == asked
             said = capsys.readouterr().err
-            refused = "1 answers, the first for question 81 of m: turn 2: 400 2100 tokens"
-            assert f"refused by the server and missing in the scores: {refused}" in said
-            assert (
-                "missing in the scores: 2 judgments, the first for question 91, turn 1, m: 400 content filter" in said
-            )
+            missing = "refused by the {}, in whole or in part, and missing in the scores: first question"
+            assert f"1 answers {missing.format('server')} 81 of m: turn 2: 400 2100 tokens" in said
+            assert f"2 judgments {missing.format('judge')} 91, turn 1, m: 400 content filter" in said
     [score] = json.loads((out / "mt_bench.json").read_text())["scores"]
     assert score["counts"]["rated"] == 13
 
@@ -320,7 +318,7 @@ def test_a_judge_that_refuses_a_whole_model_fails_beside_others_that_it_judged(
         assert run(command) == 0
         refuses = True
         assert run([*command, "--setting", "verbosity=4"]) == 2
-    assert "16 judgments, all of one model, are refused" in capsys.readouterr().err
+    assert "16 judgments, all of their models, are refused" in capsys.readouterr().err
 
 
 def test_a_radar_of_other_scores_is_removed(tmp_path: Path) -> None:

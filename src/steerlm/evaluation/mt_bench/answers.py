@@ -90,7 +90,7 @@ class AnswerReport:
     kept: int
     cut: int
     usage: Usage
-    refused: tuple[Failure[Any], ...]
+    refused: tuple[Failure[str], ...]
 
 
 def temperature(category: str, greedy: bool) -> float:
@@ -134,7 +134,7 @@ def answer_questions(
             for setting, item, file in zip(steering, names, files, strict=True)
             for question, begun in _unanswered(questions, settings.signature(model, bool(setting.values)), item, file)
         ]
-        made: list[dict[str, Any]] = []
+        made: list[list[Reply]] = []
         failures = asyncio.run(_answer_all(jobs, endpoint, settings, made, progress))
         for file in files:
             file.replace(_latest(file.rows))
@@ -144,9 +144,9 @@ def answer_questions(
         tuple(file.path for file in files),
         len(made),
         len(questions) * len(names) - len(jobs),
-        sum("length" in row["finish"] for row in made),
-        Usage.of_rows(made),
-        tuple(refused),
+        sum(any(reply.finish == "length" for reply in replies) for replies in made),
+        Usage.of_rows(_usage(replies).fields() for replies in made),
+        tuple(Failure(str(failure.what), failure.why, failure.refused) for failure in refused),
     )
 
 
@@ -211,7 +211,7 @@ async def _answer_all(
     jobs: Sequence[_Job],
     endpoint: Endpoint,
     settings: AnswerSettings,
-    made: list[dict[str, Any]],
+    made: list[list[Reply]],
     progress: Progress,
 ) -> list[Failure[_Job]]:
     async with ChatClient(endpoint) as client:
@@ -220,9 +220,8 @@ async def _answer_all(
             replies = list(job.begun)
             refusal = await _answer(client, job, settings, replies)
             if len(replies) > len(job.begun):
-                row = _row(client.model, job, settings, replies)
-                job.file.append(row)
-                made.append(row)
+                job.file.append(_row(client.model, job, settings, replies))
+                made.append(replies[len(job.begun) :])
                 progress(len(made), len(jobs))
             if refusal is not None:
                 raise RefusedError(f"turn {len(replies) + 1}: {refusal}")
@@ -266,8 +265,12 @@ def _row(model: str, job: _Job, settings: AnswerSettings, replies: Sequence[Repl
         "question_digest": job.question.digest,
         "finish": [reply.finish for reply in replies],
         **fingerprint_fields(reply.fingerprint for reply in replies),
-        **sum((reply.usage for reply in replies), Usage()).fields(),
+        **_usage(replies).fields(),
     }
+
+
+def _usage(replies: Sequence[Reply]) -> Usage:
+    return sum((reply.usage for reply in replies), Usage())
 
 
 def _nested(path: str, value: object) -> dict[str, Any]:

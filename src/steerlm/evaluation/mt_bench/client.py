@@ -259,7 +259,7 @@ def refusals(failures: Sequence[Failure[T]], asked: int, what: str, has_any: Cal
             "run the same command again to try only these"
         )
     if wholly := [failure for failure in refused if not has_any(failure.what)]:
-        raise EngineError(f"{len(wholly)} {what}, all of one model, are refused, the first for {wholly[0]}")
+        raise EngineError(f"{len(wholly)} {what}, all of their models, are refused, the first for {wholly[0]}")
     return refused
 
 

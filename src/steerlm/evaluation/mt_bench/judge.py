@@ -62,14 +62,14 @@ def judge_answers(
 
     A judgment that is there is kept where the judge would be asked the same again. Where it would not, it stops the
     run with a `DataError`, or with `fresh` is thrown away. A judgment that the judge refuses is missing. Raises
-    `EngineError` where some requests failed otherwise, or all are refused.
+    `EngineError` where some requests failed otherwise, or all of a model or pair are refused.
     """
     pairs = settings.mode != "single"
     check_judging(settings, list(answers))
     matches = list(pair_matches(bench, answers, settings.baseline) if pairs else single_matches(bench, answers))
     path = out / JUDGMENTS / f"{file_name(settings.judge)}_{'pair' if pairs else 'single'}.jsonl"
     with RowFile(path, PairJudgment.from_row if pairs else SingleJudgment.from_row) as file:
-        jobs = _unjudged(matches, settings, file, fresh)
+        jobs = _unjudged(matches, answers, settings, file, fresh)
         made: list[dict[str, Any]] = []
         failures = asyncio.run(_judge_all(jobs, _endpoint(settings), settings, file, made, progress))
         file.replace(sorted(file.rows, key=_order))
@@ -126,13 +126,16 @@ def _unrated(row: Mapping[str, Any]) -> bool:
     return bool(row["score"] == UNRATED) if "score" in row else "error" in (row["g1_winner"], row["g2_winner"])
 
 
-def _unjudged(matches: Sequence[Match], settings: JudgeSettings, file: RowFile, fresh: bool) -> list[Match]:
+def _unjudged(
+    matches: Sequence[Match], answers: Answers, settings: JudgeSettings, file: RowFile, fresh: bool
+) -> list[Match]:
     """Matches without a judgment of the same request in the file."""
     wanted = {(match.question.id, match.turn, *match.models): match for match in matches}
     stale, kept, done = [], [], set()
     for row in file.rows:
-        match = wanted.get(_key(row)) if row["judge"][0] == settings.judge else None
-        if match and not _answers(row, match, settings):
+        own = row["judge"][0] == settings.judge
+        match = wanted.get(_key(row)) if own else None
+        if (match and not _answers(row, match, settings)) or (own and _is_of_none(row, answers)):
             stale.append(row)
             continue
         kept.append(with_fingerprints(row, match.answers) if match else row)
@@ -146,6 +149,14 @@ def _unjudged(matches: Sequence[Match], settings: JudgeSettings, file: RowFile, 
         )
     file.replace(kept)
     return [match for key, match in wanted.items() if key not in done]
+
+
+def _is_of_none(row: Mapping[str, Any], answers: Answers) -> bool:
+    """Whether a row of ours judges a turn that one of these models has not, or no longer, answered."""
+    question, turn, *models = _key(row)
+    if "asked" not in row or not all(model in answers for model in models):
+        return False
+    return any(question not in answers[model] or len(answers[model][question].turns) < turn for model in models)
 
 
 def _answers(row: Mapping[str, Any], match: Match, settings: JudgeSettings) -> bool:

@@ -200,6 +200,8 @@ def test_a_refused_turn_leaves_those_before_it_and_is_asked_for_again(tmp_path: 
         server.requests.clear()
         last = answer_questions(QUESTIONS, "m", chosen, tmp_path)
         assert (last.made, last.kept, last.refused) == (2, 6, ())
+        # Of what this run asked for alone: 6 words for 81.2, 1 and 6 for both turns of 91; four in each answer.
+        assert (last.usage.prompt, last.usage.completion) == (13, 12)
         asked = {body["messages"][-1]["content"]: body["messages"] for body in server.requests}
     assert sorted(asked) == ["81.2?", "91.1?", "91.2?"]
     assert [message["content"] for message in asked["81.2?"]] == ["81.1?", found[81].turns[0], "81.2?"]
@@ -219,7 +221,7 @@ def test_a_setting_that_is_refused_altogether_is_a_fault(tmp_path: Path) -> None
     with ChatServer(answer) as server:
         for _ in range(2):
             with pytest.raises(
-                EngineError, match=r"8 answers, all of one model, are refused.*verbosity=0: turn 1: 400 unk"
+                EngineError, match=r"8 answers, all of their models, are refused.*verbosity=0: turn 1: 400 unk"
             ):
                 answer_questions(QUESTIONS, "m", settings(server), tmp_path, steering)
     assert len(read_answers(tmp_path / "model_answer" / "m.jsonl")) == 8

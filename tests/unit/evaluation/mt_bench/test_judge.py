@@ -341,6 +341,21 @@ def test_answers_of_one_turn_or_missing_ones(bench: Benchmark, tmp_path: Path) -
         load_answers(tmp_path / "nothing")
 
 
+def test_a_judgment_of_an_answer_that_is_no_more(bench: Benchmark, tmp_path: Path) -> None:
+    """The second turn of a question was answered and judged; answered anew, it was refused."""
+    write_answers(tmp_path, "m")
+    with ChatServer(seven) as server:
+        chosen = settings(server)
+        judge(bench, chosen, tmp_path)
+        rows = [answer_row(row["question_id"], "m", [f"m{row['question_id']}.1"]) for row in question_rows()]
+        write_rows(tmp_path / "model_answer" / "m.jsonl", rows)
+        with pytest.raises(DataError, match=r"8 judgments, the first of question 81, are of other answers.*--fresh"):
+            judge(bench, chosen, tmp_path)
+        report = judge(bench, chosen, tmp_path, fresh=True)
+    assert (report.made, report.kept) == (0, 8)
+    assert {item.turn for item in singles(report.file)} == {1}
+
+
 def test_a_filtered_judgment_is_unrated(bench: Benchmark, tmp_path: Path) -> None:
     write_answers(tmp_path, "m")
     with ChatServer(lambda body: Said(None, "content_filter")) as server:
