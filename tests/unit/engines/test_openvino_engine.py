@@ -243,7 +243,7 @@ def test_models_that_it_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     engine = make_engine(tmp_path / "policy", prompting, "auto", "cpu", say=said.append, precision="int8")
     assert isinstance(engine, TorchEngine)
     assert "engine torch, not openvino" in said[0]
-    assert said[1:] == ["precision int8 is for engine openvino; torch computes in that of the weights"]
+    assert said[1:] == ["precision int8 is for engine openvino; torch computes in float32"]
     with pytest.raises(ConfigError, match="precision bf16 is for engine openvino"):
         make_engine(tmp_path / "policy", prompting, "torch", precision="bf16")
     with pytest.raises(ConfigError, match="address of a server"):
