@@ -155,6 +155,9 @@ def _compiled(folder: Path, precision: Precision, turns: Sequence[float], scale:
             "CPU",
             {
                 "PERFORMANCE_HINT": "LATENCY",
+                # What it prepares for each number of rows it keeps by the thousand, which speeds nothing up and only
+                # takes memory, more for every number it has not met.
+                "CPU_RUNTIME_CACHE_CAPACITY": 0,
                 "INFERENCE_PRECISION_HINT": computing.kind,
                 "KV_CACHE_PRECISION": computing.kind,
                 "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(computing.group),
