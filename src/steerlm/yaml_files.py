@@ -16,7 +16,8 @@ def read_yaml(path: str | Path) -> Any:
     text = Path(path).read_text(encoding="utf-8")
     try:
         return yaml.load(text, _Loader)
-    except (ValueError, LookupError, AttributeError, ArithmeticError) as error:  # such as of a thirteenth month
+    # Such as of a thirteenth month.
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise yaml.YAMLError(f"a value is none of its kind: {error}") from error
 
 

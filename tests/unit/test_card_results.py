@@ -183,13 +183,16 @@ def test_scores_of_mt_bench(tmp_path: Path) -> None:
         "judge": "j",
         "total": {"value": 6.5, "low": 6.0, "high": 7.0},
         "turns": {"1": {"value": 7.0, "low": 6.0, "high": 8.0}, "2": {"value": None, "low": None, "high": None}},
-        "counts": {"rated": 9, "missing": 151, "questions": 5},
+        "total_without_doubtful_references": estimate(7.25),
+        "counts": {"rated": 9, "missing": 151, "questions": 5, "doubtful": 2},
         "categories": {"writing": estimate(8.25), "math": estimate(math.nan), "stem": estimate(3.5)},
     }
     write_record(evaluation_folder(tmp_path), "mt_bench", {"model": INFO.fingerprint, "scores": [score]})
     text = write_card(tmp_path).read_text()
     assert "| m@humor=4 | j | 6.50 [6.00, 7.00] | 7.00 [6.00, 8.00] | – | 5 | 9 | 151 |" in text
     assert "\n| model | judge | writing | stem |\n|---|---|---|---|\n| m@humor=4 | j | 8.25 | 3.50 |\n" in text
+    doubtful = "m@humor=4 by j: 2 grades go by a reference answer that is known to be wrong; without them its total"
+    assert f"\n\n{doubtful} is 7.25 [7.15, 7.35].\n\n" in text
     assert "80 questions" not in text
     assert "mt_bench.png" not in text
     assert cited(text) == ["2310.05344", "2311.09528", "2306.05685"]

@@ -99,8 +99,14 @@ def run_command(
         check_weights(_rows(load_answers(out, models)), card)
     file = _judge(loaded, out, models, chosen, fresh)
     singles, pairs = read_judgments([file])
-    singles = [row for row in singles if row.model in models]
-    pairs = [row for row in pairs if set(row.models) <= set(known) and chosen.baseline in (None, *row.models)]
+    # The folder may hold more than this command is about: other models, questions of a larger benchmark.
+    asked = loaded.categories
+    singles = [row for row in singles if row.model in models and row.question_id in asked]
+    pairs = [
+        row
+        for row in pairs
+        if set(row.models) <= set(known) and chosen.baseline in (None, *row.models) and row.question_id in asked
+    ]
     report = _report([file], singles, pairs, loaded, "all", False)
     _show(report, out, json_)
     _to_card(report, singles, card)
@@ -227,7 +233,7 @@ def _answer(
         )
     usage = _tokens(report.usage)
     _say(f"{report.made} questions answered ({report.cut} cut at the limit; {usage}), {report.kept} were there")
-    _say_refused(report.refused, "answers", "the server")
+    _say_refused(report.refused, "turns of answers", "the server")
 
 
 def _steering(settings: list[str] | None) -> list[answering.Setting]:
@@ -257,9 +263,7 @@ def _judged(report: JudgeReport, priced: bool) -> str:
 
 def _say_refused(refused: Sequence[Failure[Any]], what: str, by: str) -> None:
     if refused:
-        _say(
-            f"{len(refused)} {what} refused by {by}, in whole or in part, and missing in the scores: first {refused[0]}"
-        )
+        _say(f"{what} refused by {by}, and missing in the scores: {len(refused)}, the first of {refused[0]}")
 
 
 def _tokens(usage: Usage) -> str:

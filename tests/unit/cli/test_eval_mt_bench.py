@@ -148,6 +148,19 @@ def test_without_matplotlib_there_are_tables(
     assert [path.name for path in out.iterdir()] == ["mt_bench.json"]
 
 
+def test_scores_are_of_the_questions_of_the_benchmark_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder has answers and judgments of a larger benchmark."""
+    larger, bench = write_bench(tmp_path / "larger", per_category=2), write_bench(tmp_path / "data")
+    command = ["eval", "mt-bench", "run", "m", "--out", str(tmp_path / "out"), "--json", "--judge", "j"]
+    with ChatServer(model) as served, ChatServer(judge) as judging:
+        command += ["--url", served.url, "--judge-url", judging.url, "--bench"]
+        for folder, questions in ((larger, 16), (bench, 8)):
+            assert run([*command, str(folder)]) == 0
+            [score] = json.loads(capsys.readouterr().out)["scores"]
+            assert (score["counts"]["questions"], score["counts"]["missing"]) == (questions, 0)
+            assert "other" not in score["categories"]
+
+
 def test_tables_from_judgment_files_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = write_rows(tmp_path / "one.jsonl", [judgment_row(81, "m", 1, 8), judgment_row(81, "m", 1, 4)])
     two = write_rows(tmp_path / "two.jsonl", [judgment_row(91, "m", 2, -1, "?")])
@@ -273,8 +286,8 @@ def test_a_failing_server_ends_with_what_to_do(tmp_path: Path, capsys: pytest.Ca
     with ChatServer(lambda body: Refusal(400, "no")) as served:
         command = ["eval", "mt-bench", "answer", "m", "--out", str(tmp_path), "--bench", str(bench)]
         assert run([*command, "--url", served.url]) == 2
-    said = "8 answers, all of their models, are refused, the first for question 81 of m: turn 1: 400 no"
-    assert said in capsys.readouterr().err
+    said = "8 answers are refused, and of the same model or pair there are no others; the first for question 81 of m: "
+    assert f"{said}turn 1: 400 no" in capsys.readouterr().err
 
 
 def test_what_is_refused_does_not_keep_the_rest_from_being_scored(
@@ -297,9 +310,9 @@ def test_what_is_refused_does_not_keep_the_rest_from_being_scored(
             assert run(command) == 0
             assert len(served.requests) == asked
             said = capsys.readouterr().err
-            missing = "refused by the {}, in whole or in part, and missing in the scores: first question"
-            assert f"1 answers {missing.format('server')} 81 of m: turn 2: 400 2100 tokens" in said
-            assert f"2 judgments {missing.format('judge')} 91, turn 1, m: 400 content filter" in said
+            missing = "refused by the {}, and missing in the scores: {}, the first of question"
+            assert f"turns of answers {missing.format('server', 1)} 81 of m: turn 2: 400 2100 tokens" in said
+            assert f"judgments {missing.format('judge', 2)} 91, turn 1, m: 400 content filter" in said
     [score] = json.loads((out / "mt_bench.json").read_text())["scores"]
     assert score["counts"]["rated"] == 13
 
@@ -318,7 +331,7 @@ def test_a_judge_that_refuses_a_whole_model_fails_beside_others_that_it_judged(
         assert run(command) == 0
         refuses = True
         assert run([*command, "--setting", "verbosity=4"]) == 2
-    assert "16 judgments, all of their models, are refused" in capsys.readouterr().err
+    assert "16 judgments are refused, and of the same model or pair there are no others" in capsys.readouterr().err
 
 
 def test_a_radar_of_other_scores_is_removed(tmp_path: Path) -> None:

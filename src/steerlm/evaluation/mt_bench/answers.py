@@ -110,8 +110,9 @@ def answer_questions(
     """Answer all questions at every setting, into `out`/model_answer/NAME[@SETTING].jsonl.
 
     `model` is what the server calls it, `name` what files and tables do. Answers that are there are kept. A turn that
-    the server refuses is missing, with those after it, until it is asked for again. Raises `EngineError` where some
-    failed otherwise or all at a setting are refused, `DataError` where a file holds answers made otherwise.
+    the server refuses is missing, with those after it, until it is asked for again; a turn is on the disk before the
+    next one is asked for. Raises `EngineError` where some failed otherwise or all at a setting are refused, `DataError`
+    where a file holds answers made otherwise.
     """
     endpoint = Endpoint(
         settings.url,
@@ -157,7 +158,7 @@ class _Job:
     model: str
     file: RowFile
     begun: tuple[Reply, ...]
-    """Turns that were answered before; the one after them was refused."""
+    """Turns that were answered before."""
 
     def __str__(self) -> str:
         return f"question {self.question.id} of {self.model}"
@@ -218,38 +219,33 @@ async def _answer_all(
 
         async def work(job: _Job) -> None:
             replies = list(job.begun)
-            refusal = await _answer(client, job, settings, replies)
-            if len(replies) > len(job.begun):
-                job.file.append(_row(client.model, job, settings, replies))
-                made.append(replies[len(job.begun) :])
-                progress(len(made), len(jobs))
-            if refusal is not None:
-                raise RefusedError(f"turn {len(replies) + 1}: {refusal}")
+            try:
+                while len(replies) < len(job.question.turns):
+                    replies.append(await _answer(client, job, settings, replies))
+                    job.file.append(_row(client.model, job, settings, replies))
+            except RefusedError as error:
+                raise RefusedError(f"turn {len(replies) + 1}: {error}") from error
+            finally:
+                if len(replies) > len(job.begun):
+                    made.append(replies[len(job.begun) :])
+                    progress(len(made), len(jobs))
 
         return await work_through(jobs, work, settings.concurrency)
 
 
-async def _answer(client: ChatClient, job: _Job, settings: AnswerSettings, replies: list[Reply]) -> RefusedError | None:
-    """Add the replies to the turns that have none: each turn sees those before it, with what the model itself answered.
-    Returns the refusal of the next, where there is one.
-    """
+async def _answer(client: ChatClient, job: _Job, settings: AnswerSettings, replies: Sequence[Reply]) -> Reply:
+    """The reply to the first turn that has none; it sees those before it, with what the model itself answered."""
     messages: list[dict[str, str]] = []
+    for turn, reply in zip(job.question.turns, replies, strict=False):
+        messages += [{"role": "user", "content": turn}, {"role": "assistant", "content": reply.text}]
+    messages.append({"role": "user", "content": job.question.turns[len(replies)]})
     fields = _nested(settings.attributes_field, dict(job.setting.values)) if job.setting.values else {}
-    for number, turn in enumerate(job.question.turns):
-        messages.append({"role": "user", "content": turn})
-        if number == len(replies):
-            try:
-                reply = await client.complete(
-                    messages,
-                    temperature=temperature(job.question.category, settings.greedy),
-                    max_tokens=settings.max_tokens,
-                    **fields,
-                )
-            except RefusedError as error:
-                return error
-            replies.append(reply)
-        messages.append({"role": "assistant", "content": replies[number].text})
-    return None
+    return await client.complete(
+        messages,
+        temperature=temperature(job.question.category, settings.greedy),
+        max_tokens=settings.max_tokens,
+        **fields,
+    )
 
 
 def _row(model: str, job: _Job, settings: AnswerSettings, replies: Sequence[Reply]) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from steerlm.errors import ConfigError, EngineError
 T = TypeVar("T")
 Messages = Sequence[Mapping[str, str]]
 _BUSY = {408, 409, 425, 429}
-_HOPELESS = {401, 402, 403, 404, 405}
-_REFUSED = {400, 413, 414, 422}
+_HOPELESS = {401, 402, 404, 405}
+_REFUSED = {400, 403, 413, 414, 422}
 _LONGEST_PAUSE = 60.0
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -30,7 +30,7 @@ class HopelessError(EngineError):
 
 
 class RefusedError(EngineError):
-    """The request is refused, and would be again: too long for the model's context, or kept out by a filter."""
+    """The request is refused, and would be again: too long for the model's context, kept out by a filter, forbidden."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +259,10 @@ def refusals(failures: Sequence[Failure[T]], asked: int, what: str, has_any: Cal
             "run the same command again to try only these"
         )
     if wholly := [failure for failure in refused if not has_any(failure.what)]:
-        raise EngineError(f"{len(wholly)} {what}, all of their models, are refused, the first for {wholly[0]}")
+        raise EngineError(
+            f"{len(wholly)} {what} are refused, and of the same model or pair there are no others; "
+            f"the first for {wholly[0]}"
+        )
     return refused
 
 

@@ -131,11 +131,14 @@ def _unjudged(
 ) -> list[Match]:
     """Matches without a judgment of the same request in the file."""
     wanted = {(match.question.id, match.turn, *match.models): match for match in matches}
-    stale, kept, done = [], [], set()
+    stale, orphans, kept, done = [], [], [], set()
     for row in file.rows:
         own = row["judge"][0] == settings.judge
         match = wanted.get(_key(row)) if own else None
-        if (match and not _answers(row, match, settings)) or (own and _is_of_none(row, answers)):
+        if own and _is_of_none(row, answers):
+            orphans.append(row)
+            continue
+        if match and not _answers(row, match, settings):
             stale.append(row)
             continue
         kept.append(with_fingerprints(row, match.answers) if match else row)
@@ -146,6 +149,12 @@ def _unjudged(
             f"{file.path}: {len(stale)} judgments, the first of question {stale[0]['question_id']}, are of other "
             "answers, references, prompts or settings of the judge than these; pass --fresh to judge anew, or choose "
             "another --out"
+        )
+    if orphans and not fresh:
+        raise DataError(
+            f"{file.path}: {len(orphans)} judgments, the first of question {orphans[0]['question_id']}, turn "
+            f"{orphans[0]['turn']}, are of answers that are not, or no longer, among those to judge; answer first, or "
+            "pass --fresh to throw these judgments away"
         )
     file.replace(kept)
     return [match for key, match in wanted.items() if key not in done]

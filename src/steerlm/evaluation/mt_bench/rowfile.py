@@ -7,11 +7,16 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from steerlm.errors import DataError
 from steerlm.evaluation.mt_bench.layouts import Row, parse_row
 from steerlm.files import json_line, lock, read_records, write_jsonl
+
+
+class _Numbered(Protocol):
+    @property
+    def question_id(self) -> int: ...
 
 
 class RowFile:
@@ -21,7 +26,7 @@ class RowFile:
     file, or a line before the last is no row of that `kind`.
     """
 
-    def __init__(self, path: Path, kind: Callable[[Row], object]) -> None:
+    def __init__(self, path: Path, kind: Callable[[Row], _Numbered]) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         # A file of its own for the lock: the rows are replaced as a whole when they are sorted.
@@ -33,8 +38,8 @@ class RowFile:
             self._mend()
             self.rows: list[dict[str, Any]] = []
             for line, row in read_records(path) if path.exists() else ():
-                parse_row(path, line, row, kind)
-                self.rows.append(row)
+                number = parse_row(path, line, row, kind).question_id
+                self.rows.append({**row, "question_id": number})  # others may spell it otherwise, such as as a text
             self._stream = path.open("ab")
         except BaseException:
             self._lock.close()

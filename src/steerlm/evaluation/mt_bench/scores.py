@@ -210,12 +210,22 @@ def steering_differences(found: Sequence[Score]) -> list[Difference]:
 
 def difference(score: Score, other: Score) -> Difference:
     """The total of `score` minus that of `other` on the turns that both have; of a question that one has more turns of,
-    such as where its server refused the second, only the same turns are compared.
+    such as where its server refused the second, only the same turns are compared, and a turn with several grades counts
+    once, with their mean.
     """
-    both = {row[:2] for row in score.rows} & {row[:2] for row in other.rows}
+    ours, others = _by_turn(score), _by_turn(other)
+    both = ours.keys() & others.keys()
     (sums, counts), (other_sums, other_counts) = (
-        by_question((question, value) for question, turn, value in each.rows if (question, turn) in both)
-        for each in (score, other)
+        by_question((question, value) for (question, turn), value in each.items() if (question, turn) in both)
+        for each in (ours, others)
     )
     points = over_questions(lambda a, b, c, d: ratio(a, b) - ratio(c, d), sums, counts, other_sums, other_counts)
     return Difference(score.model, other.model, score.judge, points, len(sums))
+
+
+def _by_turn(score: Score) -> dict[tuple[int, int], float]:
+    """The mean grade of each question and turn."""
+    grades: dict[tuple[int, int], list[float]] = {}
+    for question, turn, value in score.rows:
+        grades.setdefault((question, turn), []).append(value)
+    return {place: sum(values) / len(values) for place, values in grades.items()}

@@ -213,6 +213,59 @@ def test_a_refused_turn_leaves_those_before_it_and_is_asked_for_again(tmp_path: 
     assert len(file.read_text().splitlines()) == 8
 
 
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (Refusal(500, "gone"), "1 of 8 answers failed.*question 81 of m: .*500 gone"),
+        (Refusal(402, "no credit"), "402 no credit"),
+    ],
+)
+def test_a_first_turn_outlives_whatever_becomes_of_the_second(tmp_path: Path, fault: Refusal, says: str) -> None:
+    fails = True
+
+    def answer(body: dict[str, Any]) -> str | Refusal:
+        return fault if fails and body["messages"][-1]["content"] == "81.2?" else echo(body)
+
+    with ChatServer(answer) as server:
+        chosen = settings(server, retries=0, concurrency=1)
+        with pytest.raises(EngineError, match=says):
+            answer_questions(QUESTIONS, "m", chosen, tmp_path)
+        fails = False
+        asked = len(server.requests)
+        report = answer_questions(QUESTIONS, "m", chosen, tmp_path)
+        later = [body["messages"][-1]["content"] for body in server.requests[asked:]]
+    assert later[0] == "81.2?"
+    assert "81.1?" not in later
+    [file] = report.files
+    assert [(item.question_id, len(item.turns)) for item in read_answers(file)] == [(item.id, 2) for item in QUESTIONS]
+    assert len(file.read_text().splitlines()) == 8
+
+
+def test_a_first_turn_is_on_the_disk_before_the_second_is_asked_for(tmp_path: Path) -> None:
+    seen = {}
+
+    def look(body: dict[str, Any]) -> str:
+        if len(body["messages"]) == 3:
+            path = tmp_path / "model_answer" / "m.jsonl"
+            seen[body["messages"][-1]["content"]] = {item.question_id: item.turns for item in read_answers(path)}
+        return echo(body)
+
+    with ChatServer(look) as server:
+        answer_questions(QUESTIONS[:2], "m", settings(server, concurrency=1), tmp_path)
+    assert seen["81.2?"] == {81: ("to 81.1? at {}",)}
+    assert seen["91.2?"] == {81: ("to 81.1? at {}", "to 81.2? at {}"), 91: ("to 91.1? at {}",)}
+
+
+def test_a_question_that_a_filter_keeps_out_leaves_the_others(tmp_path: Path) -> None:
+    def moderated(body: dict[str, Any]) -> str | Refusal:
+        return Refusal(403, "flagged") if body["messages"][0]["content"] == "101.1?" else echo(body)
+
+    with ChatServer(moderated) as server:
+        report = answer_questions(QUESTIONS, "m", settings(server), tmp_path)
+    assert [str(failure) for failure in report.refused] == ["question 101 of m: turn 1: 403 flagged"]
+    assert report.made == 7
+
+
 def test_a_setting_that_is_refused_altogether_is_a_fault(tmp_path: Path) -> None:
     def answer(body: dict[str, Any]) -> Any:
         return Refusal(400, "unknown field attributes") if "attributes" in body else "Yes."
@@ -221,7 +274,7 @@ def test_a_setting_that_is_refused_altogether_is_a_fault(tmp_path: Path) -> None
     with ChatServer(answer) as server:
         for _ in range(2):
             with pytest.raises(
-                EngineError, match=r"8 answers, all of their models, are refused.*verbosity=0: turn 1: 400 unk"
+                EngineError, match=r"8 answers are refused, .* no others; .*verbosity=0: turn 1: 400 unk"
             ):
                 answer_questions(QUESTIONS, "m", settings(server), tmp_path, steering)
     assert len(read_answers(tmp_path / "model_answer" / "m.jsonl")) == 8

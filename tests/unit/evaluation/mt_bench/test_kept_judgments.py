@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from chat_server import ChatServer
 from judging import judge, settings, seven, singles, write_answers
 from small_bench import answer_row, judgment_row, question_rows, write_rows
 from steerlm.errors import DataError
+from steerlm.evaluation.mt_bench.layouts import read_judgments
 from steerlm.evaluation.mt_bench.questions import Benchmark
 
 
@@ -94,11 +96,31 @@ def test_a_judgment_of_an_answer_that_is_no_more(bench: Benchmark, tmp_path: Pat
         judge(bench, chosen, tmp_path)
         rows = [answer_row(row["question_id"], "m", [f"m{row['question_id']}.1"]) for row in question_rows()]
         write_rows(tmp_path / "model_answer" / "m.jsonl", rows)
-        with pytest.raises(DataError, match=r"8 judgments, the first of question 81, are of other answers.*--fresh"):
+        with pytest.raises(
+            DataError, match=r"8 judgments, .* question 81, turn 2, are of answers that are not.*--fresh"
+        ):
             judge(bench, chosen, tmp_path)
         report = judge(bench, chosen, tmp_path, fresh=True)
     assert (report.made, report.kept) == (0, 8)
     assert {item.turn for item in singles(report.file)} == {1}
+
+
+def test_a_comparison_with_an_answer_that_is_no_more(bench: Benchmark, tmp_path: Path) -> None:
+    """Of one of two models, the answers to all questions but one are gone; what others judged is left alone."""
+    write_answers(tmp_path, "m", "n")
+    with ChatServer(lambda body: "[[C]]") as server:
+        chosen = settings(server, mode="pair-all")
+        path = judge(bench, chosen, tmp_path).file
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        published = {key: value for key, value in rows[-1].items() if key != "asked"}
+        write_rows(path, [*rows[:-1], published])
+        assert published["question_id"] != 81
+        write_rows(tmp_path / "model_answer" / "n.jsonl", [answer_row(81, "n", ["n81.1", "n81.2"])])
+        with pytest.raises(DataError, match=r"13 judgments, .* are of answers that are not"):
+            judge(bench, chosen, tmp_path)
+        report = judge(bench, chosen, tmp_path, fresh=True)
+    assert (report.made, report.kept) == (0, 2)
+    assert read_judgments([path])[1][-1].row == published
 
 
 def test_rows_that_name_the_pair_the_other_way_round_are_kept(bench: Benchmark, tmp_path: Path) -> None:

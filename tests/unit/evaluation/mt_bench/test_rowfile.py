@@ -55,6 +55,12 @@ def test_a_last_line_without_its_end_is_a_row(tmp_path: Path) -> None:
     assert len(path.read_bytes().splitlines()) == 4
 
 
+def test_numbers_of_questions_are_numbers_however_they_are_spelt(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "m.jsonl", [{**row, "question_id": str(row["question_id"])} for row in ROWS])
+    with RowFile(path, Answer.from_row) as file:
+        assert file.rows == ROWS
+
+
 def test_what_is_no_row_is_named(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "m.jsonl", [ROWS[0], {"question_id": 1}])
     with pytest.raises(DataError, match=r"m\.jsonl: line 2: .*'choices' is missing"):

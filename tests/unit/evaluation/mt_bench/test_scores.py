@@ -183,6 +183,14 @@ def test_a_difference_is_over_shared_questions() -> None:
     assert math.isnan(difference(one, three).points.value)
 
 
+def test_a_turn_judged_twice_counts_once_in_a_difference() -> None:
+    """Every turn that both have is graded the same."""
+    once = only(judged(judgment_row(81, "a", 1, 9), judgment_row(82, "a", 1, 3)))
+    twice = only(judged(judgment_row(81, "b", 1, 9), judgment_row(81, "b", 1, 9), judgment_row(82, "b", 1, 3)))
+    assert twice.total.value == 7
+    assert difference(once, twice).points.value == 0
+
+
 @pytest.mark.parametrize(("questions", "has_interval"), [(1, False), (4, False), (5, True)])
 def test_a_few_questions_have_no_interval(questions: int, has_interval: bool) -> None:
     """That of one would have no width, as if it were exact."""
