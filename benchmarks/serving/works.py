@@ -31,6 +31,8 @@ from steerlm.errors import EngineError
 from steerlm.models.base import load_tokenizer
 
 Values = dict[str, int]
+_AT_ONCE = 256
+"""Tokens of prompts that `OpenVinoEngine` computes in one pass in f32."""
 
 
 class Bench:
@@ -173,13 +175,16 @@ class Bench:
         }
 
     def load(self) -> dict[str, Any]:
-        """Many clients for a while, twice, then far more requests at once than the queue takes. The cache of keys and
-        values is so small that the first while fills it: from then on memory is to stay as it is.
+        """Prompts of every length, then many clients for a while, twice, then far more requests at once than the queue
+        takes. The cache of keys and values is so small that the prompts fill it, and OpenVINO keeps something for each
+        number of rows that it once computed: from then on memory is to stay as it is.
         """
         o = self.options
         with self._ours("--cache-gb", str(o.load_cache_gb))() as server:
             asyncio.run(self._round(server.url, [self._body(_ask(text)) for text in prompts(o.clients)]))
             before = server.resident_mb()
+            asyncio.run(self._every_length(server.url))
+            lengths = server.resident_mb()
             seen, seconds = asyncio.run(self._clients(server.url, 0))
             steady = server.resident_mb()
             again, _ = asyncio.run(self._clients(server.url, 1))
@@ -201,10 +206,23 @@ class Bench:
             ],
             "flood_statuses": dict(Counter(str(item.status) for item in flood)),
             "answers_after_flood": last[0].status,
-            "resident_mb": {"before": before, "after_load": steady, "after_second_load": later, "after_flood": after},
+            "resident_mb": {
+                "before": before,
+                "after_every_length": lengths,
+                "after_load": steady,
+                "after_second_load": later,
+                "after_flood": after,
+            },
         }
         self.say(f"load: {record}")
         return record
+
+    async def _every_length(self, url: str) -> None:
+        """One after another, prompts of each length that our engine computes at once, none of which another begins."""
+        async with session(url) as client:
+            for length in range(1, _AT_ONCE + 1):
+                body = {"model": str(self.options.model), "prompt": [100 + length] * length, "max_tokens": 1}
+                await post(client, "/v1/completions", body)
 
     async def _clients(self, url: str, part: int) -> tuple[list[Seen], float]:
         o = self.options

@@ -20,6 +20,7 @@ from steerlm.server.logs import CLIENT_CLOSED, current
 Result = TypeVar("Result")
 Item = TypeVar("Item")
 _LONG_BODY = 32 * 1024  # bytes; rendering what such a body holds takes milliseconds
+_ESCAPED = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
 _LOG = logging.getLogger(__name__)
 
 
@@ -67,9 +68,11 @@ class EventStream(StreamingResponse):
 
 
 def event(data: BaseModel | str, name: str | None = None) -> str:
-    """One event. JSON has no raw line breaks, so that it is one line of data."""
+    """One event. JSON has no raw line breaks, so that it is one line of data; what else ends lines in Unicode, at which
+    many clients cut a stream, is escaped.
+    """
     text = data if isinstance(data, str) else data.model_dump_json()
-    return (f"event: {name}\n" if name else "") + f"data: {text}\n\n"
+    return (f"event: {name}\n" if name else "") + f"data: {text.translate(_ESCAPED)}\n\n"
 
 
 async def begun(request: Request, source: AsyncGenerator[Item, None]) -> AsyncGenerator[Item, None]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -107,6 +109,18 @@ def test_white_space_at_the_beginning_is_no_part_of_an_answer(serve: Serve) -> N
     assert whole["usage"]["completion_tokens"] == 4
     raw = send(serve(engine=Scripted(*script)), "/v1/completions", {"prompt": "a"}).json()
     assert raw["choices"][0]["text"] == "\n  Salt is"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [(CHAT, {"messages": HELLO}), ("/v1/completions", {"prompt": "a"}), ("/v1/responses", {"input": "a"})],
+)
+def test_lines_of_a_stream_end_where_events_do(serve: Serve, path: str, body: dict[str, Any]) -> None:
+    """Clients that decode a stream before they cut it into lines cut it at all that Unicode ends lines with."""
+    text = "a\v\f\x1c\x1d\x1e\x85\u2028\u2029b"
+    answer = send(serve(engine=Scripted(Piece(0, 70, text, "stop"))), path, {**body, "stream": True})
+    assert answer.text.splitlines() == answer.text.split("\n")[:-1]
+    assert json.dumps(text) in json.dumps(events(answer.text))
 
 
 def test_many_streams_at_once(state: ServerState) -> None:
