@@ -26,13 +26,12 @@ from benchmarks.serving.peers import engine_seconds, llama_cpp_seconds, transfor
 from benchmarks.serving.texts import Message, conversation, prompts
 from steerlm.checkpoints.gguf import export_gguf
 from steerlm.devices import pick_precision
+from steerlm.engines.openvino import CHUNK
 from steerlm.engines.openvino_network import computes_bfloat16
 from steerlm.errors import EngineError
 from steerlm.models.base import load_tokenizer
 
 Values = dict[str, int]
-_AT_ONCE = 256
-"""Tokens of prompts that `OpenVinoEngine` computes in one pass in f32."""
 
 
 class Bench:
@@ -177,7 +176,8 @@ class Bench:
     def load(self) -> dict[str, Any]:
         """Prompts of every length, then many clients for a while, twice, then far more requests at once than the queue
         takes. The cache of keys and values is so small that the prompts fill it, and OpenVINO keeps something for each
-        number of rows that it once computed: from then on memory is to stay as it is.
+        number of rows that it once computed: from then on memory is to stay as it is, but for what the last requests
+        take all at once.
         """
         o = self.options
         with self._ours("--cache-gb", str(o.load_cache_gb))() as server:
@@ -220,7 +220,7 @@ class Bench:
     async def _every_length(self, url: str) -> None:
         """One after another, prompts of each length that our engine computes at once, none of which another begins."""
         async with session(url) as client:
-            for length in range(1, _AT_ONCE + 1):
+            for length in range(1, CHUNK + 1):
                 body = {"model": str(self.options.model), "prompt": [100 + length] * length, "max_tokens": 1}
                 await post(client, "/v1/completions", body)
 

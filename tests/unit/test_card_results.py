@@ -191,8 +191,8 @@ def test_scores_of_mt_bench(tmp_path: Path) -> None:
     text = write_card(tmp_path).read_text()
     assert "| m@humor=4 | j | 6.50 [6.00, 7.00] | 7.00 [6.00, 8.00] | – | 5 | 9 | 151 |" in text
     assert "\n| model | judge | writing | stem |\n|---|---|---|---|\n| m@humor=4 | j | 8.25 | 3.50 |\n" in text
-    doubtful = "m@humor=4 by j: 2 grades go by a reference answer that is known to be wrong; without them its total"
-    assert f"\n\n{doubtful} is 7.25 [7.15, 7.35].\n\n" in text
+    doubtful = "m@humor=4 by j: grades that go by a reference answer known to be wrong: 2; total without them"
+    assert f"\n\n{doubtful}: 7.25 [7.15, 7.35].\n\n" in text
     assert "80 questions" not in text
     assert "mt_bench.png" not in text
     assert cited(text) == ["2310.05344", "2311.09528", "2306.05685"]

@@ -75,7 +75,8 @@ def run_command(
         Attribute values to answer with, such as verbosity=0,humor=4 ("none" leaves one unset), or default for the
         server's own. May be repeated: every setting is judged like a model of its own, and compared with the default.
     fresh
-        Throw away judgments of other answers, references, prompts or settings of the judge than these.
+        Throw away judgments of other answers, references, prompts or settings of the judge than these, and of answers
+        that are no longer there.
     json_
         Print the scores as JSON.
     card
@@ -96,7 +97,7 @@ def run_command(
     check_judging(chosen, known)
     _answer(loaded, model, out, name, setting, answers)
     if card:  # before the judge is paid
-        check_weights(_rows(load_answers(out, models)), card)
+        check_weights(_rows(load_answers(out, models), loaded), card)
     file = _judge(loaded, out, models, chosen, fresh)
     singles, pairs = read_judgments([file])
     # The folder may hold more than this command is about: other models, questions of a larger benchmark.
@@ -167,7 +168,8 @@ def judge_command(
     models
         Models to judge; without any, all that have answers. May be repeated.
     fresh
-        Throw away judgments of other answers, references, prompts or settings of the judge than these.
+        Throw away judgments of other answers, references, prompts or settings of the judge than these, and of answers
+        that are no longer there.
     """
     _judge(load_benchmark(bench or BenchSettings()), out, models or [], judging, fresh)
 
@@ -233,7 +235,7 @@ def _answer(
         )
     usage = _tokens(report.usage)
     _say(f"{report.made} questions answered ({report.cut} cut at the limit; {usage}), {report.kept} were there")
-    _say_refused(report.refused, "turns of answers", "the server")
+    _say_refused(report.refused, "answers lack turns that the server refused")
 
 
 def _steering(settings: list[str] | None) -> list[answering.Setting]:
@@ -248,7 +250,7 @@ def _judge(bench: Benchmark, out: Path, models: list[str], settings: JudgeSettin
     with _progress("judgments") as progress:
         report = judge_answers(bench, load_answers(out, names), chosen, out, fresh, progress)
     _say(_judged(report, priced=bool(chosen.price_prompt or chosen.price_completion)))
-    _say_refused(report.refused, "judgments", "the judge")
+    _say_refused(report.refused, "judgments are refused by the judge, and missing in the scores")
     return report.file
 
 
@@ -261,9 +263,9 @@ def _judged(report: JudgeReport, priced: bool) -> str:
     )
 
 
-def _say_refused(refused: Sequence[Failure[Any]], what: str, by: str) -> None:
+def _say_refused(refused: Sequence[Failure[Any]], what: str) -> None:
     if refused:
-        _say(f"{what} refused by {by}, and missing in the scores: {len(refused)}, the first of {refused[0]}")
+        _say(f"{len(refused)} {what}; the first: {refused[0]}")
 
 
 def _tokens(usage: Usage) -> str:
@@ -324,8 +326,14 @@ def _progress(title: str) -> Iterator[answering.Progress]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _rows(answers: Answers) -> Iterator[tuple[str, Row]]:
-    return ((model, answer.row) for model, found in answers.items() for answer in found.values())
+def _rows(answers: Answers, bench: Benchmark) -> Iterator[tuple[str, Row]]:
+    questions = bench.categories
+    return (
+        (model, answer.row)
+        for model, found in answers.items()
+        for number, answer in found.items()
+        if number in questions
+    )
 
 
 def _to_card(report: Report, singles: Sequence[SingleJudgment], policy: Path | None) -> None:

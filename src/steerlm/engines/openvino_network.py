@@ -155,8 +155,8 @@ def _compiled(folder: Path, precision: Precision, turns: Sequence[float], scale:
             "CPU",
             {
                 "PERFORMANCE_HINT": "LATENCY",
-                # Else it keeps more of what it prepares for each number of rows that it meets (2 MB each instead of 1,
-                # with a model of 135M parameters), and is no faster for it.
+                # Else it keeps twice as much of what it prepares for each number of rows that it meets, with no model
+                # that was measured to any use (docs/results.md).
                 "CPU_RUNTIME_CACHE_CAPACITY": 0,
                 "INFERENCE_PRECISION_HINT": computing.kind,
                 "KV_CACHE_PRECISION": computing.kind,

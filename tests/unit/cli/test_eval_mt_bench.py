@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from chat_server import ChatServer, Refusal
-from small_bench import judgment_row, write_bench, write_rows
+from small_bench import answer_row, judgment_row, write_bench, write_rows
 from steerlm.attributes import STEERLM
 from steerlm.cli.main import run
 from steerlm.models.directory import ModelInfo
@@ -161,6 +161,19 @@ def test_scores_are_of_the_questions_of_the_benchmark_alone(tmp_path: Path, caps
             assert "other" not in score["categories"]
 
 
+def test_win_rates_are_of_the_questions_of_the_benchmark_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    larger, bench = write_bench(tmp_path / "larger", per_category=2), write_bench(tmp_path / "data")
+    command = ["eval", "mt-bench", "run", "m", "--out", str(tmp_path / "out"), "--json", "--judge", "j"]
+    command += ["--mode", "pair-all", "--setting", "default", "--setting", "verbosity=4"]
+    with ChatServer(model) as served, ChatServer(lambda body: "[[C]]") as judging:
+        command += ["--url", served.url, "--judge-url", judging.url, "--bench"]
+        for folder, turns in ((larger, 32), (bench, 16)):
+            assert run([*command, str(folder)]) == 0
+            assert [rate["ties"] for rate in json.loads(capsys.readouterr().out)["win_rates"]] == [turns] * 2
+
+
 def test_tables_from_judgment_files_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = write_rows(tmp_path / "one.jsonl", [judgment_row(81, "m", 1, 8), judgment_row(81, "m", 1, 4)])
     two = write_rows(tmp_path / "two.jsonl", [judgment_row(91, "m", 2, -1, "?")])
@@ -206,8 +219,11 @@ def test_scores_of_weights_that_the_policy_no_longer_has(tmp_path: Path, capsys:
         file = out / "model_judgment" / "j_single.jsonl"
         assert run(["eval", "mt-bench", "score", str(file), "--card", str(policy)]) == 2
         assert (policy / "evaluation" / "mt_bench.json").read_text() == record
-        # Answered anew with the same words: the judgments stay, and are the new weights'.
+        # Answered anew with the same words: the judgments stay, and are the new weights'. The old ones answered another
+        # benchmark in the same folder.
         shutil.rmtree(out / "model_answer")
+        other = {**answer_row(1, "m", ["one", "two"]), "fingerprints": [old]}
+        write_rows(out / "model_answer" / "m.jsonl", [other])
         assert run([*command, "--out", str(out)]) == 0
         assert len(judging.requests) == judged
         assert run(["eval", "mt-bench", "score", str(file), "--card", str(policy)]) == 0
@@ -286,8 +302,8 @@ def test_a_failing_server_ends_with_what_to_do(tmp_path: Path, capsys: pytest.Ca
     with ChatServer(lambda body: Refusal(400, "no")) as served:
         command = ["eval", "mt-bench", "answer", "m", "--out", str(tmp_path), "--bench", str(bench)]
         assert run([*command, "--url", served.url]) == 2
-    said = "8 answers are refused, and of the same model or pair there are no others; the first for question 81 of m: "
-    assert f"{said}turn 1: 400 no" in capsys.readouterr().err
+    said = "all answers of a model or pair are refused: 8, the first for question 81 of m: turn 1: 400 no"
+    assert said in capsys.readouterr().err
 
 
 def test_what_is_refused_does_not_keep_the_rest_from_being_scored(
@@ -310,9 +326,10 @@ def test_what_is_refused_does_not_keep_the_rest_from_being_scored(
             assert run(command) == 0
             assert len(served.requests) == asked
             said = capsys.readouterr().err
-            missing = "refused by the {}, and missing in the scores: {}, the first of question"
-            assert f"turns of answers {missing.format('server', 1)} 81 of m: turn 2: 400 2100 tokens" in said
-            assert f"judgments {missing.format('judge', 2)} 91, turn 1, m: 400 content filter" in said
+            answers = "1 answers lack turns that the server refused; the first: question"
+            assert f"{answers} 81 of m: turn 2: 400 2100 tokens" in said
+            judgments = "2 judgments are refused by the judge, and missing in the scores; the first: question"
+            assert f"{judgments} 91, turn 1, m: 400 content filter" in said
     [score] = json.loads((out / "mt_bench.json").read_text())["scores"]
     assert score["counts"]["rated"] == 13
 
@@ -331,7 +348,7 @@ def test_a_judge_that_refuses_a_whole_model_fails_beside_others_that_it_judged(
         assert run(command) == 0
         refuses = True
         assert run([*command, "--setting", "verbosity=4"]) == 2
-    assert "16 judgments are refused, and of the same model or pair there are no others" in capsys.readouterr().err
+    assert "all judgments of a model or pair are refused: 16, " in capsys.readouterr().err
 
 
 def test_a_radar_of_other_scores_is_removed(tmp_path: Path) -> None:

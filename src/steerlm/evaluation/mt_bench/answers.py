@@ -139,7 +139,10 @@ def answer_questions(
         failures = asyncio.run(_answer_all(jobs, endpoint, settings, made, progress))
         for file in files:
             file.replace(_latest(file.rows))
-    refused = refusals(failures, len(jobs), "answers", lambda job: bool(job.file.rows))
+    asked = {question.id for question in questions}
+    refused = refusals(
+        failures, len(jobs), "answers", lambda job: any(row["question_id"] in asked for row in job.file.rows)
+    )
     return AnswerReport(
         tuple(names),
         tuple(file.path for file in files),

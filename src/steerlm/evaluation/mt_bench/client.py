@@ -26,7 +26,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class HopelessError(EngineError):
-    """No request to this server can succeed: a wrong key, address or model."""
+    """No request to this server can succeed: a wrong key, address or model. 403 is no such fault, as servers answer so
+    to what a filter keeps out and to what their operator forbids.
+    """
 
 
 class RefusedError(EngineError):
@@ -259,10 +261,7 @@ def refusals(failures: Sequence[Failure[T]], asked: int, what: str, has_any: Cal
             "run the same command again to try only these"
         )
     if wholly := [failure for failure in refused if not has_any(failure.what)]:
-        raise EngineError(
-            f"{len(wholly)} {what} are refused, and of the same model or pair there are no others; "
-            f"the first for {wholly[0]}"
-        )
+        raise EngineError(f"all {what} of a model or pair are refused: {len(wholly)}, the first for {wholly[0]}")
     return refused
 
 

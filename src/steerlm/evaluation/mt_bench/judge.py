@@ -144,20 +144,26 @@ def _unjudged(
         kept.append(with_fingerprints(row, match.answers) if match else row)
         if match and not (settings.retry_unrated and _unrated(row)):
             done.add(_key(row))
-    if stale and not fresh:
-        raise DataError(
-            f"{file.path}: {len(stale)} judgments, the first of question {stale[0]['question_id']}, are of other "
-            "answers, references, prompts or settings of the judge than these; pass --fresh to judge anew, or choose "
-            "another --out"
+    faults = []
+    if stale:
+        faults.append(
+            f"{_several(stale)}, are of other answers, references, prompts or settings of the judge than these; pass "
+            "--fresh to judge anew, or choose another --out"
         )
-    if orphans and not fresh:
-        raise DataError(
-            f"{file.path}: {len(orphans)} judgments, the first of question {orphans[0]['question_id']}, turn "
-            f"{orphans[0]['turn']}, are of answers that are not, or no longer, among those to judge; answer first, or "
-            "pass --fresh to throw these judgments away"
+    if orphans:
+        faults.append(
+            f"{_several(orphans)}, are of answers that are not there; put those back or have them made again, or pass "
+            "--fresh to throw these judgments away"
         )
+    if faults and not fresh:
+        raise DataError(f"{file.path}: {'. Besides, '.join(faults)}")
     file.replace(kept)
     return [match for key, match in wanted.items() if key not in done]
+
+
+def _several(rows: Sequence[Mapping[str, Any]]) -> str:
+    question, turn, *models = _key(rows[0])
+    return f"{len(rows)} judgments, the first of question {question}, turn {turn}, of {' and '.join(models)}"
 
 
 def _is_of_none(row: Mapping[str, Any], answers: Answers) -> bool:

@@ -1,7 +1,7 @@
 """FastChat's rows: answers, single judgments and pairwise judgments, read with their faults named.
 
-Rows are kept as they are found; what we add to our own (tokens used, attribute values) stands under further keys,
-which other programs pass over.
+Rows are kept as they are found, but that `RowFile` spells the numbers of questions as numbers; what we add to our own
+(tokens used, attribute values) stands under further keys, which other programs pass over.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class Report:
         """What a reader of the tables must know, one sentence each."""
         for score in self.scores:
             counts = score.counts
-            doubtful = f"with a reference answer known to be wrong (total without them {score.sound.value:.2f})"
+            doubtful = f"with a reference answer known to be wrong (total without them {_figure(score.sound) or '–'})"
             parts = {
                 "without a rating, left out": counts.unrated,
                 "missing": counts.missing,

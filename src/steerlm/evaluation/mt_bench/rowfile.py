@@ -39,7 +39,7 @@ class RowFile:
             self.rows: list[dict[str, Any]] = []
             for line, row in read_records(path) if path.exists() else ():
                 number = parse_row(path, line, row, kind).question_id
-                self.rows.append({**row, "question_id": number})  # others may spell it otherwise, such as as a text
+                self.rows.append({**row, "question_id": number})  # others may spell it as text
             self._stream = path.open("ab")
         except BaseException:
             self._lock.close()

@@ -46,7 +46,7 @@ class AnswerSettings(Settings):
     concurrency: Count = 8
     """Requests at a time."""
     retries: Annotated[int, Field(ge=0)] = 8
-    """Tries after the first, with growing pauses, where the server is busy (429, 5xx) or not reached."""
+    """Tries after the first, with growing pauses, where the server is busy (429, 5xx, ...) or not reached."""
     retry_pause: Seconds = 1.0
     """Seconds of the first pause between tries; each is twice the one before it, up to a minute."""
     timeout: Seconds = 600.0
@@ -85,7 +85,7 @@ class JudgeSettings(Settings):
     judge_concurrency: Count = 8
     """Requests at a time."""
     judge_retries: Annotated[int, Field(ge=0)] = 8
-    """Tries after the first, with growing pauses, where the server is busy (429, 5xx) or not reached."""
+    """Tries after the first, with growing pauses, where the server is busy (429, 5xx, ...) or not reached."""
     judge_retry_pause: Seconds = 1.0
     """Seconds of the first pause between tries; each is twice the one before it, up to a minute."""
     judge_timeout: Seconds = 300.0

@@ -118,8 +118,10 @@ def test_answers_whose_values_a_server_passed_over_are_not_kept(tmp_path: Path) 
         assert answer_questions(QUESTIONS, "m", unheard, tmp_path, steering).kept == 16
 
 
-def test_published_answers_are_kept(tmp_path: Path) -> None:
-    write_rows(tmp_path / "model_answer" / "m.jsonl", [answer_row(81, "m", ["one", "two"])])
+@pytest.mark.parametrize("spelt", [81, "81"])
+def test_published_answers_are_kept(tmp_path: Path, spelt: int | str) -> None:
+    row = {**answer_row(81, "m", ["one", "two"]), "question_id": spelt}
+    write_rows(tmp_path / "model_answer" / "m.jsonl", [row])
     with ChatServer(echo) as server:
         report = answer_questions(QUESTIONS, "m", settings(server), tmp_path)
     assert (report.made, report.kept) == (7, 1)
@@ -274,10 +276,16 @@ def test_a_setting_that_is_refused_altogether_is_a_fault(tmp_path: Path) -> None
     with ChatServer(answer) as server:
         for _ in range(2):
             with pytest.raises(
-                EngineError, match=r"8 answers are refused, .* no others; .*verbosity=0: turn 1: 400 unk"
+                EngineError, match=r"all answers of a model .* refused: 8, .*verbosity=0: turn 1: 400 unk"
             ):
                 answer_questions(QUESTIONS, "m", settings(server), tmp_path, steering)
     assert len(read_answers(tmp_path / "model_answer" / "m.jsonl")) == 8
+
+
+def test_answers_to_other_questions_are_none_of_what_is_refused_altogether(tmp_path: Path) -> None:
+    write_rows(tmp_path / "model_answer" / "m.jsonl", [answer_row(1, "m", ["one", "two"])])
+    with ChatServer(lambda body: Refusal(400, "no")) as server, pytest.raises(EngineError, match="all answers of a"):
+        answer_questions(QUESTIONS, "m", settings(server), tmp_path)
 
 
 def test_cut_and_empty_answers_are_told(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ def test_judgments_are_made_of_what_was_answered(bench: Benchmark, tmp_path: Pat
         again = judge(bench, settings(server), tmp_path)
         assert (again.made, again.kept, len(server.requests)) == (0, 32, 32)
         write_answers(tmp_path, "m", mark="new ")
-        with pytest.raises(DataError, match=r"16 judgments, the first of question 81, are of other answers"):
+        with pytest.raises(
+            DataError, match=r"16 judgments, the first of question 81, turn 1, of m, are of other answers"
+        ):
             judge(bench, settings(server), tmp_path)
         report = judge(bench, settings(server), tmp_path, fresh=True)
     assert (report.made, report.kept) == (16, 16)
@@ -96,9 +98,7 @@ def test_a_judgment_of_an_answer_that_is_no_more(bench: Benchmark, tmp_path: Pat
         judge(bench, chosen, tmp_path)
         rows = [answer_row(row["question_id"], "m", [f"m{row['question_id']}.1"]) for row in question_rows()]
         write_rows(tmp_path / "model_answer" / "m.jsonl", rows)
-        with pytest.raises(
-            DataError, match=r"8 judgments, .* question 81, turn 2, are of answers that are not.*--fresh"
-        ):
+        with pytest.raises(DataError, match=r"8 judgments, .* 81, turn 2, of m, are of answers that are not.*--fresh"):
             judge(bench, chosen, tmp_path)
         report = judge(bench, chosen, tmp_path, fresh=True)
     assert (report.made, report.kept) == (0, 8)
@@ -116,7 +116,7 @@ def test_a_comparison_with_an_answer_that_is_no_more(bench: Benchmark, tmp_path:
         write_rows(path, [*rows[:-1], published])
         assert published["question_id"] != 81
         write_rows(tmp_path / "model_answer" / "n.jsonl", [answer_row(81, "n", ["n81.1", "n81.2"])])
-        with pytest.raises(DataError, match=r"13 judgments, .* are of answers that are not"):
+        with pytest.raises(DataError, match=r"13 judgments, .*, of m and n, are of answers that are not"):
             judge(bench, chosen, tmp_path)
         report = judge(bench, chosen, tmp_path, fresh=True)
     assert (report.made, report.kept) == (0, 2)
