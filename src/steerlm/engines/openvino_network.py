@@ -155,8 +155,8 @@ def _compiled(folder: Path, precision: Precision, turns: Sequence[float], scale:
             "CPU",
             {
                 "PERFORMANCE_HINT": "LATENCY",
-                # Else it keeps twice as much of what it prepares for each number of rows that it meets, with no model
-                # that was measured to any use (docs/results.md).
+                # Else it keeps twice as much for each number of rows that it meets, and was seen to be no faster for it
+                # (docs/results.md).
                 "CPU_RUNTIME_CACHE_CAPACITY": 0,
                 "INFERENCE_PRECISION_HINT": computing.kind,
                 "KV_CACHE_PRECISION": computing.kind,

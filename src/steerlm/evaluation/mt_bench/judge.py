@@ -135,7 +135,7 @@ def _unjudged(
     for row in file.rows:
         own = row["judge"][0] == settings.judge
         match = wanted.get(_key(row)) if own else None
-        if own and _is_of_none(row, answers):
+        if own and _is_orphan(row, answers):
             orphans.append(row)
             continue
         if match and not _answers(row, match, settings):
@@ -166,7 +166,7 @@ def _several(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"{len(rows)} judgments, the first of question {question}, turn {turn}, of {' and '.join(models)}"
 
 
-def _is_of_none(row: Mapping[str, Any], answers: Answers) -> bool:
+def _is_orphan(row: Mapping[str, Any], answers: Answers) -> bool:
     """Whether a row of ours judges a turn that one of these models has not, or no longer, answered."""
     question, turn, *models = _key(row)
     if "asked" not in row or not all(model in answers for model in models):
